@@ -1,0 +1,40 @@
+# `make quickstart` and `make test` do everything, each on its own, on a machine with Python 3.11+.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-long lint env assets clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Name another: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	@touch $@
+
+env: $(STAMP)  ## the environment alone (.venv)
+
+assets: $(STAMP)  ## the embedded encoder, photographs, digits and typefaces
+	$(BIN)/workbench assets
+
+quickstart: $(STAMP)  ## environment, assets, a real ablation, its report
+	$(BIN)/workbench quickstart
+
+test: $(STAMP)  ## environment and the default tests
+	$(BIN)/python -m pytest -m 'not long'
+
+test-long: $(STAMP)  ## every test, the long ones too
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and caches (never the workspace)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,293 @@
+"""The planner: Optuna decides which cells are tried next; it is told what came out.
+
+A space that fits the budget is enumerated whole; a larger one is sampled, the strategies taking turns so that each
+gets the same number of trials. A cell that was tried before is answered from memory and never trained twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from sweeps.space import Cell, Space
+from workbench.config import SearchConfig, StrategyConfig
+from workbench.errors import WorkbenchError
+from workbench.layers import Selection
+
+_MAX_REPEATS = 20  # proposals of known cells in a row, after which a strategy's share of the space counts as seen
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A cell that Optuna wants a value for."""
+
+    trial: int
+    cell: Cell
+
+
+class Planner:
+    """One Optuna study over a :class:`~sweeps.space.Space`, kept in a journal file.
+
+    Args:
+        space: what can be trained.
+        search: sampler, budget and seed.
+        journal: the file that Optuna's journal is kept in; None keeps it in memory.
+        name: the study's name in Optuna.
+    """
+
+    def __init__(self, space: Space, search: SearchConfig, journal: Path | None, name: str) -> None:
+        logging.getLogger("optuna").setLevel(logging.WARNING)
+        self.space = space
+        self.search = search
+        storage = None
+        if journal is not None:
+            # A killed process leaves its lock behind; the study's own lock already keeps other processes out.
+            journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+            storage = JournalStorage(JournalFileBackend(str(journal)))
+        self.exhaustive = _exhaustive(space, search)
+        self.study = optuna.create_study(
+            study_name=name, storage=storage, sampler=_sampler(search), direction="maximize", load_if_exists=True
+        )
+        self._cells: dict[str, Cell] = {cell.id: cell for cell in self._fixed_cells()}
+        self._asked: dict[str, int] = {}  # cell id → running trial
+        self._values: dict[str, float | None] = {}
+        self._spent: dict[str, int] = {}  # strategy → trials of the sampled space
+        self._dry: set[str] = set()
+        for trial in self.study.get_trials(deepcopy=False):
+            self._adopt(trial)
+
+    # --- asking -------------------------------------------------------------------------------------------------
+
+    def ask(self, most: int) -> list[Asked]:
+        """Up to ``most`` cells that still need a value, those of an interrupted run first; empty when all is done."""
+        asked = [Asked(trial, self._cells[cell]) for cell, trial in self._asked.items()][:most]
+        for cell in list(self._cells.values()):
+            if len(asked) >= most:
+                return asked
+            if cell.id not in self._values and cell.id not in self._asked:
+                asked.append(self._enqueue(cell))
+        while len(asked) < most and not self.exhaustive:
+            proposal = self._propose()
+            if proposal is None:
+                break
+            asked.append(proposal)
+        return asked
+
+    def tell(self, cell: Cell, value: float | None) -> None:
+        """The cell's validation objective; None when it could not be trained to the end."""
+        if cell.id in self._values:
+            return
+        number = self._asked.pop(cell.id, None)
+        if number is None:
+            number = self._enqueue(cell).trial
+            self._asked.pop(cell.id)
+        self._values[cell.id] = value
+        if value is None:
+            self.study.tell(number, state=TrialState.FAIL)
+        else:
+            self.study.tell(number, value)
+
+    def finalists(self) -> list[Cell]:
+        """The cells that go on to the replicates: all that are fixed, and the best ``keep`` a strategy of a sample."""
+        fixed = list(self._cells.values()) if self.exhaustive else list(self.space.listed)
+        if self.exhaustive:
+            return fixed
+        chosen = {cell.id: cell for cell in fixed}
+        for strategy in self.space.strategies:
+            own = [c for c in self._cells.values() if c.strategy == strategy.name and c.alias == strategy.alias]
+            scored = [(self._values[c.id], c) for c in own if self._values.get(c.id) is not None]
+            scored.sort(key=lambda pair: (-(pair[0] or 0.0), pair[1].id))
+            chosen.update({cell.id: cell for _, cell in scored[: self.search.keep]})
+        return list(chosen.values())
+
+    def layers(self) -> list[int]:
+        """Every layer that any cell of the study can read."""
+        known = {layer for cell in self._cells.values() for layer in cell.selection.layers}
+        if not self.exhaustive:
+            known |= set(self.space.queries) | {c for q in self.space.queries for c in self.space.below(q)}
+        return sorted(known)
+
+    def representatives(self) -> dict[tuple[str, str], Cell]:
+        """One cell for each strategy (and alias): the first that the study names, or the first of its space."""
+        first: dict[tuple[str, str], Cell] = {}
+        for cell in self._fixed_cells():
+            first.setdefault((cell.strategy, cell.alias), cell)
+        for strategy in self.space.strategies:
+            key = (strategy.name, strategy.alias)
+            if key not in first and self.space.size(strategy):
+                first[key] = next(self.space.enumerate(strategy))
+        return first
+
+    # --- the sampled space --------------------------------------------------------------------------------------
+
+    def _propose(self) -> Asked | None:
+        """One new cell from the sampler for the strategy that has had the fewest trials."""
+        while True:
+            open_ = [s for s in self.space.strategies if _key(s) not in self._dry and self._budget_left(s)]
+            if not open_:
+                return None
+            strategy = min(open_, key=lambda s: self._spent.get(_key(s), 0))
+            for _ in range(_MAX_REPEATS):
+                self.study.enqueue_trial({"strategy": _key(strategy)})
+                trial = self.study.ask()
+                cell = self._suggest(trial, strategy)
+                self._cells.setdefault(cell.id, cell)
+                if cell.id in self._values:  # a duplicate is answered, not trained
+                    value = self._values[cell.id]
+                    if value is None:
+                        self.study.tell(trial.number, state=TrialState.FAIL)
+                    else:
+                        self.study.tell(trial.number, value)
+                elif cell.id in self._asked:
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+                else:
+                    self._spent[_key(strategy)] = self._spent.get(_key(strategy), 0) + 1
+                    self._asked[cell.id] = trial.number
+                    return Asked(trial.number, cell)
+            self._dry.add(_key(strategy))
+
+    def _budget_left(self, strategy: StrategyConfig) -> bool:
+        spent = self._spent.get(_key(strategy), 0)
+        return spent < min(self.search.budget, self.space.size(strategy))
+
+    def _suggest(self, trial: Trial, strategy: StrategyConfig) -> Cell:
+        params = {name: _suggest(trial, name, dist) for name, dist in self._distributions().items()}
+        cell = self._decode(params)
+        assert cell is not None
+        assert cell.strategy == strategy.name
+        return cell
+
+    def _distributions(self) -> dict[str, BaseDistribution]:
+        """Fixed distributions for the whole study: gaps between ascending levels, not sets (Optuna has none)."""
+        space = self.space
+        dists: dict[str, BaseDistribution] = {
+            "strategy": CategoricalDistribution([_key(s) for s in space.strategies]),
+            "query": CategoricalDistribution(list(space.queries)),
+            "count": CategoricalDistribution(list(space.counts)),
+        }
+        for i in range(max(space.counts)):
+            dists[f"gap_{i}"] = IntDistribution(1, max(1, len(space.candidates) - max(space.counts) + 1))
+        for strategy in space.strategies:
+            for name, values in strategy.choices.items():
+                dists[f"{_key(strategy)}.{name}"] = CategoricalDistribution([_plain(v) for v in values])
+        return dists
+
+    def _decode(self, params: Mapping[str, Any]) -> Cell | None:
+        """The cell that Optuna parameters stand for; None when they are incomplete."""
+        if "cell" in params:
+            return self._cells.get(params["cell"])
+        try:
+            strategy = next(s for s in self.space.strategies if _key(s) == params["strategy"])
+            candidates = self.space.below(params["query"])
+            count = min(params["count"], len(candidates))
+            place, levels = -1, []
+            for i in range(count):
+                place += params[f"gap_{i}"]
+                free = [layer for layer in candidates if layer not in levels]
+                levels.append(candidates[place] if place < len(candidates) else free[place % len(free)])
+            values = {name: params[f"{_key(strategy)}.{name}"] for name in strategy.choices}
+        except KeyError:
+            return None
+        selection = Selection(tuple(sorted(levels)), params["query"])
+        fixed = StrategyConfig(strategy.name, {**strategy.options, **values}, {}, strategy.alias)
+        return next(self.space.cells(fixed, selection))
+
+    # --- fixed cells --------------------------------------------------------------------------------------------
+
+    def _fixed_cells(self) -> list[Cell]:
+        cells = {cell.id: cell for cell in self.space.listed}
+        if self.exhaustive:
+            for strategy in self.space.strategies:
+                for cell in self.space.enumerate(strategy):
+                    cells.setdefault(cell.id, cell)
+        return list(cells.values())
+
+    def _enqueue(self, cell: Cell) -> Asked:
+        """Ask for this very cell. Its layers are written as booleans, so that Optuna can weigh their importance."""
+        used = set(cell.selection.levels)
+        params: dict[str, Any] = {"cell": cell.id, "strategy": cell.strategy, "query": cell.selection.query}
+        params |= {f"layer_{layer}": layer in used for layer in range(self.space.depth + 1)}
+        distributions: dict[str, BaseDistribution] = {
+            "cell": CategoricalDistribution(sorted(c.id for c in self._fixed_cells())),
+            "strategy": CategoricalDistribution(sorted({c.strategy for c in self._fixed_cells()})),
+            "query": IntDistribution(0, self.space.depth),
+        }
+        distributions |= {
+            f"layer_{layer}": CategoricalDistribution([False, True]) for layer in range(self.space.depth + 1)
+        }
+        if not self.exhaustive:  # keep clear of the sampler's parameters of the same names
+            params = {("cell" if k == "cell" else f"listed.{k}"): v for k, v in params.items()}
+            distributions = {("cell" if k == "cell" else f"listed.{k}"): d for k, d in distributions.items()}
+        self.study.enqueue_trial(params, user_attrs={"label": cell.label})
+        trial = self.study.ask(distributions)
+        self._asked[cell.id] = trial.number
+        return Asked(trial.number, cell)
+
+    def _adopt(self, trial: FrozenTrial) -> None:
+        """Take up a trial of an earlier session: its value if it has one, its cell if it was cut off."""
+        cell = self._decode(trial.params)
+        if cell is None:
+            if trial.state in (TrialState.RUNNING, TrialState.WAITING):
+                if trial.state == TrialState.WAITING:
+                    self.study.ask()
+                self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            return
+        self._cells.setdefault(cell.id, cell)
+        if "cell" not in trial.params and cell.id not in self._values and cell.id not in self._asked:
+            strategy = trial.params["strategy"]
+            self._spent[strategy] = self._spent.get(strategy, 0) + 1
+        if trial.state == TrialState.COMPLETE:
+            self._values[cell.id] = trial.value
+        elif trial.state == TrialState.FAIL:
+            self._values.setdefault(cell.id, None)
+        elif cell.id in self._asked or cell.id in self._values:
+            self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        else:
+            self._asked[cell.id] = trial.number
+
+
+def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(name, distribution.low, distribution.high)
+    assert isinstance(distribution, CategoricalDistribution)
+    return trial.suggest_categorical(name, distribution.choices)
+
+
+def _exhaustive(space: Space, search: SearchConfig) -> bool:
+    sizes = {_key(strategy): space.size(strategy) for strategy in space.strategies}
+    fits = all(size <= search.budget for size in sizes.values())
+    if search.sampler == "exhaustive" and not fits:
+        worst = max(sizes, key=lambda name: sizes[name])
+        raise WorkbenchError(
+            f"search.sampler is exhaustive, and the space holds {sizes[worst]} cells for '{worst}' against a budget of "
+            f"{search.budget}; raise search.budget, narrow the space, or use sampler tpe."
+        )
+    return fits if search.sampler in ("auto", "exhaustive") else not any(sizes.values())
+
+
+def _sampler(search: SearchConfig) -> optuna.samplers.BaseSampler:
+    if search.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=search.seed)
+    # Options written out: their defaults have changed between major versions of Optuna. Grouping keeps the listed
+    # cells, which have parameters of their own, from emptying the space that multivariate TPE models.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=search.seed, multivariate=True, group=True, constant_liar=True)
+
+
+def _key(strategy: StrategyConfig) -> str:
+    return f"{strategy.name}#{strategy.alias}" if strategy.alias else strategy.name
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | type(None)) else str(value)

@@ -1,0 +1,25 @@
+"""What goes wrong by the user's hand, said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class WorkbenchError(Exception):
+    """A mistake that the user can mend. Its message says what was wrong, where, and what would be right.
+
+    The command line prints it alone, without a traceback, and exits with status 2.
+    """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error message: the known names closest to ``word``, or all of them when none is close.
+
+    Returns a sentence with a leading space, such as ``" Did you mean 'concat'?"``.
+    """
+    names = sorted(known)
+    close = get_close_matches(str(word), names, n=3, cutoff=0.5)
+    if close:
+        return " Did you mean " + " or ".join(f"'{name}'" for name in close) + "?"
+    return " Known: " + ", ".join(names) + "." if names else ""
