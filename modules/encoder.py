@@ -12,10 +12,10 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +103,9 @@ class VisionEncoder(nn.Module):
         """sha256 over weights, config, preprocessing and precision: everything that a hidden state depends on."""
         sha = hashlib.sha256()
         facts = {
-            "config": {k: v for k, v in self.config.to_dict().items() if not k.startswith("_") and k != "transformers_version"},
+            "config": {
+                k: v for k, v in self.config.to_dict().items() if not k.startswith("_") and k != "transformers_version"
+            },
             "mean": self.mean,
             "std": self.std,
             "image_size": self.image_size,
@@ -139,7 +141,7 @@ class VisionEncoder(nn.Module):
     def hidden_states(self, pixels: Tensor, layers: Sequence[int]) -> Tensor:
         """The same from normalised pixels ``[B, 3, H, W]``."""
         extra = {"interpolate_pos_encoding": True} if self.family.interpolate else {}
-        with self._autocast():
+        with self.autocast():
             output = self.model(pixel_values=pixels, output_hidden_states=True, **extra)
         states = output.hidden_states
         if len(states) != self.depth + 1:
@@ -149,7 +151,8 @@ class VisionEncoder(nn.Module):
             )
         return torch.stack([states[layer][:, self.prefix_tokens :] for layer in layers])
 
-    def _autocast(self) -> ContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision that the encoder runs in."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
@@ -213,7 +216,9 @@ def _read_config(name: str, revision: str | None) -> Any:
 def _family(config: Any, name: str) -> Family:
     kind = config.model_type
     if kind not in FAMILIES:
-        raise WorkbenchError(f"encoder '{name}' is of the family '{kind}', which is not known.{nearest(kind, FAMILIES)}")
+        raise WorkbenchError(
+            f"encoder '{name}' is of the family '{kind}', which is not known.{nearest(kind, FAMILIES)}"
+        )
     return FAMILIES[kind]
 
 
@@ -221,15 +226,18 @@ def _load(name: str, revision: str | None, family: Family) -> nn.Module:
     import transformers
 
     model_class = getattr(transformers, family.model_class)
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # a vision tower of a two-tower model leaves the text tower unused
+    chatter: Any = transformers.logging
+    level = chatter.get_verbosity()
+    chatter.set_verbosity_error()  # a vision tower of a two-tower model leaves the text tower unused
+    chatter.disable_progress_bar()
     try:
         model = model_class.from_pretrained(name, revision=revision, use_safetensors=True, dtype=torch.float32)
     except Exception as error:
         first = str(error).strip().splitlines()[0]
         raise WorkbenchError(f"encoder '{name}' could not be loaded from safetensors weights: {first}") from None
     finally:
-        transformers.logging.set_verbosity(level)
+        chatter.set_verbosity(level)
+        chatter.enable_progress_bar()
     assert isinstance(model, nn.Module)
     return model
 

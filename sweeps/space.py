@@ -132,7 +132,8 @@ def build_space(study: StudyConfig, depth: int, traits: Mapping[str, Traits]) ->
         for selection in listed:
             if traits[strategy.name].uses_levels and not selection.levels:
                 raise WorkbenchError(
-                    f"strategy '{strategy.name}' reads levels, and the selection with query {selection.query} names none."
+                    f"strategy '{strategy.name}' reads levels, and the selection with query {selection.query} "
+                    "names none."
                 )
             for cell in space.cells(strategy, selection):
                 add(cell)
@@ -165,10 +166,14 @@ def _bounds(study: StudyConfig, depth: int) -> dict[str, tuple[int, ...]]:
     candidates = _distinct(study.space.layers, depth, "space.layers") or tuple(range(max(queries)))
     counts = tuple(sorted(set(study.space.count)))
     if not counts or counts[0] < 1:
-        raise WorkbenchError(f"space.count is {list(study.space.count)}; it must name numbers of levels, such as [2, 3].")
+        raise WorkbenchError(
+            f"space.count is {list(study.space.count)}; it must name numbers of levels, such as [2, 3]."
+        )
     room = max(sum(layer < query for layer in candidates) for query in queries)
     if counts[-1] > room:
-        raise WorkbenchError(f"space.count asks for {counts[-1]} levels, and only {room} candidate layers lie below the query.")
+        raise WorkbenchError(
+            f"space.count asks for {counts[-1]} levels, and only {room} candidate layers lie below the query."
+        )
     return {"counts": counts, "candidates": candidates, "queries": queries}
 
 

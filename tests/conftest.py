@@ -59,9 +59,7 @@ def mlflow_uri(mlflow_template: Path, tmp_path: Path) -> str:
     artifacts = (tmp_path / "artifacts").as_uri()
     connection = sqlite3.connect(database)
     with connection:  # the template's experiments point elsewhere
-        connection.execute(
-            "UPDATE experiments SET artifact_location = ? || '/' || experiment_id", [artifacts]
-        )
+        connection.execute("UPDATE experiments SET artifact_location = ? || '/' || experiment_id", [artifacts])
     connection.close()
     return f"sqlite:///{database}"
 

@@ -90,11 +90,11 @@ class TrainingConfig:
     """How every variant is trained: the same steps for all."""
 
     epochs: int = 8
-    batch_size: int = 32
+    batch_size: int = 16
     projector: str = "linear"
     width: int = 0  # of the projected tokens; 0: the encoder's
     head_hidden: int = 384
-    gates_lr_scale: float = 10.0  # learning rates of the parts, as multiples of the variant's
+    gates_lr_scale: float = 100.0  # learning rates of the parts, as multiples of the variant's
     fuser_lr_scale: float = 1.0
     projector_lr_scale: float = 1.0
     head_lr_scale: float = 1.0
@@ -157,7 +157,9 @@ def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> StudyConfig:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         hint = nearest(name_or_path, bundled())
-        raise WorkbenchError(f"no study '{name_or_path}': neither a file nor one of the bundled studies.{hint}") from None
+        raise WorkbenchError(
+            f"no study '{name_or_path}': neither a file nor one of the bundled studies.{hint}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise WorkbenchError(f"{path} cannot be read as a study file: {error}.") from None
     return study_from_yaml(text, where=str(path), overrides=overrides, default_name=path.stem)
@@ -298,7 +300,9 @@ def check(study: StudyConfig, where: str = "study") -> None:
     at_least("search.budget", study.search.budget, 1)
     at_least("search.keep", study.search.keep, 1)
     if study.training.warmup >= 1:
-        raise WorkbenchError(f"{where}: training.warmup is {study.training.warmup}; it is a share of the steps, below 1.")
+        raise WorkbenchError(
+            f"{where}: training.warmup is {study.training.warmup}; it is a share of the steps, below 1."
+        )
     if not study.search.learning_rates or any(not lr > 0 for lr in study.search.learning_rates):
         raise WorkbenchError(f"{where}: search.learning_rates must name one or more rates above 0, such as [0.001].")
     if not study.tasks:
@@ -306,7 +310,9 @@ def check(study: StudyConfig, where: str = "study") -> None:
     if not study.strategies:
         raise WorkbenchError(f"{where}: strategies is empty; name at least one, such as - name: concat.")
     if not study.name or any(not (c.isalnum() or c in "-_.") for c in study.name) or study.name.startswith("."):
-        raise WorkbenchError(f"{where}: name '{study.name}' must be letters, digits, '-', '_' and '.', as it names a folder.")
+        raise WorkbenchError(
+            f"{where}: name '{study.name}' must be letters, digits, '-', '_' and '.', as it names a folder."
+        )
     if study.training.precision == "16-mixed" and study.training.bank_size > 1:
         raise WorkbenchError(
             f"{where}: training.precision 16-mixed scales gradients, which couples the members of a bank; "

@@ -76,7 +76,8 @@ class Ledger:
 
     def find(self, variant: str, replicate: str) -> Entry | None:
         row = self._db.execute(
-            "SELECT state, run_id, outcome, result FROM entries WHERE variant = ? AND replicate = ?", (variant, replicate)
+            "SELECT state, run_id, outcome, result FROM entries WHERE variant = ? AND replicate = ?",
+            (variant, replicate),
         ).fetchone()
         return Entry(variant, replicate, row[0], row[1], row[2], json.loads(row[3])) if row else None
 

@@ -17,7 +17,12 @@ from workbench.layers import notations, parse_layer
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
 CONFIGS = {
     "dinov2": ("Dinov2Config", "Dinov2Model", {"mlp_ratio": 2}, 1),
-    "dinov2_with_registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel", {"mlp_ratio": 2, "num_register_tokens": 3}, 4),
+    "dinov2_with_registers": (
+        "Dinov2WithRegistersConfig",
+        "Dinov2WithRegistersModel",
+        {"mlp_ratio": 2, "num_register_tokens": 3},
+        4,
+    ),
     "clip_vision_model": ("CLIPVisionConfig", "CLIPVisionModel", {"intermediate_size": 64}, 1),
     "siglip_vision_model": ("SiglipVisionConfig", "SiglipVisionModel", {"intermediate_size": 64}, 0),
     "vit": ("ViTConfig", "ViTModel", {"intermediate_size": 64}, 1),
@@ -32,7 +37,9 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     config = getattr(transformers, config_class)(**SMALL, **extra)
     getattr(transformers, model_class)(config).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(
-        json.dumps({"image_processor_type": "BitImageProcessor", "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]})
+        json.dumps(
+            {"image_processor_type": "BitImageProcessor", "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]}
+        )
     )
     return request.param, folder
 
@@ -91,7 +98,11 @@ def test_fingerprint_follows_weights_size_and_precision(tiny_dinov2: Path, tiny_
         return VisionEncoder(str(folder), **{"image_size": 56, "precision": "float32", **options}).fingerprint  # type: ignore[arg-type]
 
     assert fingerprint(tiny_dinov2) == fingerprint(tiny_dinov2)
-    others = {fingerprint(tiny_dinov2, image_size=84), fingerprint(tiny_dinov2, precision="bf16"), fingerprint(tiny_clip)}
+    others = {
+        fingerprint(tiny_dinov2, image_size=84),
+        fingerprint(tiny_dinov2, precision="bf16"),
+        fingerprint(tiny_clip),
+    }
     assert len(others | {fingerprint(tiny_dinov2)}) == 4
 
 
@@ -114,7 +125,9 @@ def test_errors_are_one_clear_line(tmp_path: Path, tiny_dinov2: Path) -> None:
     with pytest.raises(WorkbenchError, match="multiple of 14, such as 56"):
         VisionEncoder(str(tiny_dinov2), image_size=60)
     bert = tmp_path / "bert"
-    transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32).save_pretrained(bert)
+    transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    ).save_pretrained(bert)
     with pytest.raises(WorkbenchError, match="family 'bert', which is not known"):
         VisionEncoder(str(bert), image_size=56)
     torn = tmp_path / "torn"

@@ -72,7 +72,11 @@ def test_every_trial_ends_told() -> None:
 
 
 def test_duplicates_are_answered_with_the_known_value() -> None:
-    p = planner(strategies=[StrategyConfig("concat")], space=SpaceConfig([2], [4, 5, 6, 7]), search=SearchConfig(budget=50, sampler="tpe"))
+    p = planner(
+        strategies=[StrategyConfig("concat")],
+        space=SpaceConfig([2], [4, 5, 6, 7]),
+        search=SearchConfig(budget=50, sampler="tpe"),
+    )
     cells = drain(p)
     assert len(cells) == len({c.id for c in cells}) == 6
     told = {p._decode(t.params).id: t.value for t in p.study.trials if t.state == TrialState.COMPLETE}  # type: ignore[union-attr]

@@ -44,7 +44,10 @@ def test_strategies_times_selections_and_the_four_baselines() -> None:
     space = build(single_layers=["all"])
     by_label = {cell.label: cell for cell in space.listed}
     assert len(by_label) == len(space.listed) == 3 * 2 + 13 + 1
-    assert by_label["deep_only 12"].baselines == (SINGLE, DEEPEST) or set(by_label["deep_only 12"].baselines) == {SINGLE, DEEPEST}
+    assert by_label["deep_only 12"].baselines == (SINGLE, DEEPEST) or set(by_label["deep_only 12"].baselines) == {
+        SINGLE,
+        DEEPEST,
+    }
     assert PENULTIMATE in by_label["deep_only 11"].baselines
     assert by_label["concat [3,4,5]→6"].baselines == (MIDDLE_CONCAT,)
     assert SINGLE in by_label["deep_only 10"].baselines

@@ -24,13 +24,29 @@ def test_yaml_round_trips() -> None:
 
 
 def test_overrides_reach_nested_keys_and_list_entries() -> None:
-    study = study_from_yaml(GOOD, "mine.yaml", ["training.epochs=3", "strategies[1].options.points=8", "tasks=[read]", "encoder.revision=abc"])
-    assert (study.training.epochs, study.strategies[1].options["points"], study.tasks, study.encoder.revision) == (3, 8, ["read"], "abc")
+    study = study_from_yaml(
+        GOOD,
+        "mine.yaml",
+        ["training.epochs=3", "strategies[1].options.points=8", "tasks=[read]", "encoder.revision=abc"],
+    )
+    assert (study.training.epochs, study.strategies[1].options["points"], study.tasks, study.encoder.revision) == (
+        3,
+        8,
+        ["read"],
+        "abc",
+    )
 
 
 def test_identity_ignores_what_moves_no_result() -> None:
     base = study_id(study_from_yaml(GOOD, "x"))
-    for same in ("replicates=9", "training.bank_size=1", "encoder.batch_size=7", "tracking.uri=sqlite:///x.db", "question=why", "name=other"):
+    for same in (
+        "replicates=9",
+        "training.bank_size=1",
+        "encoder.batch_size=7",
+        "tracking.uri=sqlite:///x.db",
+        "question=why",
+        "name=other",
+    ):
         assert study_id(study_from_yaml(GOOD, "x", [same])) == base, same
     for other in ("training.epochs=9", "search.learning_rates=[0.1]", "encoder.image_size=56", "strategies[0].alias=A"):
         assert study_id(study_from_yaml(GOOD, "x", [other])) != base, other

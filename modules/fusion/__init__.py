@@ -1,0 +1,16 @@
+"""Fusion strategies: from the selected layers' tokens to one token sequence. A family a file; users add their own."""
+
+from modules.fusion import average, concat, deep_only, mmfuser  # noqa: F401  (each registers its strategy)
+from modules.fusion.base import (
+    STRATEGIES,
+    Fusion,
+    StrategySpec,
+    build,
+    canonical_options,
+    load_plugins,
+    register_strategy,
+)
+
+__all__ = ["STRATEGIES", "Fusion", "StrategySpec", "build", "canonical_options", "register_strategy"]
+
+load_plugins()

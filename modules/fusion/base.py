@@ -1,0 +1,205 @@
+"""What a fusion strategy is, and the registry of them.
+
+A strategy is a module from the tokens of the selected layers to one token sequence. To add one::
+
+    from dataclasses import dataclass
+    from modules.fusion import Fusion, register_strategy
+
+    @dataclass(frozen=True)
+    class SumOptions:
+        scale: float = 1.0
+
+    @register_strategy("sum", options=SumOptions, uses_levels=True, title="scaled sum")
+    class Sum(Fusion):
+        def forward(self, features, grid):
+            self.check(features, grid)
+            return self.options.scale * features.sum(0)
+
+in a package that names the class under the entry-point group ``fusion_workbench.strategies``; then run
+:func:`modules.fusion.contract.check` on it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import entry_points
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from modules import cost
+from workbench.errors import WorkbenchError, nearest
+from workbench.layers import Selection
+
+Grid = tuple[int, int]  # rows, columns
+PLUGINS = "fusion_workbench.strategies"
+
+
+class Fusion(nn.Module, ABC):
+    """Base of all strategies.
+
+    Attributes:
+        uses: the layers that :meth:`forward` expects, in its order; the query last.
+        out_dim: channels of a fused token.
+        identity_at_start: a fresh module returns the query's tokens unchanged.
+    """
+
+    identity_at_start: bool = False
+
+    def __init__(self, selection: Selection, dim: int, options: Any) -> None:
+        super().__init__()
+        self.selection = selection
+        self.dim = dim
+        self.options = options
+        self.uses: tuple[int, ...] = selection.layers
+        self.out_dim: int = dim
+
+    @abstractmethod
+    def forward(self, features: Tensor, grid: Grid) -> Tensor:
+        """``features [len(uses), B, T, dim] → [B, T_out, out_dim]``, with T the cells of ``grid``, row by row."""
+
+    def token_map(self, grid: Grid) -> Tensor:
+        """The cell of ``grid`` that each output token stands for, ``int64 [T_out]``; -1 for one of no cell."""
+        return torch.arange(grid[0] * grid[1])
+
+    def gates(self) -> Iterable[nn.Parameter]:
+        """Parameters that open the fuser from a closed start; they get a learning rate of their own."""
+        return ()
+
+    def diagnose(self, features: Tensor, grid: Grid) -> dict[str, float]:
+        """What the trained module does with ``features``, as named numbers for the report."""
+        return {}
+
+    def flops(self, grid: Grid, batch: int = 1) -> int:
+        """Forward floating-point operations, counted by :func:`modules.cost.flops`."""
+        like = next(self.parameters(), torch.empty(0))
+        features = like.new_zeros(len(self.uses), batch, grid[0] * grid[1], self.dim)
+        return cost.flops(lambda x: self(x, grid), features)
+
+    def check(self, features: Tensor, grid: Grid) -> None:
+        """Raises WorkbenchError unless ``features`` is ``[len(uses), B, cells of grid, dim]``."""
+        expected = (len(self.uses), grid[0] * grid[1], self.dim)
+        if features.ndim != 4 or (features.shape[0], *features.shape[2:]) != expected:
+            raise WorkbenchError(
+                f"{type(self).__name__} expects features [{expected[0]}, batch, {expected[1]}, {expected[2]}] (layers "
+                f"{list(self.uses)}, a token for each cell of the {grid[0]}×{grid[1]} grid, dim {self.dim}) and got "
+                f"{list(features.shape)}; prefix tokens such as CLS are to be cut off before."
+            )
+
+
+@dataclass(frozen=True)
+class StrategySpec:
+    """A registered strategy."""
+
+    name: str
+    cls: type[Fusion]
+    options: type[Any]  # a dataclass of plain values with defaults
+    uses_levels: bool
+    title: str
+    source: str
+
+
+STRATEGIES: dict[str, StrategySpec] = {}
+
+_F = TypeVar("_F", bound=type[Fusion])
+
+
+def register_strategy(
+    name: str, *, options: type[Any], uses_levels: bool, title: str = "", source: str = ""
+) -> Callable[[_F], _F]:
+    """Class decorator that makes a strategy known under ``name``.
+
+    Raises:
+        WorkbenchError: the name is taken by another class.
+    """
+
+    def register(cls: _F) -> _F:
+        known = STRATEGIES.get(name)
+        if known and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise WorkbenchError(
+                f"two strategies are called '{name}': {known.cls.__module__}.{known.cls.__qualname__} and "
+                f"{cls.__module__}.{cls.__qualname__}; rename one."
+            )
+        STRATEGIES[name] = StrategySpec(name, cls, options, uses_levels, title or name, source)
+        return cls
+
+    return register
+
+
+def load_plugins() -> None:
+    """Import the strategies of other packages; one that fails is left out with a warning that names it."""
+    for entry in entry_points(group=PLUGINS):
+        try:
+            entry.load()
+        except Exception as error:
+            warnings.warn(f"strategy plugin {entry.name} = {entry.value} is left out: {error!r}", stacklevel=2)
+
+
+def spec_of(name: str) -> StrategySpec:
+    """Raises WorkbenchError for an unknown strategy."""
+    if name not in STRATEGIES:
+        raise WorkbenchError(f"unknown strategy '{name}'.{nearest(name, STRATEGIES)}")
+    return STRATEGIES[name]
+
+
+def parse_options(name: str, options: Mapping[str, Any]) -> Any:
+    """The options dataclass of strategy ``name``, filled from ``options``.
+
+    Raises:
+        WorkbenchError: an unknown strategy or option, or a value of the wrong type.
+    """
+    spec = spec_of(name)
+    types = get_type_hints(spec.options)
+    known = {field.name for field in fields(spec.options)}
+    values = {}
+    for key, value in options.items():
+        if key not in known:
+            hint = nearest(key, known) or " It has none."
+            raise WorkbenchError(f"strategy '{name}' has no option '{key}'.{hint}")
+        values[key] = _typed(value, types[key], f"option '{key}' of strategy '{name}'")
+    return spec.options(**values)
+
+
+def canonical_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` with every default filled in, as plain values: equal for options that mean the same.
+
+    Raises:
+        WorkbenchError: as :func:`parse_options`.
+    """
+    return asdict(parse_options(name, options))
+
+
+def build(name: str, selection: Selection, dim: int, options: Mapping[str, Any] | None = None) -> Fusion:
+    """A fresh fuser.
+
+    Raises:
+        WorkbenchError: an unknown strategy or option, a wrong value, or no levels for a strategy that reads them.
+    """
+    spec = spec_of(name)
+    parsed = parse_options(name, options or {})
+    if spec.uses_levels and not selection.levels:
+        raise WorkbenchError(
+            f"strategy '{name}' reads levels, and the selection with query {selection.query} names none."
+        )
+    return spec.cls(selection, dim, parsed)
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    """``value`` as ``kind`` (bool, int, float, str, or a union of them with None); whole floats pass for int."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    for one in kinds:
+        if one in (NoneType, bool, str) and isinstance(value, one):
+            return value
+        if isinstance(value, bool):
+            continue
+        if one is int and isinstance(value, int | float) and value == int(value):
+            return int(value)
+        if one is float and isinstance(value, int | float):
+            return float(value)
+    names = " or ".join("nothing" if one is NoneType else one.__name__ for one in kinds)
+    raise WorkbenchError(f"{where} is {value!r}; it takes {names}.")

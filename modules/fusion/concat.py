@@ -1,0 +1,44 @@
+"""Concat: the layers side by side in the channels, for the projector to mix.
+
+The "concat" row of MMFuser's Table I (arXiv 2410.11829) and, over single layers, the sparse channel integration of
+Dense Connector (arXiv 2405.13800, section 3.2): no module of its own, a wider projector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modules.fusion.base import Fusion, Grid, register_strategy
+from workbench.layers import Selection
+
+
+@dataclass(frozen=True)
+class ConcatOptions:
+    """None."""
+
+
+@register_strategy(
+    "concat",
+    options=ConcatOptions,
+    uses_levels=True,
+    title="channel concatenation",
+    source="arXiv 2405.13800, section 3.2 (SCI); arXiv 2410.11829, Table I",
+)
+class Concat(Fusion):
+    """``F = [LN(F_1); …; LN(F_M); LN(F_L)]`` along the channels.
+
+    LN has no parameters: an affine part would be absorbed by the projector that follows.
+    """
+
+    def __init__(self, selection: Selection, dim: int, options: ConcatOptions) -> None:
+        super().__init__(selection, dim, options)
+        self.out_dim = dim * len(self.uses)
+
+    def forward(self, features: Tensor, grid: Grid) -> Tensor:
+        """``[M + 1, B, T, dim] → [B, T, (M + 1)·dim]``."""
+        self.check(features, grid)
+        return torch.cat(tuple(F.layer_norm(features, (self.dim,), eps=1e-6)), dim=-1)

@@ -1,0 +1,227 @@
+"""What every fusion strategy has to keep, as a check that users run on their own::
+
+from modules.fusion.contract import check
+
+for finding in check("my_strategy"):
+    print(finding)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from modules.cost import parameters
+from modules.fusion.base import Fusion, Grid, build, spec_of
+from workbench.layers import Selection
+
+GRIDS: tuple[Grid, ...] = ((4, 4), (3, 5), (1, 7))  # square, rectangular, a sequence
+DEPTH = 7  # blocks of the imagined encoder
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One requirement and whether it is kept; ``detail`` says what was seen where it is not."""
+
+    name: str
+    kept: bool
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{'kept  ' if self.kept else 'BROKEN'} {self.name}{': ' + self.detail if self.detail else ''}"
+
+
+def check(
+    strategy: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    dim: int = 32,
+    levels: Sequence[int] = (1, 3, 4),
+    seed: int = 0,
+) -> list[Finding]:
+    """Hold a registered strategy against the contract, in float32 on the CPU; takes a second or so.
+
+    Args:
+        strategy: its registered name.
+        options: as in a study file.
+        dim: channels of the layers; a multiple of what the strategy divides it by.
+        levels: layers of an encoder of 7 blocks, below its deepest; ignored by strategies that read none.
+        seed: of features and parameters.
+
+    Returns:
+        A finding for each requirement, kept or broken.
+
+    Raises:
+        WorkbenchError: the strategy is unknown, or its options are wrong.
+    """
+    selection = Selection(tuple(levels) if spec_of(strategy).uses_levels else (), DEPTH - 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        case = _Case(lambda: build(strategy, selection, dim, options), selection, dim)
+        findings = []
+        for requirement in _REQUIREMENTS:
+            try:
+                complaints = list(requirement(case))
+            except Exception as error:  # a strategy may fail in any way; the others are still worth knowing
+                complaints = [f"{type(error).__name__}: {error}"]
+            findings.append(Finding((requirement.__doc__ or "").strip(), not complaints, "; ".join(complaints)))
+    return findings
+
+
+def require(strategy: str, options: Mapping[str, Any] | None = None, **settings: Any) -> None:
+    """As :func:`check`; raises AssertionError that lists what is broken."""
+    broken = [str(finding) for finding in check(strategy, options, **settings) if not finding.kept]
+    assert not broken, f"strategy '{strategy}' does not keep the contract of fusion strategies:\n" + "\n".join(broken)
+
+
+def pick(hidden_states: Tensor, fuser: Fusion) -> Tensor:
+    """The layers that ``fuser`` reads, out of all: ``[depth + 1, B, T, dim] → [len(uses), B, T, dim]``."""
+    return hidden_states[list(fuser.uses)]
+
+
+@dataclass(frozen=True)
+class _Case:
+    fresh: Callable[[], Fusion]
+    selection: Selection
+    dim: int
+
+    def fuser(self) -> Fusion:
+        """At random parameters, as after some training."""
+        fuser = self.fresh().eval()
+        with torch.no_grad():
+            for parameter in fuser.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        return fuser
+
+    def stack(self, grid: Grid, batch: int = 2) -> Tensor:
+        """Hidden states of every layer."""
+        return torch.randn(DEPTH + 1, batch, grid[0] * grid[1], self.dim)
+
+
+def _uses(case: _Case) -> Iterator[str]:
+    """uses names layers of the selection, each once, the query last"""
+    uses = case.fresh().uses
+    if not set(uses) <= set(case.selection.layers):
+        yield f"uses {uses} is not within the selection {case.selection.layers}"
+    if len(set(uses)) != len(uses) or not uses or uses[-1] != case.selection.query:
+        yield f"uses {uses} should hold each layer once and end with the query {case.selection.query}"
+
+
+def _shape(case: _Case) -> Iterator[str]:
+    """output is [batch, tokens, out_dim], and token_map gives each token a cell or -1, on any grid"""
+    for grid in GRIDS:
+        fuser = case.fuser()
+        out = fuser(pick(case.stack(grid), fuser), grid)
+        places = fuser.token_map(grid)
+        if out.shape != (2, len(places), fuser.out_dim):
+            yield f"grid {grid}: output {tuple(out.shape)}, token_map {len(places)}, out_dim {fuser.out_dim}"
+        if places.dtype != torch.int64 or places.min() < -1 or places.max() >= grid[0] * grid[1]:
+            yield f"grid {grid}: token_map is {places.dtype} from {places.min()} to {places.max()}"
+
+
+def _every_layer(case: _Case) -> Iterator[str]:
+    """every layer it says it uses moves the output, and no other can"""
+    grid, fuser = GRIDS[1], case.fuser()
+    stack = case.stack(grid)
+    with torch.no_grad():
+        before = fuser(pick(stack, fuser), grid)
+        for layer in range(len(stack)):
+            moved = stack.clone()
+            moved[layer] += torch.randn_like(moved[layer])
+            change = float((fuser(pick(moved, fuser), grid) - before).abs().max())
+            if layer in fuser.uses and not change > 1e-6:
+                yield f"layer {layer} is used and does not move the output ({change:.1g})"
+            if layer not in fuser.uses and change:
+                yield f"layer {layer} is not used and moves the output by {change:.1g}"
+
+
+def _images_apart(case: _Case) -> Iterator[str]:
+    """an image's tokens do not depend on the others of its batch, nor do features change"""
+    grid, fuser = GRIDS[1], case.fuser()
+    features = pick(case.stack(grid), fuser)
+    kept = features.clone()
+    with torch.no_grad():
+        together, alone = fuser(features, grid), fuser(features[:, :1], grid)
+    if not torch.equal(features, kept):
+        yield "the features were changed in place"
+    if not torch.allclose(together[:1], alone, rtol=1e-4, atol=1e-5):
+        yield f"image 0 differs by {float((together[:1] - alone).abs().max()):.1g} with and without image 1"
+
+
+def _identity(case: _Case) -> Iterator[str]:
+    """where identity_at_start is promised, a fresh module returns the query's tokens"""
+    fuser = case.fresh()
+    for grid in GRIDS if fuser.identity_at_start else ():
+        features = pick(case.stack(grid), fuser)
+        if not torch.equal(fuser(features, grid), features[-1]):
+            yield f"grid {grid}: a fresh module does not return the query's tokens"
+
+
+def _gradients(case: _Case) -> Iterator[str]:
+    """at random parameters every parameter has a finite gradient, and gates are among them"""
+    grid, fuser = GRIDS[1], case.fuser()
+    out = fuser(pick(case.stack(grid), fuser), grid)
+    if out.requires_grad:
+        (out * torch.randn_like(out)).sum().backward()
+    for name, parameter in fuser.named_parameters():
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any()):
+            yield f"{name} has no gradient"
+        elif parameter.grad is not None and not parameter.grad.isfinite().all():
+            yield f"{name} has a gradient that is not finite"
+    own = {id(parameter) for parameter in fuser.parameters()}
+    if any(id(gate) not in own for gate in fuser.gates()):
+        yield "gates() returns something that is not a parameter of the module"
+
+
+def _cost(case: _Case) -> Iterator[str]:
+    """cost is a function of the shapes: FLOPs double with the batch, a second module has as many parameters"""
+    one, two = case.fresh(), case.fresh()
+    if parameters(one) != parameters(two):
+        yield f"{parameters(one)} parameters, then {parameters(two)}"
+    single, double = one.flops(GRIDS[0]), one.flops(GRIDS[0], batch=2)
+    if double != 2 * single:
+        yield f"{single} FLOPs for one image, {double} for two"
+
+
+def _autocast(case: _Case) -> Iterator[str]:
+    """runs under bfloat16 autocast, forward and backward, close to float32"""
+    grid, fuser = GRIDS[1], case.fuser()
+    features = pick(case.stack(grid), fuser)
+    exact = fuser(features, grid).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = fuser(features, grid)
+    if out.requires_grad:
+        out.float().square().mean().backward()
+    error = float((out.detach().float() - exact).norm() / exact.norm())
+    if not error < 0.05:
+        yield f"relative error {error:.2g}"
+
+
+def _round_trip(case: _Case) -> Iterator[str]:
+    """weights go through safetensors into a fresh module that computes the same"""
+    grid, fuser, other = GRIDS[1], case.fuser(), case.fresh().eval()
+    state = {key: value.contiguous() for key, value in fuser.state_dict().items()}
+    other.load_state_dict(safetensors.torch.load(safetensors.torch.save(state)))
+    features = pick(case.stack(grid), fuser)
+    with torch.no_grad():
+        if not torch.equal(fuser(features, grid), other(features, grid)):
+            yield "the loaded module computes something else"
+
+
+def _diagnosis(case: _Case) -> Iterator[str]:
+    """diagnose returns finite numbers by name"""
+    fuser = case.fuser()
+    for name, value in fuser.diagnose(pick(case.stack(GRIDS[1]), fuser), GRIDS[1]).items():
+        if not isinstance(name, str) or not isinstance(value, float) or not math.isfinite(value):
+            yield f"{name} is {value!r}"
+
+
+_REQUIREMENTS = (
+    _uses, _shape, _every_layer, _images_apart, _identity, _gradients, _cost, _autocast, _round_trip, _diagnosis,
+)  # fmt: skip

@@ -1,0 +1,112 @@
+"""MMFuser (arXiv 2410.11829, eq. 1–4): the deep layer asks, the shallow layers answer.
+
+::
+
+    F_ca = CA(LN_q(F_L), LN_f([F_1, …, F_M]))       deformable cross-attention; the query is the deep layer
+    F_sa = F_ca + γ2 · SA(LN_1(F_ca))               deformable self-attention
+    F    = F_L + γ1 · F_sa                          γ1 = γ2 = 0 at the start: the block begins as the identity
+
+CA and SA are multi-scale deformable attention over the patch grid (:mod:`modules.deformable`); γ are vectors of one
+number a channel. As long as γ1 is zero it alone has a gradient, so the gates want a learning rate of their own.
+
+The paper's setting is dim 1024 with 16 heads, 4 points and the levels hidden_states[-22, -17, -12, -7] under the query
+hidden_states[-2] of CLIP-L/336: 5,190,592 parameters. Parameters carry the names of the published state dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.deformable import DeformableAttention
+from modules.fusion.base import Fusion, Grid, register_strategy
+from workbench.errors import WorkbenchError
+from workbench.layers import Selection
+
+EPS = 1e-6  # of every LayerNorm
+
+
+@dataclass(frozen=True)
+class MMFuserOptions:
+    """Settings of the block; the defaults are the paper's."""
+
+    heads: int | None = None  # None: one for every 64 channels
+    points: int = 4  # places that a head looks at on each level
+    gate_init: float = 0.0  # of γ1 and γ2
+    self_attention: bool = True  # False: F_sa = F_ca (the paper's Table VIII)
+
+
+@register_strategy(
+    "mmfuser", options=MMFuserOptions, uses_levels=True, title="MMFuser", source="arXiv 2410.11829, eq. 1–4"
+)
+class MMFuser(Fusion):
+    """The block above, from ``[M + 1, B, T, dim]`` to ``[B, T, dim]``.
+
+    Raises:
+        WorkbenchError: heads that do not divide ``dim``, or fewer than one head or point.
+    """
+
+    def __init__(self, selection: Selection, dim: int, options: MMFuserOptions) -> None:
+        super().__init__(selection, dim, options)
+        self.identity_at_start = options.gate_init == 0
+        heads = max(1, dim // 64) if options.heads is None else options.heads
+        try:
+            self.cross_attn = DeformableAttention(dim, heads, len(selection.levels), options.points)
+        except WorkbenchError as error:
+            raise WorkbenchError(f"mmfuser: {error}") from None
+        self.query_norm = nn.LayerNorm(dim, eps=EPS)
+        self.feat_norm = nn.LayerNorm(dim, eps=EPS)
+        self.gamma1 = nn.Parameter(torch.full((dim,), options.gate_init))
+        if options.self_attention:
+            self.norm1 = nn.LayerNorm(dim, eps=EPS)
+            self.self_attn = DeformableAttention(dim, heads, 1, options.points)
+            self.gamma2 = nn.Parameter(torch.full((dim,), options.gate_init))
+
+    def forward(self, features: Tensor, grid: Grid) -> Tensor:
+        """``features [M + 1, B, T, dim]``, the query last, ``→ [B, T, dim]``."""
+        self.check(features, grid)
+        query, levels = self._normalised(features)
+        attended = self.cross_attn(query, levels, grid, self.query_norm, self.feat_norm)  # F_ca
+        if self.options.self_attention:
+            own = F.layer_norm(attended, (self.dim,), eps=EPS)
+            refined = self.self_attn(own, own, grid, self.norm1, self.norm1)
+            attended = torch.addcmul(attended, self.gamma2, refined)  # F_sa
+        return torch.addcmul(features[-1], self.gamma1, attended)
+
+    def gates(self) -> Iterable[nn.Parameter]:
+        return (self.gamma1, self.gamma2) if self.options.self_attention else (self.gamma1,)
+
+    @torch.no_grad()
+    def diagnose(self, features: Tensor, grid: Grid) -> dict[str, float]:
+        """How far the gates are open, how the cross-attention is shared out, and how far it looks.
+
+        ``gate/gamma1_rms``, ``gate/gamma2_rms``: root mean square over the channels.
+        ``attention_share/layer_k``: mean over images, queries and heads; the shares of the levels sum to 1.
+        ``sampling_offset_rms_cells``: root mean square distance of the cross-attention's samples from their cell.
+        """
+        self.check(features, grid)
+        query, _ = self._normalised(features)
+        *offsets, logits = self.cross_attn.look(query, self.query_norm)  # [H, M·P, B·T] each
+        levels = self.selection.levels
+        shares = logits.softmax(1).unflatten(1, (len(levels), -1)).sum(2).mean((0, 2))  # [M]
+        names = ("gamma1", "gamma2")
+        found = {f"gate/{name}_rms": _rms(gate) for name, gate in zip(names, self.gates(), strict=False)}
+        found |= {f"attention_share/layer_{k}": float(share) for k, share in zip(levels, shares, strict=True)}
+        found["sampling_offset_rms_cells"] = float((offsets[0] ** 2 + offsets[1] ** 2).mean().sqrt())
+        return found
+
+    def _normalised(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Query ``[B, T, dim]`` and levels ``[B, M·T, dim]`` with mean 0 and variance 1.
+
+        The affine parts of LN_q and LN_f are left to the attention, which folds them into its projections.
+        """
+        hidden = F.layer_norm(features, (self.dim,), eps=EPS)
+        return hidden[-1], hidden[:-1].transpose(0, 1).flatten(1, 2)
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.float().square().mean().sqrt())

@@ -1,0 +1,45 @@
+"""From fused tokens to the width that reads them: what LLaVA calls the projector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from workbench.errors import WorkbenchError, nearest
+
+
+def linear(in_dim: int, width: int) -> nn.Module:
+    """One linear map (LLaVA, arXiv 2304.08485, eq. 1)."""
+    return nn.Linear(in_dim, width)
+
+
+def mlp2x_gelu(in_dim: int, width: int) -> nn.Module:
+    """Two linear maps with a GELU between (LLaVA-1.5, arXiv 2310.03744, section 3.2)."""
+    return nn.Sequential(nn.Linear(in_dim, width), nn.GELU(), nn.Linear(width, width))
+
+
+PROJECTORS: dict[str, Callable[[int, int], nn.Module]] = {"linear": linear, "mlp2x_gelu": mlp2x_gelu}
+
+
+class Projector(nn.Module):
+    """``[B, T, in_dim] → [B, T, width]``.
+
+    The tokens are first normalised, without parameters: the hidden states of one encoder differ in scale by an order
+    of magnitude from layer to layer, and a shared learning rate would otherwise favour some layers over others.
+
+    Raises:
+        WorkbenchError: ``kind`` is not one of :data:`PROJECTORS`.
+    """
+
+    def __init__(self, kind: str, in_dim: int, width: int) -> None:
+        super().__init__()
+        if kind not in PROJECTORS:
+            raise WorkbenchError(f"training.projector is '{kind}'.{nearest(kind, PROJECTORS)}")
+        self.in_dim = in_dim
+        self.map = PROJECTORS[kind](in_dim, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        normalised: Tensor = self.map(F.layer_norm(tokens, (self.in_dim,), eps=1e-6))
+        return normalised

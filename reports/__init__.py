@@ -1,0 +1,47 @@
+"""The press: renders what is in MLflow, and nothing else."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+try:
+    from workbench.guard import claim
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"{__file__} needs the 'workbench' beside it, but that name is {sys.modules.get('workbench')!r}; "
+        "rename that one, or take its folder off the import path"
+    ) from error
+
+claim(__name__, __file__)
+
+__all__ = ["ReportPaths", "write_report"]
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """What was written, and the answer in a paragraph."""
+
+    html: Path
+    markdown: Path
+    json: Path
+    csv: Path  # one row a cell, task and replicate
+    intervals: Path  # one row a cell and task, with its verdict against every baseline
+    figures: tuple[Path, ...]
+    answer: str
+
+
+def write_report(tracking_uri: str, study: str, out: Path, experiment: str | None = None) -> ReportPaths:
+    """Write the layer-selection report of a study from MLflow alone.
+
+    Args:
+        tracking_uri: an MLflow database or server.
+        study: a study's name (its latest parent run counts) or its 16-digit id.
+        out: folder to write to; made when missing, files of an earlier report are replaced.
+        experiment: MLflow experiment to look in; None: all of them.
+
+    Raises:
+        WorkbenchError: MLflow cannot be opened, holds no such study, or ``out`` cannot be a folder.
+    """
+    from reports.render import write  # imports are seconds; the command line's help does not wait for them
+
+    return write(tracking_uri, study, out, experiment)

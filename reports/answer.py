@@ -1,0 +1,281 @@
+"""The answer: which strategy, layers and learning rate to use, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from reports.comparison import BASELINES, BEST_SINGLE, MIDDLE, Analysis, Comparison, holds_zero
+from reports.records import FINISHED, RUNNING, Cell
+from reports.statistics import BETTER, FEWEST, FIRM, NONE, SAME, WORSE, Estimate
+from reports.wording import effect, listed
+
+
+@dataclass(frozen=True)
+class Cheaper:
+    """The cheapest cell that validation cannot tell from the recommended one."""
+
+    cell: Cell
+    flops: float  # as a share of the recommended cell's
+    validation: Estimate  # cheaper minus recommended, on the objective
+    test: tuple[tuple[str, Estimate], ...]  # a measure each
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What stands on the first screen."""
+
+    cell: Cell | None
+    headline: str
+    lead: str
+    best_baseline: Cell | None
+    settled: bool  # the recommended cell is better than the best baseline
+    comparisons: tuple[Comparison, ...]
+    cheaper: Cheaper | None
+    cheaper_text: str
+    snippet: str
+    caveats: tuple[str, ...]
+    weights_run: str
+
+    @property
+    def text(self) -> str:
+        """The answer in one paragraph, for a terminal."""
+        parts = [self.headline, self.lead, self.cheaper_text, *self.caveats]
+        return " ".join(part for part in parts if part)
+
+
+def answer(analysis: Analysis) -> Answer:
+    """The recommended cell is the best on validation; test only judges it."""
+    measure = analysis.objective.name
+    ranked = analysis.ranked(measure)
+    caveats = _caveats(analysis)
+    if not ranked:
+        return Answer(None, _nothing(analysis), "", None, False, (), None, "", "", caveats, "")
+    cell = ranked[0]
+    candidates = [analysis.baselines.get((measure, b)) for b in (BEST_SINGLE, MIDDLE)]
+    best = next((c for c in ranked if c.id in candidates), None)
+    head = best and next(
+        (c for b in BASELINES if (c := analysis.comparisons.get((measure, b, cell.id))) and c.against == best.id), None
+    )
+    cheaper = _cheaper(analysis, cell)
+    compared = tuple(
+        c for m in analysis.measures for b in BASELINES if (c := analysis.comparisons.get((m.name, b, cell.id)))
+    )
+    runs = analysis.record.finals(cell.id)
+    headline, lead = _words(analysis, cell, best, head or None, ranked)
+    return Answer(
+        cell=cell,
+        headline=headline,
+        lead=" ".join(filter(None, [lead, _losses(analysis, compared)])),
+        best_baseline=best,
+        settled=bool(head and head.verdict == BETTER),
+        comparisons=compared,
+        cheaper=cheaper,
+        cheaper_text=_cheaper_words(analysis, cheaper, cell) if cheaper else "",
+        snippet=snippet(cell),
+        caveats=caveats,
+        weights_run=runs[0].run_id if runs else "",
+    )
+
+
+def snippet(cell: Cell) -> str:
+    """YAML to paste into a study file."""
+    strategy: dict[str, object] = {"name": cell.strategy}
+    if cell.options:
+        strategy["options"] = dict(cell.options)
+    plain: dict[str, object] = {
+        "strategies": [strategy],
+        "selections": [{"levels": list(cell.levels), "query": cell.query}],
+    }
+    text = "".join(
+        yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, default_flow_style=None, width=80)
+        for key, value in plain.items()
+    )
+    if cell.chosen_lr is not None:
+        text += f"search: {{learning_rates: [{cell.chosen_lr:g}]}}\n"
+    return text
+
+
+def _words(
+    analysis: Analysis, cell: Cell, best: Cell | None, head: Comparison | None, ranked: list[Cell]
+) -> tuple[str, str]:
+    rate = f" at learning rate {cell.chosen_lr:g}" if cell.chosen_lr is not None else ""
+    use = f"Use {cell.name}{rate}."
+    over = _over(analysis)
+    if best is None or head is None:
+        return use, "It is the best on validation. The study holds no baseline that it could be judged by."
+    maybe = ", provisionally" if head.provisional else ""
+    if head.difference is None:
+        hint = _hint(analysis, head)
+        lead = _baseline_won(analysis, cell, ranked, over) + hint
+        if hint:
+            return f"Use {cell.name}{rate}: nothing did better on validation.", lead
+        return f"Nothing here beats the best baseline: use {cell.name}{rate}.", lead
+    size = f"{effect(head.difference)} points on {over}"
+    if head.verdict == BETTER:
+        return use, f"On test it is better than the best baseline, {best.name}{maybe}: {size}."
+    hint = _hint(analysis, head)
+    if head.verdict == SAME:
+        return (
+            "Nothing here beats the best baseline beyond the noise.",
+            f"Validation points to {cell.name}{rate}; on test it is not distinguishable from the best baseline, "
+            f"{best.name}{maybe}: {size}.{hint}",
+        )
+    if head.verdict == WORSE:
+        return (
+            f"Nothing here is shown to beat the best baseline, {best.name}.",
+            f"Validation points to {cell.name}{rate}, but on test it is worse{maybe}: {size}.{hint}",
+        )
+    few = head.difference.replicates
+    return (
+        f"No verdict yet: {cell.name} is the best on validation{rate}.",
+        f"Against the best baseline, {best.name}, it makes {size} on test, "
+        f"from {few} replicate{'s' if few != 1 else ''}; a verdict takes {FEWEST}.",
+    )
+
+
+def _baseline_won(analysis: Analysis, cell: Cell, ranked: list[Cell], over: str) -> str:
+    """The recommended cell is a baseline: how the best of the others fares against it."""
+    measure = analysis.objective.name
+    others = [c for c in ranked if not c.single and c.id != cell.id]
+    lead = "It is itself a baseline, and the best on validation."
+    if not others:
+        return lead
+    family = {c.cell: c for c in analysis.family(measure, "recommended", cell.id)}
+    found = family.get(others[0].id)
+    if found is None or found.difference is None:
+        return lead
+    maybe = ", provisionally" if found.provisional else ""
+    word = {NONE: "cannot be judged yet", SAME: "is not distinguishable from it"}.get(
+        found.verdict, f"is {found.verdict} than it"
+    )
+    size = effect(found.difference)
+    return f"{lead} The best other fusion there, {others[0].name}, {word} on test{maybe}: {size} points on {over}."
+
+
+def _losses(analysis: Analysis, compared: Sequence[Comparison]) -> str:
+    """Tasks on which a baseline does better: the best on average is not the best at everything."""
+    parts = []
+    for task in analysis.record.tasks:
+        lost = {c.against: c for c in compared if c.measure == task.name and c.verdict == WORSE and c.difference}
+        if lost and len(analysis.measures) > 1:
+            names = [
+                f"{analysis.record.cell(a).name} ({effect(c.difference)})" for a, c in lost.items() if c.difference
+            ]
+            parts.append(f"on {task.name} it is worse than {listed(names)}")
+    return f"Not for every task: {'; '.join(parts)}." if parts else ""
+
+
+def _hint(analysis: Analysis, head: Comparison) -> str:
+    """Cells that test, but not validation, puts above the best baseline."""
+    above = [
+        analysis.record.cell(c.cell).name
+        for (m, b, _), c in analysis.comparisons.items()
+        if (m, b) == (head.measure, head.baseline) and c.verdict == BETTER
+    ]
+    if not above:
+        return ""
+    names = ", ".join(above[:3]) + (f" and {len(above) - 3} more" if len(above) > 3 else "")
+    return f" Test puts {names} above that baseline, but validation did not pick them: a hint, not a result."
+
+
+def _cheaper(analysis: Analysis, cell: Cell) -> Cheaper | None:
+    measure = analysis.objective.name
+    flops = {
+        c.id: f
+        for c in analysis.eligible
+        if (f := analysis.record.mean_metric(c.id, "cost/flops_per_image")) is not None
+    }
+    if cell.id not in flops:
+        return None
+
+    def price(c: Cell) -> tuple[float, int]:  # the same FLOPs with fewer layers to keep is cheaper too
+        return flops[c.id], len(c.selection.layers)
+
+    open_ = []
+    for other in analysis.eligible:
+        if other.id not in flops or not price(other) < price(cell):
+            continue
+        difference = analysis.difference(other.id, cell.id, measure, "val")
+        if difference is not None and difference.replicates >= FEWEST and holds_zero(difference):
+            value = analysis.validation.get((other.id, measure), float("-inf"))
+            open_.append((price(other), -analysis.objective.sign * value, other.id, other, difference))
+    if not open_:
+        return None
+    *_, other, difference = min(open_, key=lambda entry: entry[:3])
+    test = [(m.name, analysis.difference(other.id, cell.id, m.name)) for m in analysis.measures]
+    known = tuple((name, d) for name, d in test if d is not None)
+    return Cheaper(other, flops[other.id] / flops[cell.id], difference, known)
+
+
+def _cheaper_words(analysis: Analysis, cheaper: Cheaper, cell: Cell) -> str:
+    test = dict(cheaper.test).get(analysis.objective.name)
+    judged = ""
+    if test is not None:
+        sign = analysis.objective.sign
+        known = not holds_zero(test)
+        word = "is not distinguishable" if not known else "is better" if sign * test.mean > 0 else "is worse"
+        judged = f" On test it {word} ({effect(test)})."
+    share = cheaper.flops * 100
+    fewer, more = len(cheaper.cell.selection.layers), len(cell.selection.layers)
+    cost = (
+        f"at {share:.0f} % of the FLOPs"
+        if share < 99.5
+        else f"with {fewer} layer{'s' * (fewer > 1)} to read instead of {more}"
+    )
+    return (
+        f"As good on validation and cheaper: {cheaper.cell.name}, {cost}, is not distinguishable from {cell.name} there "
+        f"({effect(cheaper.validation)} points).{judged}"
+    )
+
+
+def _over(analysis: Analysis) -> str:
+    tasks = analysis.record.tasks
+    if len(tasks) < 2:
+        return tasks[0].name if tasks else "the objective"
+    return f"the mean of {listed([t.name for t in tasks])}"
+
+
+def _nothing(analysis: Analysis) -> str:
+    counts = analysis.record.counts()
+    if counts.get(FINISHED):
+        return "No answer: the finished runs hold no validation objective."
+    state = "is still running and has" if analysis.record.status == "RUNNING" else "has"
+    return f"No answer yet: the study {state} no finished replicate."
+
+
+def _caveats(analysis: Analysis) -> tuple[str, ...]:
+    """What bounds everything that the report says."""
+    record, out = analysis.record, []
+    counts = record.counts()
+    done, expected = counts.get(FINISHED, 0), record.expected
+    if not record.complete:
+        rest = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.items() if state != FINISHED)
+        state = {"RUNNING": "is still running", "KILLED": "was stopped", "FAILED": "broke off"}.get(
+            record.status, "ended"
+        )
+        running = " Numbers will move." if record.status == "RUNNING" or counts.get(RUNNING) else ""
+        out.append(
+            f"Incomplete: the study {state} with {done} of {expected} variant-replicates"
+            f"{f' ({rest})' if rest else ''}.{running}"
+        )
+    if analysis.conditional:
+        number = len(record.groups)
+        out.append(
+            f"Conditional on these photographs: the test images come from {number} photograph{'s' if number > 1 else ''}; "
+            "nothing here speaks for other ones."
+        )
+    few, most = (
+        (min(replicates), max(replicates))
+        if (replicates := [e.replicates for e in analysis.means.values()])
+        else (0, 0)
+    )
+    if 0 < few < FEWEST:
+        out.append(f"Some cells have {few} replicate{'s' if few > 1 else ''}; a verdict takes {FEWEST}.")
+    elif 0 < most < FIRM:
+        out.append(f"Provisional: {most} replicates; verdicts are firm from {FIRM} on.")
+    elif 0 < few < FIRM:
+        out.append(f"Some cells have {few} replicates: their verdicts are provisional (°).")
+    return tuple(out)

@@ -1,0 +1,190 @@
+"""The report for machines: JSON and long-form CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from reports.answer import Answer
+from reports.comparison import BASELINES, Analysis, Comparison
+from reports.records import FINISHED, Cell
+from reports.statistics import Estimate
+from reports.tables import COSTS, health
+
+SCHEMA = 1
+
+
+def to_json(analysis: Analysis, answer: Answer) -> dict[str, Any]:
+    """Everything in the report as plain values; scores as fractions, never rounded."""
+    record = analysis.record
+    cheaper = answer.cheaper
+    plain: dict[str, Any] = {
+        "schema": SCHEMA,
+        "study": {
+            "name": record.name,
+            "id": record.study_id,
+            "question": record.question,
+            "status": record.status,
+            "run": record.run_id,
+            "experiment": record.experiment,
+            "started": record.started,
+            "ended": record.ended,
+            "replicates": list(record.replicates),
+            "test_groups": list(record.groups),
+        },
+        "answer": {
+            "headline": answer.headline,
+            "text": answer.text,
+            "cell": _cell(answer.cell),
+            "best_baseline": _cell(answer.best_baseline),
+            "better_than_best_baseline": answer.settled,
+            "comparisons": [_comparison(c) for c in answer.comparisons],
+            "as_good_and_cheaper": cheaper
+            and {
+                "cell": _cell(cheaper.cell),
+                "flops_share": cheaper.flops,
+                "validation": asdict(cheaper.validation),
+                "test": {measure: asdict(e) for measure, e in cheaper.test},
+            },
+            "config": answer.snippet,
+            "caveats": list(answer.caveats),
+            "conditional_on_test_groups": analysis.conditional,
+        },
+        "counts": {"expected": record.expected, **record.counts()},
+        "tasks": [asdict(t) for t in record.tasks],
+        "baselines": [
+            {"measure": measure, "baseline": baseline, "cell": cell}
+            for (measure, baseline), cell in analysis.baselines.items()
+        ],
+        "cells": [_cell(c) | _numbers(analysis, c) for c in record.cells],
+        "comparisons": [_comparison(c) for c in analysis.comparisons.values()],
+        "runs": [
+            {"run": r.run_id, "cell": r.cell, "phase": r.phase, "replicate": r.replicate, "lr": r.lr, "state": r.state}
+            for r in record.runs
+        ],
+        "health": [{"cell": row["cell"].id, "flags": row["flags"]} for row in health(record)],
+        "notes": list(record.notes),
+    }
+    finite: dict[str, Any] = _finite(plain)
+    return finite
+
+
+def results_csv(analysis: Analysis) -> str:
+    """Long form: one row a cell, task and replicate."""
+    head = ["study", "cell", "strategy", "levels", "query", "options", "alias", "lr", "task", "metric"]
+    return _table([*head, "replicate", "test", "validation", "examples", "run"], _results(analysis))
+
+
+def intervals_csv(analysis: Analysis) -> str:
+    """One row a cell and measure: the mean with its interval, and the difference to every baseline."""
+    head = ["study", "cell", "strategy", "levels", "query", "measure", "mean", "low", "high", "se", "df", "replicates"]
+    for baseline in BASELINES:
+        name = baseline.replace(" ", "_")
+        head += [f"{name}_{part}" for part in ("difference", "low", "high", "p_holm", "verdict", "provisional")]
+    return _table(head, _intervals(analysis))
+
+
+def _results(analysis: Analysis) -> Iterator[list[Any]]:
+    record = analysis.record
+    for cell in record.cells:
+        for task in record.tasks:
+            outcomes = analysis.outcomes(cell.id, task.name)
+            if outcomes is None or not outcomes.examples:
+                continue
+            means = dict(zip(outcomes.replicates, outcomes.scores.mean(-1).tolist(), strict=True))
+            for run in record.finals(cell.id):
+                if run.replicate not in means:
+                    continue
+                validation = run.metrics.get(f"val/{task.name}/{task.metric}", "")
+                options = ";".join(f"{key}={value}" for key, value in cell.options.items())
+                what = [record.name, cell.id, cell.strategy, _levels(cell), cell.query, options, cell.alias, run.lr]
+                score = [task.name, task.metric, run.replicate, means[run.replicate], validation]
+                yield [*what, *score, len(outcomes.examples), run.run_id]
+
+
+def _intervals(analysis: Analysis) -> Iterator[list[Any]]:
+    for cell in analysis.record.cells:
+        for measure in analysis.measures:
+            e = analysis.means.get((cell.id, measure.name))
+            if e is None:
+                continue
+            row: list[Any] = [analysis.record.name, cell.id, cell.strategy, _levels(cell), cell.query, measure.name]
+            row += [e.mean, e.low, e.high, e.se, e.df, e.replicates]
+            for baseline in BASELINES:
+                c = analysis.comparisons.get((measure.name, baseline, cell.id))
+                if c is None:
+                    row += [""] * 6
+                elif c.difference is None:
+                    row += ["", "", "", "", c.verdict, ""]
+                else:
+                    d = c.difference
+                    row += [d.mean, d.low, d.high, "" if math.isnan(c.p) else c.p, c.verdict, c.provisional]
+            yield row
+
+
+def _numbers(analysis: Analysis, cell: Cell) -> dict[str, Any]:
+    record = analysis.record
+    means: dict[str, Estimate] = {
+        m.name: analysis.means[cell.id, m.name] for m in analysis.measures if (cell.id, m.name) in analysis.means
+    }
+    return {
+        "finished": sum(record.state(cell.id, r) == FINISHED for r in record.replicates),
+        "states": {r: record.state(cell.id, r) for r in record.replicates},
+        "test": {name: asdict(e) for name, e in means.items()},
+        "validation": {m.name: analysis.validation.get((cell.id, m.name)) for m in analysis.measures},
+        "cost": {name.removeprefix("cost/"): record.mean_metric(cell.id, name) for name, _ in COSTS},
+    }
+
+
+def _cell(cell: Cell | None) -> dict[str, Any]:
+    if cell is None:
+        return {}
+    return {
+        "cell": cell.id,
+        "label": cell.label,
+        "strategy": cell.strategy,
+        "levels": list(cell.levels),
+        "query": cell.query,
+        "options": dict(cell.options),
+        "alias": cell.alias,
+        "lr": cell.chosen_lr,
+        "baselines": list(cell.baselines),
+    }
+
+
+def _comparison(c: Comparison) -> dict[str, Any]:
+    return {
+        "measure": c.measure,
+        "baseline": c.baseline,
+        "against": c.against,
+        "cell": c.cell,
+        "difference": asdict(c.difference) if c.difference else None,
+        "p_holm": c.p,
+        "verdict": c.verdict,
+        "provisional": c.provisional,
+    }
+
+
+def _levels(cell: Cell) -> str:
+    return " ".join(map(str, cell.levels))
+
+
+def _table(head: list[str], rows: Iterator[list[Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {str(key): _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,383 @@
+"""The report's drawings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from reports.answer import Answer
+from reports.comparison import BASELINES, Analysis, Measure
+from reports.records import Cell, StudyRecord
+from reports.statistics import Estimate
+from reports.svg import ACCENT, CHARACTER, FONT, INK, MUTED, PAPER, RULE, Figure, canvas, finish, line_labels
+from reports.wording import POINTS, count, half, listed, number, percent
+
+WIDTH = 9.2  # inches
+_MARKERS = "os^DvPX*<>hp"
+_MOST_ROWS = 40  # rows of a heat map; the tables have all
+
+
+def figures(analysis: Analysis, answer: Answer) -> list[Figure]:
+    """All that the study has data for."""
+    tasks = [m for m in analysis.measures if any(t.name == m.name for t in analysis.record.tasks)]
+    made = [layer_curve(analysis, answer, m) for m in tasks]
+    made += [cost_figure(analysis, answer, m) for m in tasks]
+    made += [gates(analysis.record), attention(analysis.record), training(analysis, answer)]
+    return [figure for figure in made if figure is not None]
+
+
+def slug(words: str) -> str:
+    """Safe in an id and in a file name, different for different words."""
+    plain = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+    return plain if plain == words else f"{plain or 'task'}-{sum(map(ord, words)) % 9973}"
+
+
+def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure | None:
+    """Each layer alone, with intervals; every baseline, and the recommended cell, as a labelled line."""
+    singles = sorted((c for c in analysis.record.cells if "single layer" in c.baselines), key=lambda c: c.query)
+    points = [(c.query, analysis.means[c.id, measure.name]) for c in singles if (c.id, measure.name) in analysis.means]
+    if not points:
+        return None
+    with canvas(WIDTH, 3.7) as figure:
+        axes = figure.add_axes((0.065, 0.13, 0.60, 0.83))
+        x = [layer for layer, _ in points]
+        y = np.array([e.mean for _, e in points]) * POINTS
+        axes.errorbar(x, y, yerr=_bars(e for _, e in points), color=ACCENT, marker="o", ms=5, elinewidth=1.1, zorder=3)
+        lines: list[tuple[float, str, str]] = []
+        by_cell: dict[str, list[str]] = {}
+        for name in BASELINES:
+            if (found := analysis.baselines.get((measure.name, name))) is not None:
+                by_cell.setdefault(found, []).append(name)
+        for cell_id, names in by_cell.items():
+            value = analysis.means[cell_id, measure.name].mean * POINTS
+            cell = analysis.record.cell(cell_id)
+            what = f" ({cell.query})" if cell.single else ""
+            axes.axhline(value, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
+            lines.append((value, f"{' = '.join(names)}{what}  {value:.1f}", INK))
+        if (
+            answer.cell is not None
+            and answer.cell.id not in by_cell
+            and (answer.cell.id, measure.name) in analysis.means
+        ):
+            value = analysis.means[answer.cell.id, measure.name].mean * POINTS
+            axes.axhline(value, color=ACCENT, lw=1.4, zorder=1)
+            lines.append((value, f"recommended: {_short(answer.cell.name)}  {value:.1f}", ACCENT))
+        if measure.chance is not None:
+            axes.axhline(measure.chance * POINTS, color=MUTED, lw=0.9, ls=(0, (1, 2)), zorder=1)
+            lines.append((measure.chance * POINTS, f"chance  {measure.chance * POINTS:.1f}", MUTED))
+        depth = int(analysis.record.passport.get("depth") or max(x))
+        axes.set_xlim(-0.4, depth + 0.4)
+        axes.set_xticks(range(0, depth + 1, 1 if depth <= 16 else 2))
+        axes.set_xlabel("layer (0: the embeddings)")
+        axes.set_ylabel(f"{measure.name}: test {measure.metric}, %")
+        axes.set_ylim(
+            *_room([*(y - _bars(e for _, e in points)), *(y + _bars(e for _, e in points)), *(v for v, _, _ in lines)])
+        )
+        axes.grid(axis="y")
+        line_labels(axes, lines)
+        best = max(points, key=lambda p: measure.sign * p[1].mean)
+        said = "; ".join(f"layer {layer}: {percent(e.mean)} {half(e)}" for layer, e in points)
+        return finish(
+            figure,
+            f"curve-{slug(measure.name)}",
+            f"{measure.name}: every layer alone",
+            f"Test {measure.metric} of single layers with 95 % intervals. Lines: the baselines"
+            f"{' and the recommended cell' if answer.cell is not None else ''}. "
+            "Equals signs join baselines that are the same cell; the best single layer was picked on validation.",
+            f"Test {measure.metric} in per cent by layer. {said}. Highest at layer {best[0]}. "
+            f"Lines: {listed([text for _, text, _ in lines])}.",
+        )
+
+
+def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure | None:
+    """Score against FLOPs an image, the Pareto front marked."""
+    points: list[tuple[float, Estimate, Cell]] = []
+    for cell in analysis.record.cells:
+        flops = analysis.record.mean_metric(cell.id, "cost/flops_per_image")
+        if flops and (cell.id, measure.name) in analysis.means:
+            points.append((flops, analysis.means[cell.id, measure.name], cell))
+    if not points:
+        return None
+    front = pareto([(x, measure.sign * e.mean) for x, e, _ in points])
+    markers = _markers(analysis.record.cells)
+    named = _worth_naming(analysis, answer, measure, [points[i][2].id for i in front])
+    with canvas(WIDTH, 4.3) as figure:
+        axes = figure.add_axes((0.065, 0.12, 0.915, 0.77))
+        axes.set_xscale("log")
+        low, high = min(x for x, _, _ in points), max(x for x, _, _ in points)
+        wide = max(np.log10(high / low), 0.3)
+        axes.set_xlim(low / 10 ** (0.06 * wide), high * 10 ** (0.34 * wide))
+        edges = [v for _, e, _ in points for v in (e.low * POINTS, e.high * POINTS)]
+        axes.set_ylim(*_room(edges))
+        steps = sorted((points[i][0], points[i][1].mean * POINTS) for i in front)
+        axes.plot(*zip(*steps, strict=True), color=ACCENT, lw=1.1, drawstyle="steps-post", zorder=1)
+        for i, (x, e, cell) in enumerate(points):
+            colour = ACCENT if i in front else MUTED
+            if i in front or cell.id in named:
+                axes.errorbar(x, e.mean * POINTS, yerr=e.half * POINTS, color=colour, elinewidth=0.9, zorder=2)
+            fill = ACCENT if i in front else PAPER
+            axes.plot(x, e.mean * POINTS, markers[cell.strategy], color=colour, mfc=fill, ms=6.5, mew=1.1, zorder=3)
+        _name_points(
+            axes,
+            [(x, e.mean * POINTS, _short(c.label), i in front) for i, (x, e, c) in enumerate(points) if c.id in named],
+        )
+        for k, (strategy, marker) in enumerate(markers.items()):  # a legend along the top, out of the data's way
+            place = 0.065 + k * min(0.16, 0.9 / len(markers))
+            axes.plot(
+                [place], [0.945], marker, transform=figure.transFigure, color=MUTED, mfc=PAPER, ms=6.5, clip_on=False
+            )
+            figure.text(place + 0.013, 0.945, _short(strategy, 18), va="center", color=MUTED)
+        _count_axis(axes, low, high)
+        axes.set_xlabel("FLOPs an image, fusion and projector, forward (log scale)")
+        axes.set_ylabel(f"{measure.name}: test {measure.metric}, %")
+        axes.grid(axis="y")
+        said = "; ".join(
+            f"{points[i][2].label}: {percent(points[i][1].mean)} at {count(points[i][0])} FLOPs" for i in front
+        )
+        return finish(
+            figure,
+            f"cost-{slug(measure.name)}",
+            f"{measure.name}: score against cost",
+            "Filled and joined: the Pareto front of the means, no cell cheaper and better. Neighbours on it may still be "
+            "within the noise of each other. The encoder is the same for all and not counted.",
+            f"{len(points)} cells by FLOPs an image and test {measure.metric}. On the Pareto front: {said}.",
+        )
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the (cost, score) points that no other undercuts and outscores, the cheapest first."""
+    out: list[int] = []
+    best = -np.inf
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[i][1] > best:
+            out.append(i)
+            best = points[i][1]
+    return out
+
+
+def gates(record: StudyRecord) -> Figure | None:
+    """How far each gate has opened, a dot a replicate."""
+    names = sorted({key for run in record.runs for key in run.metrics if key.startswith("gate/")})
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    cells = [c for c in record.cells if any(key in r.metrics for r in record.finals(c.id) for key in names)][
+        :_MOST_ROWS
+    ]
+    if not cells:
+        return None
+    rows = max(0.36 * len(cells), 0.3 * len(names))
+    tall = rows + 0.55
+    with canvas(WIDTH, tall) as figure:
+        axes = figure.add_axes((0.27, 0.5 / tall, 0.56, rows / tall))
+        for k, key in enumerate(names):
+            filled = k % 2 == 0
+            for row, cell in enumerate(cells):
+                values = [max(r.metrics[key], 1e-5) for r in record.finals(cell.id) if key in r.metrics]
+                offset = (k - (len(names) - 1) / 2) * 0.32
+                look = {"color": ACCENT, "mfc": ACCENT if filled else PAPER, "ms": 5, "mew": 1.1}
+                axes.plot(values, [row + offset] * len(values), _MARKERS[k // 2 % len(_MARKERS)], lw=0, **look)
+            height = 1 - (k + 0.5) * 0.25 / rows
+            axes.plot(
+                [1.03], [height], _MARKERS[k // 2 % len(_MARKERS)], transform=axes.transAxes, clip_on=False, **look
+            )
+            axes.text(1.05, height, _gate(key), transform=axes.transAxes, va="center")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_yticks(range(len(cells)), [_short(c.label, 34) for c in cells])
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_ylim(len(cells) - 0.5, -0.5)
+        axes.grid(axis="x")
+        axes.set_xlabel("root mean square of the gate at the end (log scale; it starts at 0)")
+        said = "; ".join(
+            f"{c.label}: "
+            + ", ".join(f"{_gate(k)} {v:.3g}" for k in names if (v := record.mean_metric(c.id, k)) is not None)
+            for c in cells
+        )
+        return finish(
+            figure,
+            "gates",
+            "Gates at the end of training",
+            "A dot a replicate. A gate near zero means that the fuser's output was hardly added: that cell measured the "
+            "query layer, not the fusion.",
+            f"Mean root mean square by cell. {said}.",
+        )
+
+
+def attention(record: StudyRecord) -> Figure | None:
+    """Where fusers that attend look: the share of each level."""
+    prefix = "attention_share/layer_"
+    shares: list[tuple[Cell, dict[int, float]]] = []
+    for cell in record.cells:
+        names = {key for run in record.finals(cell.id) for key in run.metrics if key.startswith(prefix)}
+        own = {
+            int(n): record.mean_metric(cell.id, f"{prefix}{n}")
+            for k in names
+            if (n := k.removeprefix(prefix)).isdigit()
+        }
+        known = {layer: value for layer, value in own.items() if value is not None}
+        if known:
+            shares.append((cell, known))
+    shares = shares[:_MOST_ROWS]
+    if not shares:
+        return None
+    layers = sorted({layer for _, own in shares for layer in own})
+    tall = 0.36 + 0.32 * len(shares)
+    with canvas(WIDTH, tall) as figure:
+        axes = figure.add_axes((0.27, 0.04 / tall, min(0.7, 0.075 * len(layers)), 0.32 * len(shares) / tall))
+        for row, (_, own) in enumerate(shares):
+            for layer, value in own.items():
+                column = layers.index(layer)
+                axes.barh(
+                    row, 0.94, left=column - 0.47, height=0.88, color=ACCENT, alpha=min(0.65, 0.08 + 0.75 * value)
+                )
+                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center")
+        axes.set_xticks(range(len(layers)), [f"layer {n}" if len(layers) < 10 else str(n) for n in layers])
+        axes.set_yticks(range(len(shares)), [_short(c.label, 34) for c, _ in shares])
+        axes.set_xlim(-0.5, len(layers) - 0.5)
+        axes.set_ylim(len(shares) - 0.5, -0.5)
+        axes.tick_params(axis="both", length=0, labelcolor=INK)
+        axes.tick_params(axis="x", labeltop=True, labelbottom=False)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        said = "; ".join(
+            f"{c.label}: " + ", ".join(f"layer {n} {100 * v:.0f} %" for n, v in sorted(own.items()))
+            for c, own in shares
+        )
+        return finish(
+            figure,
+            "attention",
+            "Share of attention that each level gets",
+            "Per cent, mean over replicates, tokens and heads. Empty: the cell does not read that layer.",
+            f"{said}.",
+        )
+
+
+def training(analysis: Analysis, answer: Answer) -> Figure | None:
+    """Validation objective by epoch: every cell, the recommended one and the best baseline named."""
+    curves: list[tuple[Cell, dict[int, float]]] = []
+    for cell in analysis.record.cells:
+        rows = [dict(r.history.get("val/objective", ())) for r in analysis.record.finals(cell.id)]
+        epochs = set.intersection(*(set(row) for row in rows)) if rows else set()
+        if len(epochs) > 1:
+            curves.append((cell, {e: float(np.mean([row[e] for row in rows])) for e in sorted(epochs)}))
+    if not curves:
+        return None
+    last = _last_epoch(curves)
+    with canvas(WIDTH, 3.3) as figure:
+        axes = figure.add_axes((0.065, 0.145, 0.66, 0.82))
+        lines: list[tuple[float, str, str]] = []
+        for cell, curve in curves:
+            chosen = answer.cell is not None and cell.id == answer.cell.id
+            base = answer.best_baseline is not None and cell.id == answer.best_baseline.id and not chosen
+            colour, width = (ACCENT, 2.0) if chosen else (INK, 1.4) if base else (MUTED, 0.7)
+            x = [e + 1 for e in curve if e <= last]
+            y = [POINTS * v for e, v in curve.items() if e <= last]
+            axes.plot(x, y, color=colour, lw=width, alpha=1 if chosen or base else 0.55, zorder=3 if chosen else 2)
+            if chosen or base:
+                lines.append((y[-1], f"{_short(cell.name)}{'' if chosen else ' (baseline)'}", colour))
+        axes.margins(x=0.02)
+        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("validation objective, %")
+        axes.grid(axis="y")
+        line_labels(axes, lines)
+        ends = "; ".join(f"{c.label}: {percent(list(v.values())[-1])}" for c, v in curves)
+        return finish(
+            figure,
+            "training",
+            "Validation objective by epoch",
+            "Mean over replicates, a line a cell. A line that still climbs at the end would have liked more steps.",
+            f"{len(curves)} cells over {last + 1} epochs. At the end: {ends}.",
+        )
+
+
+# --- small things ---------------------------------------------------------------------------------------------------
+
+
+def _last_epoch(curves: Sequence[tuple[Cell, Mapping[int, float]]]) -> int:
+    return max(max(curve) for _, curve in curves)
+
+
+def _bars(estimates: Iterator[Estimate]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.array([e.half for e in estimates]) * POINTS
+
+
+def _room(values: Sequence[float]) -> tuple[float, float]:
+    known = [v for v in values if np.isfinite(v)] or [0.0, 1.0]
+    low, high = min(known), max(known)
+    pad = 0.06 * max(high - low, 1.0)
+    return low - pad, high + pad
+
+
+def _markers(cells: Sequence[Cell]) -> dict[str, str]:
+    names = list(dict.fromkeys(c.strategy for c in cells))
+    return {name: _MARKERS[i % len(_MARKERS)] for i, name in enumerate(names)}
+
+
+def _worth_naming(analysis: Analysis, answer: Answer, measure: Measure, front: Sequence[str]) -> set[str]:
+    """The front, the recommended, the baselines, the best of each strategy: as many as can be read."""
+    named = set(front) | {cell for (m, _), cell in analysis.baselines.items() if m == measure.name}
+    if answer.cell is not None:
+        named.add(answer.cell.id)
+    for strategy in dict.fromkeys(c.strategy for c in analysis.record.cells):
+        own = [c for c in analysis.record.cells if c.strategy == strategy and (c.id, measure.name) in analysis.means]
+        if own:
+            named.add(max(own, key=lambda c: measure.sign * analysis.means[c.id, measure.name].mean).id)
+    return named
+
+
+def _name_points(axes: object, points: Sequence[tuple[float, float, str, bool]]) -> None:
+    """Names beside points, moved up or down until none covers another."""
+    from matplotlib.axes import Axes
+
+    assert isinstance(axes, Axes)
+    placed: list[tuple[float, float, float]] = []  # left, right, height in points of the page
+    to_page = axes.transData
+    scale = 72 / axes.figure.dpi
+    for x, y, text, on_front in sorted(points, key=lambda p: -p[1]):
+        left, height = (np.asarray(to_page.transform((x, y))) * scale).tolist()
+        left += 8
+        right = left + CHARACTER * len(text)
+        start = height
+        height += 8 if on_front else 0  # clear of the front's line, which runs on to the right
+        while any(left < r and right > q and abs(height - h) < 1.25 * FONT for q, r, h in placed):
+            height -= 1
+        placed.append((left, right, height))
+        colour = ACCENT if on_front else INK
+        arrow = (
+            {"arrowstyle": "-", "color": RULE, "lw": 0.7, "shrinkA": 0, "shrinkB": 3}
+            if abs(start - height) > 9
+            else None
+        )
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(8, height - start),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            arrowprops=arrow,
+        )
+
+
+def _count_axis(axes: object, low: float, high: float) -> None:
+    """1, 2 and 5 of each power of ten, written 20 M rather than 2·10⁷."""
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    assert isinstance(axes, Axes)
+    powers = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 2)
+    axes.xaxis.set_major_locator(FixedLocator([m * 10.0**p for p in powers for m in (1, 2, 5)]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+
+
+def _gate(key: str) -> str:
+    return key.removeprefix("gate/").removesuffix("_rms")
+
+
+def _short(text: str, most: int = 30) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,167 @@
+"""A study as the report sees it: plain values, nothing of MLflow left in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.layers import Selection
+
+Floats = NDArray[np.float64]
+
+# What became of a variant-replicate, in the words of the report.
+FINISHED, UNREADABLE, RUNNING, MISSING = "finished", "unreadable", "running", "missing"
+STATES: dict[str, str] = {
+    FINISHED: "trained to the end; counted in every table",
+    "diverged": "the loss left the finite numbers",
+    "out_of_memory": "did not fit into memory",
+    "pruned": "stopped early by the search",
+    "failed": "broke off with an error",
+    "killed": "was stopped from outside, and not trained again",
+    UNREADABLE: "finished, but its outcomes cannot be read",
+    RUNNING: "still training",
+    MISSING: "not started yet",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What was read off the fused tokens."""
+
+    name: str
+    metric: str = "accuracy"
+    direction: str = "maximize"
+    chance: float | None = None
+    title: str = ""
+
+    @property
+    def sign(self) -> int:
+        """+1 where more is better, -1 where less is."""
+        return 1 if self.direction == "maximize" else -1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A strategy, a selection, options: one cell of the report's table."""
+
+    id: str
+    strategy: str
+    levels: tuple[int, ...]
+    query: int
+    label: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    alias: str = ""
+    baselines: tuple[str, ...] = ()
+    chosen_lr: float | None = None
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(self.levels, self.query)
+
+    @property
+    def single(self) -> bool:
+        """One layer, unfused."""
+        return not self.levels
+
+    @property
+    def name(self) -> str:
+        """How a sentence calls it."""
+        alone = self.strategy == "deep_only" and self.single
+        alias = f" ({self.alias})" if self.alias else ""
+        return f"layer {self.query} alone{alias}" if alone else self.label
+
+
+@dataclass(frozen=True)
+class Run:
+    """One child run: a variant-replicate, or a step of the learning-rate search."""
+
+    run_id: str
+    cell: str
+    phase: str  # "search" or "final"
+    replicate: str
+    state: str  # a key of STATES
+    lr: float | None
+    started: int  # milliseconds since 1970, UTC
+    metrics: Mapping[str, float]  # the last value of each
+    params: Mapping[str, str]
+    history: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)  # metric → (epoch, value)…
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Scores of one cell on one task and split.
+
+    Attributes:
+        replicates: R names, in order.
+        examples: N identifiers, sorted.
+        scores: ``[R, N]``, the mean over each example's items.
+    """
+
+    replicates: tuple[str, ...]
+    examples: tuple[str, ...]
+    scores: Floats
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """Everything that the report says comes from here."""
+
+    name: str
+    study_id: str
+    run_id: str
+    experiment: str
+    tracking_uri: str
+    status: str  # of the parent run
+    question: str
+    started: int
+    ended: int | None
+    tags: Mapping[str, str]
+    study_yaml: str
+    passport: Mapping[str, Any]
+    source: Mapping[str, Any]
+    tasks: tuple[Task, ...]
+    cells: tuple[Cell, ...]  # those that go on to the replicates
+    searched: Mapping[str, Cell]  # also those that were only searched
+    replicates: tuple[str, ...]  # those that the study asks for
+    runs: tuple[Run, ...]
+    outcomes: Mapping[tuple[str, str, str], Outcomes]  # (cell, task, split)
+    groups: tuple[str, ...]  # of the test split
+    notes: tuple[str, ...] = ()  # what the query had to leave out
+
+    def finals(self, cell: str) -> tuple[Run, ...]:
+        """The counted runs of a cell, by replicate."""
+        return tuple(r for r in self.runs if r.cell == cell and r.phase == "final" and r.state == FINISHED)
+
+    def state(self, cell: str, replicate: str) -> str:
+        """What became of a variant-replicate."""
+        found = [r.state for r in self.runs if (r.cell, r.replicate, r.phase) == (cell, replicate, "final")]
+        return found[-1] if found else MISSING
+
+    def counts(self) -> dict[str, int]:
+        """How many variant-replicates are in each state, those of the plan that were never started included."""
+        tally = dict.fromkeys(STATES, 0)
+        for cell in self.cells:
+            for replicate in self.replicates:
+                tally[self.state(cell.id, replicate)] += 1
+        return {state: number for state, number in tally.items() if number}
+
+    @property
+    def expected(self) -> int:
+        return len(self.cells) * len(self.replicates)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.cells) and self.counts().get(FINISHED, 0) == self.expected
+
+    def cell(self, cell_id: str) -> Cell:
+        return self.searched[cell_id]
+
+    def mean_metric(self, cell: str, metric: str, replicates: frozenset[str] | None = None) -> float | None:
+        """Mean of a final metric over a cell's counted runs; None where none has it."""
+        runs = [r for r in self.finals(cell) if replicates is None or r.replicate in replicates]
+        values = [r.metrics[metric] for r in runs if metric in r.metrics]
+        return sum(values) / len(values) if values else None

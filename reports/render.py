@@ -1,0 +1,195 @@
+"""Analysis → files. Templates escape everything they print; nothing in the page is fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from reports import ReportPaths, tables, wording
+from reports.answer import Answer, answer
+from reports.comparison import BASELINES, BEST_SINGLE, ITSELF, Analysis
+from reports.export import intervals_csv, results_csv, to_json
+from reports.figures import figures
+from reports.query import read_study
+from reports.records import FINISHED, STATES
+from reports.statistics import BETTER, FEWEST, FIRM, NONE, SAME, WORSE
+from reports.svg import Figure
+from workbench.errors import WorkbenchError
+from workbench.version import __version__
+
+# What could start markup inside a line; an underscore within a word and a bracket that is no link cannot.
+_MARKDOWN = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|(?<=\])[(\[]|(?<=!)\[|\](?=:)|^[#>]|^[+-](?=\s)")
+
+
+def write(tracking_uri: str, study: str, out: Path, experiment: str | None) -> ReportPaths:
+    """See :func:`reports.write_report`."""
+    record = read_study(tracking_uri, study, experiment)
+    analysis = Analysis(record)
+    said = answer(analysis)
+    drawn = figures(analysis, said)
+    context = page(analysis, said, drawn)
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise WorkbenchError(f"the report cannot be written to {out}: a file is in the way; name a folder.") from None
+    pictures = {f"figures/{figure.name}.svg": figure.standalone for figure in drawn}
+    files = {
+        "report.html": _environment("html").get_template("report.html.j2").render(context),
+        "report.md": _environment("md").get_template("report.md.j2").render(context),
+        "report.json": json.dumps(to_json(analysis, said), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "results.csv": results_csv(analysis),
+        "intervals.csv": intervals_csv(analysis),
+        **pictures,
+    }
+    for name, content in files.items():
+        (out / name).write_text(content, encoding="utf-8", newline="\n")
+    return ReportPaths(
+        html=out / "report.html",
+        markdown=out / "report.md",
+        json=out / "report.json",
+        csv=out / "results.csv",
+        intervals=out / "intervals.csv",
+        figures=tuple(out / name for name in pictures),
+        answer=said.text,
+    )
+
+
+def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any]:
+    """Everything that the templates print."""
+    record = analysis.record
+    rates, searched = tables.search(record)
+    tasks = [m for m in analysis.measures if any(t.name == m.name for t in record.tasks)]
+    versions = _versions(record.tags.get("workbench.versions", ""))
+    config_hash = hashlib.sha256(record.study_yaml.encode()).hexdigest() if record.study_yaml else ""
+    return {
+        "record": record,
+        "analysis": analysis,
+        "answer": said,
+        "measures": analysis.measures,
+        "tasks": tasks,
+        "baselines": BASELINES,
+        "best_single": BEST_SINGLE,
+        "verdicts": _answer_rows(analysis, said),
+        "grids": {m.name: tables.grid(analysis, m.name, said.cell) for m in tasks},
+        "reference": {m.name: _reference(analysis, m.name) for m in analysis.measures},
+        "everything": {m.name: tables.everything(analysis, m, said.cell) for m in analysis.measures},
+        "replicate_rows": {m.name: tables.replicates(analysis, m.name) for m in tasks},
+        "rates": rates,
+        "searched": searched,
+        "cost_heads": [title for _, title in tables.COSTS],
+        "costs": tables.costs(record),
+        "health": tables.health(record),
+        "counts": record.counts(),
+        "states": STATES,
+        "finished": FINISHED,
+        "search_counts": _search_counts(analysis),
+        "provenance": tables.provenance(record, versions, config_hash),
+        "figures": {figure.name: figure for figure in drawn},
+        "layer_curves": [figure for figure in drawn if figure.name.startswith("curve-")],
+        "figure_numbers": {figure.name: number for number, figure in enumerate(_in_order(drawn), 1)},
+        "words": {"better": BETTER, "worse": WORSE, "same": SAME, "none": NONE, "itself": ITSELF},
+        "fewest": FEWEST,
+        "firm": FIRM,
+        "version": __version__,
+        "script": Markup(_script()),
+        "script_hash": _script_hash(),
+        "style": Markup(_asset("report.css")),
+    }
+
+
+def _answer_rows(analysis: Analysis, said: Answer) -> list[dict[str, Any]]:
+    """The recommended cell against every baseline, a baseline a row."""
+    if said.cell is None:
+        return []
+    rows = []
+    for baseline in BASELINES:
+        marks = []
+        for measure in analysis.measures:
+            comparison = analysis.comparisons.get((measure.name, baseline, said.cell.id))
+            marks.append(tables.mark(comparison, analysis))
+        if any(marks):
+            rows.append({"baseline": baseline, "marks": marks})
+    return rows
+
+
+def _reference(analysis: Analysis, measure: str) -> str:
+    found = analysis.baselines.get((measure, BEST_SINGLE))
+    return analysis.record.cell(found).name if found else ""
+
+
+def _search_counts(analysis: Analysis) -> dict[str, int]:
+    tally: dict[str, int] = {}
+    for run in analysis.record.runs:
+        if run.phase == "search":
+            tally[run.state] = tally.get(run.state, 0) + 1
+    return tally
+
+
+def _in_order(drawn: list[Figure]) -> list[Figure]:
+    """As the page shows them."""
+    kinds = ("curve", "cost", "gates", "attention", "training")
+    return sorted(drawn, key=lambda f: kinds.index(f.name.split("-")[0]))
+
+
+def _versions(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _environment(kind: str) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("reports", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_markdown if kind == "md" else None,
+    )
+    environment.filters |= {
+        "percent": wording.percent,
+        "signed": wording.signed,
+        "half": wording.half,
+        "interval": wording.interval,
+        "effect": wording.effect,
+        "count": wording.count,
+        "number": wording.number,
+        "when": wording.when,
+        "listed": wording.listed,
+        "svg": lambda figure: Markup(figure.inline),
+        "fence": lambda text: Markup(str(text).replace("```", "'''")),
+    }
+    return environment
+
+
+def _markdown(value: Any) -> Any:
+    """Every printed value, escaped for Markdown and for the HTML that Markdown lets through."""
+    if isinstance(value, Markup):
+        return value
+    text = re.sub(r"\s+", " ", str(value)) if str(value).strip() else str(value)
+    return Markup(_MARKDOWN.sub(r"\\\g<0>", escape(text, quote=False)))
+
+
+@cache
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+def _script() -> str:
+    return _asset("report.js")
+
+
+def _script_hash() -> str:
+    """For the page's content security policy: this script, and no other."""
+    return base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()

@@ -1,0 +1,251 @@
+"""The report's tables as rows of plain values; the templates only lay them out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reports.comparison import BASELINES, BEST_SINGLE, Analysis, Comparison, Measure
+from reports.records import FINISHED, STATES, Cell, StudyRecord
+from reports.statistics import Estimate
+from reports.wording import SYMBOLS, effect, half, percent, pvalue
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A verdict, to be read without colour."""
+
+    verdict: str
+    symbol: str
+    provisional: bool
+    effect: str  # with interval; empty for the baseline itself
+    value: float  # the difference, to sort by
+    p: str
+    against: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell of a table: its score and its verdict."""
+
+    cell: Cell
+    mean: float
+    score: str
+    half: str
+    low: str
+    high: str
+    replicates: int
+    mark: Mark | None
+    recommended: bool
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Column:
+    """A strategy, told apart by those options that vary within the study."""
+
+    strategy: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A selection and its entries, a column each; None where the study has no such cell, or no numbers of it."""
+
+    levels: str
+    query: int
+    entries: tuple[Entry | None, ...]
+
+
+def mark(comparison: Comparison | None, analysis: Analysis) -> Mark | None:
+    if comparison is None:
+        return None
+    d = comparison.difference
+    return Mark(
+        verdict=comparison.verdict,
+        symbol=SYMBOLS[comparison.verdict],
+        provisional=comparison.provisional,
+        effect=effect(d) if d else "",
+        value=d.mean if d else 0.0,
+        p=pvalue(comparison.p),
+        against=analysis.record.cell(comparison.against).name,
+    )
+
+
+def entry(
+    analysis: Analysis, cell: Cell, measure: str, recommended: Cell | None, baseline: str = BEST_SINGLE
+) -> Entry | None:
+    """A cell's score on one measure, judged against one baseline."""
+    e: Estimate | None = analysis.means.get((cell.id, measure))
+    if e is None:
+        return None
+    return Entry(
+        cell=cell,
+        mean=e.mean,
+        score=percent(e.mean),
+        half=half(e),
+        low=percent(e.low),
+        high=percent(e.high),
+        replicates=e.replicates,
+        mark=mark(analysis.comparisons.get((measure, baseline, cell.id)), analysis),
+        recommended=recommended is not None and cell.id == recommended.id,
+        complete=e.replicates == len(analysis.record.replicates),
+    )
+
+
+def columns(cells: Sequence[Cell]) -> dict[Column, list[Cell]]:
+    """Strategies in the study's order; one that is tried with several options, or aliases, gets several columns."""
+    by_strategy: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_strategy.setdefault(cell.strategy, []).append(cell)
+    out: dict[Column, list[Cell]] = {}
+    for strategy, own in by_strategy.items():
+        keys = sorted({key for cell in own for key in cell.options})
+        varying = [key for key in keys if len({repr(cell.options.get(key)) for cell in own}) > 1]
+        for cell in own:
+            words = [f"{key} {cell.options.get(key)}" for key in varying] + ([cell.alias] if cell.alias else [])
+            out.setdefault(Column(strategy, ", ".join(words)), []).append(cell)
+    return out
+
+
+def grid(analysis: Analysis, measure: str, recommended: Cell | None) -> tuple[list[Column], list[Row]]:
+    """Selections by strategies. A strategy that reads the query alone shows, in each row, its cell at that row's query."""
+    fused = [c for c in analysis.record.cells if not c.single]
+    alone = [c for c in analysis.record.cells if c.single]
+    selections = list(dict.fromkeys((c.levels, c.query) for c in fused))
+    queries = {query for _, query in selections}
+    by_column = columns([c for c in alone if c.query in queries]) | columns(fused)
+    rows = []
+    for levels, query in selections:
+        found = [
+            next((c for c in own if c.query == query and c.levels in (levels, ())), None) for own in by_column.values()
+        ]
+        entries = tuple(None if c is None else entry(analysis, c, measure, recommended) for c in found)
+        rows.append(Row(f"[{', '.join(map(str, levels))}]", query, entries))
+    return list(by_column), rows
+
+
+def everything(analysis: Analysis, measure: Measure, recommended: Cell | None) -> list[dict[str, Any]]:
+    """Every cell, best on validation first, against every baseline."""
+    ranked = analysis.ranked(measure.name)
+    rest = [c for c in analysis.record.cells if c not in ranked]
+    rows = []
+    for cell in [*ranked, *rest]:
+        shown = entry(analysis, cell, measure.name, recommended)
+        if shown is None:
+            continue
+        validation = analysis.validation.get((cell.id, measure.name))
+        marks = [mark(analysis.comparisons.get((measure.name, b, cell.id)), analysis) for b in BASELINES]
+        rows.append(
+            {
+                "entry": shown,
+                "validation": None if validation is None else percent(validation),
+                "validation_value": validation,
+                "marks": marks,
+            }
+        )
+    return rows
+
+
+def replicates(analysis: Analysis, measure: str) -> list[dict[str, Any]]:
+    """Test scores of each replicate: what the spread between seeds looks like."""
+    record, rows = analysis.record, []
+    for cell in record.cells:
+        outcomes = analysis.outcomes(cell.id, measure)
+        means = dict(zip(outcomes.replicates, outcomes.scores.mean(-1), strict=True)) if outcomes else {}
+        values = [
+            {"score": percent(float(means[r])), "value": float(means[r])}
+            if r in means
+            else {"state": record.state(cell.id, r)}
+            for r in record.replicates
+        ]
+        spread = max(means.values()) - min(means.values()) if len(means) > 1 else None
+        rows.append({"cell": cell, "values": values, "spread": None if spread is None else percent(float(spread))})
+    return rows
+
+
+def search(record: StudyRecord) -> tuple[list[float], list[dict[str, Any]]]:
+    """The learning-rate search: validation objective of each cell at each rate."""
+    runs = [r for r in record.runs if r.phase == "search" and r.lr is not None]
+    rates = sorted({r.lr for r in runs if r.lr is not None})
+    chosen = {c.id: c.chosen_lr for c in record.cells}
+    rows: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        cell = record.cell(run.cell)
+        row = rows.setdefault(run.cell, {"cell": cell, "chosen": chosen.get(run.cell), "values": [None] * len(rates)})
+        assert run.lr is not None
+        value = run.metrics.get("val/objective") if run.state == FINISHED else None
+        row["values"][rates.index(run.lr)] = {
+            "state": run.state,
+            "score": None if value is None else percent(value),
+            "chosen": row["chosen"] is not None and abs(row["chosen"] - run.lr) <= 1e-9 * run.lr,
+        }
+    return rates, list(rows.values())
+
+
+COSTS = (
+    ("cost/parameters", "parameters"),
+    ("cost/flops_per_image", "FLOPs an image"),
+    ("cost/ms_per_image_forward", "ms an image, forward"),
+    ("cost/seconds", "seconds of training"),
+    ("cost/samples_per_second", "images a second"),
+    ("cost/peak_memory_mb", "peak memory, MB"),
+)
+
+
+def costs(record: StudyRecord) -> list[dict[str, Any]]:
+    """Means over a cell's replicates."""
+    rows = [{"cell": c, "values": [record.mean_metric(c.id, name) for name, _ in COSTS]} for c in record.cells]
+    return [row for row in rows if any(value is not None for value in row["values"])]  # type: ignore[attr-defined]
+
+
+def health(record: StudyRecord) -> list[dict[str, Any]]:
+    """How training went, a cell a row; ``flags`` say in words what a reader should mind."""
+    rows = []
+    for cell in record.cells:
+        runs = record.finals(cell.id)
+        lost = {
+            s: n
+            for s in STATES
+            if s != FINISHED and (n := sum(record.state(cell.id, r) == s for r in record.replicates))
+        }
+        converged = [r.metrics["converged"] >= 0.5 for r in runs if "converged" in r.metrics]
+        opened = [r.metrics["gates_opened"] >= 0.5 for r in runs if "gates_opened" in r.metrics]
+        flags = [f"{n} {state.replace('_', ' ')}" for state, n in lost.items()]
+        if converged and not all(converged):
+            flags.append(f"loss still falling in {len(converged) - sum(converged)} of {len(converged)}")
+        if opened and not all(opened):
+            flags.append(f"gates stayed shut in {len(opened) - sum(opened)} of {len(opened)}")
+        rows.append(
+            {
+                "cell": cell,
+                "finished": len(runs),
+                "converged": f"{sum(converged)} of {len(converged)}" if converged else "",
+                "falling": record.mean_metric(cell.id, "loss_still_falling"),
+                "loss": record.mean_metric(cell.id, "train/loss"),
+                "opened": f"{sum(opened)} of {len(opened)}" if opened else "",
+                "flags": flags,
+            }
+        )
+    return rows
+
+
+def provenance(record: StudyRecord, versions: Mapping[str, Any], config_hash: str) -> list[tuple[str, str]]:
+    """What is needed to repeat the study."""
+    tags, passport, source = record.tags, record.passport, record.source
+    prints = source.get("fingerprints") or {}
+    rows = [
+        ("Command", tags.get("workbench.command", "")),
+        ("Commit", tags.get("workbench.commit", "")),
+        ("Study id", record.study_id),
+        ("study.yaml, sha256", config_hash),
+        ("Encoder", " · ".join(str(passport[k]) for k in ("encoder", "revision", "precision") if passport.get(k))),
+        ("Encoder fingerprint", str(passport.get("fingerprint", ""))),
+        ("Source", str(source.get("version") or source.get("name") or "")),
+        *((f"Source fingerprint, {split}", str(value)) for split, value in prints.items()),
+        ("Trained on", tags.get("workbench.device", "")),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("MLflow", f"{record.tracking_uri}, experiment {record.experiment}, run {record.run_id}"),
+    ]
+    return [(name, value) for name, value in rows if value]

@@ -1,0 +1,77 @@
+"""How numbers and verdicts are written, the same in every format."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+from reports.comparison import ITSELF
+from reports.statistics import BETTER, NONE, SAME, WORSE, Estimate
+
+POINTS = 100  # scores lie in [0, 1]; they are shown in per cent, differences in points
+MINUS, DASH = "−", "–"
+SYMBOLS = {BETTER: "▲", WORSE: "▼", SAME: "≈", NONE: "○", ITSELF: "◆"}
+
+
+def percent(value: float) -> str:
+    """A score in per cent, one decimal."""
+    return signed(value).removeprefix("+")
+
+
+def signed(value: float) -> str:
+    """A difference in points, its sign always shown, with a true minus."""
+    if not math.isfinite(value):
+        return "?"
+    shown = f"{POINTS * value:+.1f}"
+    return "0.0" if shown in ("+0.0", "-0.0") else shown.replace("-", MINUS)
+
+
+def half(e: Estimate) -> str:
+    """``± half`` of the interval, in points."""
+    return f"± {percent(e.half)}"
+
+
+def interval(e: Estimate) -> str:
+    """``[low, high]`` of a difference, in points."""
+    return f"[{signed(e.low)}, {signed(e.high)}]"
+
+
+def effect(e: Estimate) -> str:
+    """A difference with its interval, in points."""
+    return f"{signed(e.mean)} {interval(e)}"
+
+
+def pvalue(p: float) -> str:
+    if math.isnan(p):
+        return DASH
+    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def count(value: float | None) -> str:
+    """Three digits and k, M, G or T."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """``digits`` significant digits, never in the scientific form below a million."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:,.{min(places, 6)}f}".replace("-", MINUS)
+
+
+def when(milliseconds: int | None) -> str:
+    """A moment in UTC, to the minute."""
+    if not milliseconds:
+        return DASH
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def listed(words: list[str]) -> str:
+    """``a, b and c``."""
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)

@@ -1,0 +1,359 @@
+"""Synthetic studies in a real MLflow, written as the tracker writes them, with a truth that is known."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from reports.records import Cell, Outcomes, Run, StudyRecord, Task
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+MIDDLE = ((3, 4, 5), 6)
+SELECTIONS = (((3, 6, 9), 12), ((1, 3, 5), 12), ((9, 10, 11), 12), MIDDLE)
+ITEMS = {"read": 6, "digit": 1}
+Key = tuple[str, tuple[int, ...], int]
+
+
+def truth(task: str, strategy: str, levels: Sequence[int], query: int) -> float:
+    """Expected score: detail peaks at layer 5, category at 10; fusion gains a little over its best layer."""
+    peak, top, floor = {"read": (5.0, 0.46, 0.06), "digit": (10.0, 0.62, 0.18)}[task]
+    layers = [*levels, query]
+    each = [floor + (top - floor) * np.exp(-(((layer - peak) / 3.6) ** 2)) for layer in layers]
+    gain = {"deep_only": 0.0, "average": -0.07, "concat": 0.03, "mmfuser": 0.02}[strategy]
+    return float(0.6 * max(each) + 0.4 * np.mean(each) + (gain if levels else 0.0))
+
+
+@dataclass
+class Synthetic:
+    """What to write. ``fate`` maps (cell key, replicate) to an outcome other than finished."""
+
+    name: str = "synthetic"
+    experiment: str = "fusion-workbench"
+    depth: int = 12
+    singles: Sequence[int] = tuple(range(13))
+    selections: Sequence[tuple[tuple[int, ...], int]] = SELECTIONS
+    strategies: Sequence[str] = ("average", "concat", "mmfuser")
+    replicates: int = 5
+    examples: int = 400
+    groups: Sequence[str] = ("astronaut", "coffee", "rocket", "chelsea")
+    classes: Sequence[str] = tuple("0123456789")
+    question: str = "Which layers should a model read, fused how, and how sure is that?"
+    status: str = "FINISHED"
+    rates: Sequence[float] = (0.001, 0.003)
+    truth: Callable[[str, str, Sequence[int], int], float] = truth
+    fate: dict[tuple[Key, int], str] = field(default_factory=dict)
+    planned: bool = True  # whether variants.json was written
+    epochs: int = 8
+
+    def keys(self) -> list[Key]:
+        fused = [(s, levels, query) for levels, query in self.selections for s in self.strategies]
+        return [("deep_only", (), layer) for layer in self.singles] + fused
+
+    def write(self, uri: str) -> str:
+        """Write it and return the parent's run id."""
+        from mlflow.tracking import MlflowClient
+
+        return _Writer(self, MlflowClient(tracking_uri=uri)).write()
+
+
+def cell_id(key: Key) -> str:
+    return sha256(repr(key).encode()).hexdigest()[:16]
+
+
+def label(key: Key) -> str:
+    strategy, levels, query = key
+    return f"{strategy} [{','.join(map(str, levels))}]→{query}" if levels else f"{strategy} {query}"
+
+
+class _Writer:
+    def __init__(self, study: Synthetic, client: MlflowClient) -> None:
+        self.study, self.client = study, client
+        found = client.get_experiment_by_name(study.experiment)
+        self.experiment = found.experiment_id if found else client.create_experiment(study.experiment)
+        self.id = sha256(study.name.encode()).hexdigest()[:16]
+        self.difficulty = {
+            split: np.random.default_rng([7, i]).normal(0, 0.22, study.examples)
+            for i, split in enumerate(("val", "test"))
+        }
+
+    def write(self) -> str:
+        study = self.study
+        tags = {
+            "workbench.kind": "study",
+            "workbench.study": study.name,
+            "workbench.study_id": self.id,
+            "workbench.schema": "1",
+            "workbench.question": study.question,
+            "workbench.command": f"workbench sweep {study.name}",
+            "workbench.commit": "05766c5e0f3c8f0d1b7f4c9f5d3a1e2b4c6d8e9f",
+            "workbench.versions": json.dumps({"python": "3.11.2", "fusion-workbench": "0.1.0", "torch": "2.13.0"}),
+            "workbench.device": "CPU, 2 threads, x86_64",
+        }
+        parent = self.client.create_run(self.experiment, run_name=study.name, tags=tags).info.run_id
+        config = {
+            "name": study.name,
+            "question": study.question,
+            "replicates": study.replicates,
+            "tasks": ["read", "digit"],
+        }
+        self._files(parent, {"study.yaml": yaml.safe_dump(config, sort_keys=False).encode()} | self._descriptions())
+        first = {key[0]: key for key in reversed(study.keys())}
+        for key in first.values():  # as with scope 'strategy': one cell stands for all of its strategy
+            for lr in study.rates:
+                self._child(parent, key, "search", "search", lr)
+        for replicate in range(study.replicates):
+            for key in study.keys():
+                self._child(parent, key, "final", str(replicate), study.rates[-1])
+        if study.status != "RUNNING":
+            self.client.set_terminated(parent, study.status)
+        return str(parent)
+
+    def _descriptions(self) -> dict[str, bytes]:
+        study = self.study
+        passport = {"encoder": "assets:encoder", "depth": study.depth, "dim": 384, "grid": [8, 8], "tokens": 64}
+        passport |= {"prefix_tokens": 1, "final_norm": True, "fingerprint": "ab" * 32}
+        source = {
+            "name": "finescenes",
+            "version": "finescenes/1",
+            "fingerprints": {"train": "cd" * 32, "val": "ef" * 32, "test": "01" * 32},
+            "sizes": {"train": 1000, "val": study.examples, "test": study.examples},
+            "classes": {"read": list("ABC"), "digit": list(study.classes)},
+            "groups": {"test": list(study.groups)},
+        }
+        tasks = {
+            "read": {"metric": "accuracy", "direction": "maximize", "chance": 1 / 34, "title": "each printed glyph"},
+            "digit": {"metric": "accuracy", "direction": "maximize", "chance": 0.1, "title": "the handwritten digit"},
+        }
+        out: dict[str, Any] = {"passport.json": passport, "source.json": source, "tasks.json": tasks}
+        if study.planned:
+            out["variants.json"] = [self._variant(key) for key in study.keys()]
+        return {name: json.dumps(value).encode() for name, value in out.items()}
+
+    def _variant(self, key: Key) -> dict[str, Any]:
+        strategy, levels, query = key
+        depth = self.study.depth
+        named = {("deep_only", (), depth): "deepest layer", ("deep_only", (), depth - 1): "penultimate layer"}
+        named[("concat", *MIDDLE)] = "middle concat"
+        baselines = ([named[key]] if key in named else []) + (["single layer"] if strategy == "deep_only" else [])
+        return {
+            "cell": cell_id(key),
+            "strategy": strategy,
+            "levels": list(levels) or None,
+            "query": query,
+            "label": label(key),
+            "options": {"heads": 0, "points": 4} if strategy == "mmfuser" else {},
+            "alias": "",
+            "baselines": baselines,
+            "chosen_lr": self.study.rates[-1],
+        }
+
+    def _child(self, parent: str, key: Key, phase: str, replicate: str, lr: float) -> None:
+        from mlflow.entities import Metric, Param
+
+        strategy, levels, query = key
+        fate = self.study.fate.get((key, int(replicate))) if phase == "final" else None
+        if fate == "missing":
+            return
+        tags = {"mlflow.parentRunId": parent, "workbench.kind": "variant-replicate", "workbench.study_id": self.id}
+        tags |= {"workbench.cell": cell_id(key), "workbench.phase": phase, "workbench.replicate": replicate}
+        if fate != "running":
+            tags["workbench.outcome"] = "finished" if fate in (None, "unreadable") else fate
+        name = f"{label(key)} " + (f"r{replicate}" if phase == "final" else f"search lr {lr:g}")
+        run = self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
+        params = {
+            "strategy": strategy,
+            "levels": ",".join(map(str, levels)),
+            "query": query,
+            "lr": lr,
+            "replicate": replicate,
+        }
+        metrics = self._metrics(key, phase, replicate, lr)
+        if fate in (None, "unreadable"):
+            scores = self._scores(key, replicate) if phase == "final" else {}
+            for (split, task), score in scores.items():
+                metrics.append((f"{split}/{task}/accuracy", float(score.mean()), self.study.epochs))
+            if phase == "final":
+                mean = np.mean([scores["val", task].mean() for task in ITEMS])
+                metrics = [m for m in metrics if m[0] != "val/objective" or m[2] < self.study.epochs - 1]
+                metrics.append(("val/objective", float(mean), self.study.epochs - 1))
+                files = {f"outcomes/{split}.parquet": self._parquet(scores, split) for split in ("val", "test")}
+                self._files(run, files if fate is None else {"outcomes/test.parquet": b"PAR1 torn"})
+        logged = [Metric(k, v, 0, step) for k, v, step in metrics]
+        self.client.log_batch(run, metrics=logged, params=[Param(k, str(v)) for k, v in params.items()])
+        if fate == "running":
+            return
+        self.client.set_terminated(run, "FINISHED" if fate in (None, "unreadable", "pruned") else "FAILED")
+
+    def _metrics(self, key: Key, phase: str, replicate: str, lr: float) -> list[tuple[str, float, int]]:
+        strategy, levels, query = key
+        rng = np.random.default_rng([int(cell_id(key)[:8], 16), hash_of(replicate), int(lr * 1e4)])
+        best = float(np.mean([self.study.truth(task, strategy, levels, query) for task in ITEMS]))
+        width = 384 * (len(levels) + 1) if strategy == "concat" else 384
+        extra = 0.8e6 if strategy == "mmfuser" else 0.0
+        rows: list[tuple[str, float, int]] = []
+        for epoch in range(self.study.epochs):
+            rise = 1 - np.exp(-(epoch + 1) / (2 if lr > 0.002 else 4))
+            rows.append(("train/loss", float(3.2 * np.exp(-epoch / 3) + 0.6 + rng.normal(0, 0.02)), epoch))
+            rows.append(("val/objective", float(best * rise + rng.normal(0, 0.004)), epoch))
+        final = {
+            "cost/parameters": width * 384 + 384 + extra,
+            "cost/flops_per_image": 2 * 64 * (width * 384 + extra),
+            "cost/seconds": float(rng.normal(31 if strategy == "mmfuser" else 9, 1)),
+            "cost/samples_per_second": float(rng.normal(300 if strategy == "mmfuser" else 900, 20)),
+            "cost/peak_memory_mb": float(rng.normal(1800, 10)),
+            "cost/ms_per_image_forward": float(rng.normal(0.9 if strategy == "mmfuser" else 0.15, 0.01)),
+            "loss_still_falling": float(rng.normal(0.008, 0.004)) + (0.03 if strategy == "mmfuser" else 0),
+            "converged": 0.0 if strategy == "mmfuser" and replicate == "1" else 1.0,
+        }
+        if strategy == "mmfuser":
+            shut = levels == (9, 10, 11)
+            final |= {"gate/gamma1_rms": float(rng.normal(0.004 if shut else 0.35, 0.001 if shut else 0.04))}
+            final |= {"gate/gamma2_rms": float(rng.normal(0.002 if shut else 0.12, 0.0005 if shut else 0.02))}
+            final["gates_opened"] = float(not shut)
+            share = rng.dirichlet(8 * np.ones(len(levels)))
+            final |= {f"attention_share/layer_{level}": float(s) for level, s in zip(levels, share, strict=True)}
+        return rows + [(key_, value, self.study.epochs) for key_, value in final.items()]
+
+    def _scores(self, key: Key, replicate: str) -> dict[tuple[str, str], np.ndarray]:
+        """Crossed noise: a replicate's shift, an example's difficulty (shared by all cells), their interaction."""
+        strategy, levels, query = key
+        out = {}
+        for number, (task, items) in enumerate(ITEMS.items()):
+            rng = np.random.default_rng([int(cell_id(key)[:8], 16), hash_of(replicate), number])
+            shift = rng.normal(0, 0.008)
+            for split in ("val", "test"):
+                mean = self.study.truth(task, strategy, levels, query) + shift
+                chance = np.clip(mean + self.difficulty[split] + rng.normal(0, 0.05, self.study.examples), 0.01, 0.99)
+                out[split, task] = rng.binomial(items, chance) / items
+        return out
+
+    def _parquet(self, scores: dict[tuple[str, str], np.ndarray], split: str) -> bytes:
+        import pandas as pd
+
+        groups = self.study.groups
+        frames = [
+            pd.DataFrame(
+                {
+                    "example_id": [f"{split}-{i:05d}" for i in range(self.study.examples)],
+                    "group": [groups[i % len(groups)] for i in range(self.study.examples)],
+                    "task": task,
+                    "score": scores[split, task],
+                    "items": np.full(self.study.examples, items, dtype="int32"),
+                }
+            )
+            for task, items in ITEMS.items()
+        ]
+        buffer = io.BytesIO()
+        pd.concat(frames, ignore_index=True).to_parquet(buffer, index=False)
+        return buffer.getvalue()
+
+    def _files(self, run: str, files: dict[str, bytes]) -> None:
+        """Straight into the artifact folder: logging them one by one is most of a test's time."""
+        root = Path(self.client.get_run(run).info.artifact_uri.removeprefix("file://"))
+        for name, content in files.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+def hash_of(word: str) -> int:
+    return int(sha256(word.encode()).hexdigest()[:8], 16)
+
+
+def copy_database(template: Path, folder: Path) -> str:
+    """A fresh MLflow database in ``folder``, its artifacts below it. Returns its URI."""
+    folder.mkdir(parents=True, exist_ok=True)
+    database = folder / "mlflow.db"
+    shutil.copy(template, database)
+    connection = sqlite3.connect(database)
+    with connection:
+        connection.execute(
+            "UPDATE experiments SET artifact_location = ? || '/' || experiment_id", [(folder / "artifacts").as_uri()]
+        )
+    connection.close()
+    return f"sqlite:///{database}"
+
+
+def planted(
+    scores: dict[tuple[str, tuple[int, ...], int], dict[str, np.ndarray]],
+    validation: dict[tuple[str, tuple[int, ...], int], dict[str, float]] | None = None,
+    directions: dict[str, str] | None = None,
+    groups: Sequence[str] = tuple("abcdefghijkl"),
+    flops: dict[tuple[str, tuple[int, ...], int], float] | None = None,
+    depth: int = 12,
+) -> StudyRecord:
+    """A record made by hand: for each cell and task the test scores ``[R, N]``.
+
+    Validation scores are the test scores moved to the mean that ``validation`` names.
+    """
+    tasks = list(dict.fromkeys(task for by_task in scores.values() for task in by_task))
+    cells, runs, outcomes = [], [], {}
+    for key, by_task in scores.items():
+        strategy, levels, query = key
+        named = {("deep_only", (), depth): "deepest layer", ("deep_only", (), depth - 1): "penultimate layer"}
+        named[("concat", *MIDDLE)] = "middle concat"
+        tags = ((named[key],) if key in named else ()) + (("single layer",) if strategy == "deep_only" else ())
+        cells.append(Cell(cell_id(key), strategy, levels, query, label(key), baselines=tags, chosen_lr=0.003))
+        replicates = tuple(str(r) for r in range(len(next(iter(by_task.values())))))
+        means = {}
+        for task, values in by_task.items():
+            examples = tuple(f"{i:05d}" for i in range(values.shape[1]))
+            outcomes[cell_id(key), task, "test"] = Outcomes(replicates, examples, values)
+            wanted = (validation or {}).get(key, {}).get(task, float(values.mean()))
+            outcomes[cell_id(key), task, "val"] = Outcomes(replicates, examples, values - values.mean() + wanted)
+            means[task] = wanted
+        sign = {task: -1 if (directions or {}).get(task) == "minimize" else 1 for task in tasks}
+        metrics = {f"val/{task}/accuracy": value for task, value in means.items()}
+        metrics["val/objective"] = float(np.mean([sign[task] * value for task, value in means.items()]))
+        metrics["cost/flops_per_image"] = (flops or {}).get(key, 1e6 * (1 + len(levels)))
+        runs += [
+            Run(f"{cell_id(key)}{r}", cell_id(key), "final", r, "finished", 0.003, 0, metrics, {}) for r in replicates
+        ]
+    return StudyRecord(
+        name="planted",
+        study_id="0" * 16,
+        run_id="run",
+        experiment="fusion-workbench",
+        tracking_uri="sqlite:///mlflow.db",
+        status="FINISHED",
+        question="",
+        started=0,
+        ended=1,
+        tags={},
+        study_yaml="",
+        passport={"depth": depth},
+        source={},
+        tasks=tuple(Task(t, direction=(directions or {}).get(t, "maximize"), chance=0.1) for t in tasks),
+        cells=tuple(cells),
+        searched={c.id: c for c in cells},
+        replicates=tuple(sorted({r.replicate for r in runs})),
+        runs=tuple(runs),
+        outcomes=outcomes,
+        groups=tuple(groups),
+    )
+
+
+def tiny(**changes: Any) -> Synthetic:
+    """Four cells, three replicates, thirty examples."""
+    plain: dict[str, Any] = {
+        "singles": (5, 12),
+        "selections": (((3, 6), 12),),
+        "strategies": ("concat", "mmfuser"),
+        "examples": 30,
+        "epochs": 2,
+        "replicates": 3,
+        "rates": (0.003,),
+    }
+    return Synthetic(**(plain | changes))

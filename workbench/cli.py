@@ -1,0 +1,368 @@
+"""The command line. Only Typer is imported here; each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from workbench.config import StudyConfig
+
+app = typer.Typer(
+    name="workbench",
+    help="A referee for visual-layer fusion: which encoder layers to feed to the language model, fused how, and how "
+    "sure that is.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+store_app = typer.Typer(help="The feature store: the encoder's outputs on disk.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+Workspace = Annotated[
+    Path,
+    typer.Option(
+        "--workspace", "-w", envvar="WORKBENCH_WORKSPACE", help="Folder for features, studies, MLflow, reports."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides of the study, such as training.epochs=4 replicates=5.", metavar="[KEY=VALUE]..."),
+]
+StudyName = Annotated[
+    str, typer.Argument(help="A bundled study (quickstart, finescenes) or the path of a YAML file.", metavar="STUDY")
+]
+Uri = Annotated[str, typer.Option("--uri", help="MLflow tracking URI; default: the workspace's SQLite file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+DEFAULT_WORKSPACE = Path("workspace")
+
+SMALL = (
+    "source.options.train=96",
+    "source.options.val=48",
+    "source.options.test=48",
+    "training.epochs=2",
+    "search.learning_rates=[0.003]",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from workbench.version import __version__
+
+        typer.echo(f"workbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def quickstart(
+    overrides: Overrides = None,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    small: Annotated[
+        bool, typer.Option("--small", help="A smoke run: few scenes, two epochs; its numbers mean nothing.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Assets, a real ablation on real images, MLflow, the report: the whole way in some minutes."""
+    from workbench import assets
+    from workbench.config import load_study
+
+    study = load_study("quickstart", [*(SMALL if small else ()), *(overrides or [])])
+    assets.ensure("encoder", "photographs", "digits", "typefaces", progress=not quiet)
+    _run(study, workspace, quiet)
+
+
+@app.command()
+def sweep(
+    study: StudyName,
+    overrides: Overrides = None,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and train nothing.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Train again what diverged or ran out of memory.")
+    ] = False,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Run a study, or go on with it: what was finished is kept. Ends with its report."""
+    from workbench.config import load_study
+
+    _run(load_study(study, overrides or []), workspace, quiet, plan=plan, retry_failed=retry_failed, report=report)
+
+
+@app.command()
+def train(
+    strategy: Annotated[str, typer.Argument(help="Fusion strategy, such as mmfuser.")],
+    overrides: Overrides = None,
+    levels: Annotated[
+        str, typer.Option("--levels", "-l", help="Shallow layers, comma-separated: 3,6,9 or 25%,50%.")
+    ] = "",
+    query: Annotated[str, typer.Option("--query", help="The deep layer; default: the deepest.")] = "",
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate.")] = 3e-3,
+    study: Annotated[
+        str, typer.Option("--study", "-s", help="The study whose data and training it shares.")
+    ] = "quickstart",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    quiet: Quiet = False,
+) -> None:
+    """Train one variant (by default one replicate) and track it, without a search."""
+    from workbench.config import SelectionConfig, StrategyConfig, load_study
+
+    base = load_study(study)
+    options = base.strategies
+    base.strategies = [next((s for s in options if s.name == strategy), StrategyConfig(name=strategy))]
+    base.selections = [SelectionConfig([x for x in levels.split(",") if x], query or None)]
+    base.space, base.single_layers, base.baselines, base.replicates = None, [], False, 1
+    base.search.learning_rates = [lr]
+    base.question = f"What does {strategy} reach on its own?"
+    base.name = f"train-{strategy}"
+    _run(_overridden(base, overrides or []), workspace, quiet, report=False)
+
+
+@app.command()
+def report(
+    study: Annotated[
+        str, typer.Argument(help="A study's name, its 16-digit id, or the path of its YAML file.", metavar="STUDY")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write to; default: WORKSPACE/reports/STUDY.")
+    ] = None,
+    uri: Uri = "",
+    experiment: Annotated[str, typer.Option("--experiment", help="MLflow experiment.")] = "fusion-workbench",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Write the layer-selection report of a study (HTML, Markdown, JSON, CSV) from MLflow alone."""
+    from workbench.config import load_study
+
+    name = load_study(study).name if study.endswith((".yaml", ".yml")) else study
+    _write_report(_console(), uri or _existing_uri(workspace), name, out or workspace / "reports" / name, experiment)
+
+
+@app.command()
+def layers(
+    encoder: Annotated[
+        str, typer.Argument(help="assets:encoder, a transformers folder, or a Hugging Face name.")
+    ] = "assets:encoder",
+    image_size: Annotated[
+        int, typer.Option("--image-size", help="Pixels of the square input; 0: the encoder's own.")
+    ] = 0,
+    revision: Annotated[str | None, typer.Option("--revision", help="Commit of a Hugging Face name.")] = None,
+) -> None:
+    """The layer passport: every layer in every notation, prefix tokens, grid, dim, final norm."""
+    from workbench.passport import show
+
+    show(_console(), encoder, image_size, revision)
+
+
+@app.command()
+def assets(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; default: all but the language model.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Fetch again what is missing or altered.")] = False,
+    check: Annotated[bool, typer.Option("--list", help="Show what is there, and fetch nothing.")] = False,
+) -> None:
+    """Fetch and convert the embedded encoder, photographs, digits and typefaces; once."""
+    from workbench import assets as embedded
+
+    console = _console()
+    if not check:
+        embedded.ensure(*(names or embedded.DEFAULT), repair=repair)
+    from rich.table import Table
+
+    table = Table("asset", "state", "size", "what it is", "where", title="embedded assets", title_justify="left")
+    for status in embedded.status():
+        table.add_row(
+            status.name,
+            status.state,
+            f"{status.bytes / 1e6:.1f} MB" if status.bytes else "—",
+            status.what,
+            str(status.path),
+        )
+    console.print(table)
+    console.print(
+        "next: [bold]workbench quickstart[/]" if not check else "fetch what is missing: [bold]workbench assets[/]"
+    )
+
+
+@store_app.command("list")
+def store_list(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
+    """What is stored: encoder, source, layers, images, bytes."""
+    from workbench.stores import show
+
+    show(_console(), workspace)
+
+
+@store_app.command("build")
+def store_build(
+    study: StudyName, overrides: Overrides = None, workspace: Workspace = DEFAULT_WORKSPACE, quiet: Quiet = False
+) -> None:
+    """Encode what a study needs, ahead of running it."""
+    from workbench.config import load_study
+    from workbench.stores import build
+
+    build(_console(), load_study(study, overrides or []), workspace, progress=not quiet)
+
+
+@store_app.command("verify")
+def store_verify(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
+    """Read every shard and compare it with its checksum. Exits with 1 when one is bad."""
+    from workbench.stores import verify
+
+    if not verify(_console(), workspace):
+        raise typer.Exit(1)
+
+
+@store_app.command("remove")
+def store_remove(
+    key: Annotated[str, typer.Argument(help="A key that `workbench store list` shows.")],
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Delete one store; a study that needs it encodes anew."""
+    from workbench.stores import remove
+
+    remove(_console(), workspace, key)
+
+
+@app.command()
+def ui(
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535)] = 5000,
+    uri: Uri = "",
+) -> None:
+    """Open MLflow's pages on 127.0.0.1."""
+    from workbench.ui import serve
+
+    raise typer.Exit(serve(_console(), uri or _existing_uri(workspace), port))
+
+
+@app.command()
+def doctor(workspace: Workspace = DEFAULT_WORKSPACE, uri: Uri = "") -> None:
+    """Check versions, hardware, disk, permissions, assets and tracking; say what to mend."""
+    from workbench import doctor as doctor_
+
+    findings = doctor_.examine(workspace, uri or None)
+    doctor_.show(findings, _console())
+    if any(finding.state == "bad" for finding in findings):
+        raise typer.Exit(1)
+
+
+# --- shared by commands -----------------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=not sys.stdout.isatty())
+
+
+def _overridden(study: StudyConfig, overrides: list[str]) -> StudyConfig:
+    from workbench.config import study_from_yaml, to_yaml
+
+    return study_from_yaml(to_yaml(study), "train", overrides, study.name)
+
+
+def _run(
+    study: StudyConfig,
+    workspace: Path,
+    quiet: bool,
+    plan: bool = False,
+    retry_failed: bool = False,
+    report: bool = True,
+) -> None:
+    from workbench.tracking import check_uri
+
+    if study.tracking.uri:
+        check_uri(study.tracking.uri)
+    console = _console()
+    from workbench.progress import Display
+
+    display = Display(console, progress=not quiet)
+    with display.step("loading torch, lightning and the encoder"):
+        from workbench.experiment import Experiment
+        from workbench.plan import show_plan
+        from workbench.prepare import prepare
+
+        parts = prepare(study, workspace, progress=not quiet)
+    show_plan(console, parts)
+    if plan:
+        console.print(f"run it: [bold]workbench sweep {study.name}[/]", highlight=False)
+        return
+    result = Experiment(parts, display, retry_failed).run()
+    failed = f", {result.failed} did not finish (see the report)" if result.failed else ""
+    console.print(f"trained {result.trained}, kept {result.kept} from before{failed}", highlight=False)
+    if report:
+        _write_report(
+            console, result.tracking_uri, result.study_id, workspace / "reports" / study.name, study.tracking.experiment
+        )
+    where = f" --workspace {workspace}" if workspace != DEFAULT_WORKSPACE else ""
+    console.print(f"next: [bold]workbench ui{where}[/] shows every run in MLflow", highlight=False)
+
+
+def _write_report(console: Console, uri: str, study: str, out: Path, experiment: str) -> None:
+    from reports import write_report
+
+    with console.status("writing the report") if console.is_terminal else nullcontext():
+        paths = write_report(uri, study, out, experiment)
+    console.print(paths.answer, highlight=False, markup=False)
+    console.print(f"report: {paths.html}", highlight=False, markup=False)
+
+
+def _existing_uri(workspace: Path) -> str:
+    from workbench.tracking import default_uri
+
+    if not (workspace / "mlflow.db").is_file():
+        raise WorkbenchError(
+            f"{workspace} holds no MLflow database yet; run a study first (workbench quickstart), or name another place "
+            "with --workspace or --uri."
+        )
+    return default_uri(workspace)
+
+
+def _fail(message: str, status: int = 2) -> NoReturn:
+    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    typer.echo(message, err=True)
+    sys.exit(status)
+
+
+def main() -> None:
+    """The console script: what a user did wrong is one line and status 2, never a traceback."""
+    from workbench import guard
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        guard.check()
+        app()
+    except WorkbenchError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on where it was.", 130)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _fail(
+                f"the disk is full ({error.filename or 'while writing'}); free some space, then run the same command."
+            )
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            _fail(f"no permission to write {error.filename}; choose another place with --workspace.")
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The layer passport: one encoder's layers under every notation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workbench.config import EncoderConfig
+from workbench.layers import notations
+from workbench.prepare import load_encoder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def show(console: Console, name: str, image_size: int, revision: str | None) -> None:
+    """Print the passport of encoder ``name``. Raises WorkbenchError when it cannot be loaded."""
+    from rich.table import Table
+
+    encoder = load_encoder(EncoderConfig(name=name, revision=revision, image_size=image_size, precision="float32"))
+    facts = encoder.passport()
+    norm = (
+        "follows the last block: last_hidden_state = norm(hidden_states[-1])"
+        if facts["final_norm"]
+        else "none on the tokens: last_hidden_state = hidden_states[-1]"
+    )
+    head = Table.grid(padding=(0, 2))
+    for key, value in {
+        "family": facts["family"],
+        "parameters": f"{facts['parameters'] / 1e6:.2f} M",
+        "depth": f"{facts['depth']} blocks, layers 0 to {facts['depth']}",
+        "dim": str(facts["dim"]),
+        "input": f"{facts['image_size']} × {facts['image_size']} px, patches of {facts['patch']} px",
+        "grid": f"{facts['grid'][0]} × {facts['grid'][1]} = {facts['tokens']} patch tokens",
+        "prefix tokens": f"{facts['prefix_tokens']} (split off, never fused)",
+        "final norm": norm,
+    }.items():
+        head.add_row(f"[bold]{key}[/]", value)
+    console.print(f"[bold]{facts['encoder']}[/]")
+    console.print(head)
+    columns = list(notations(0, encoder.depth))
+    table = Table(*columns, "what it is")
+    for layer in range(encoder.depth + 1):
+        what = "embeddings" if layer == 0 else f"output of block {layer}"
+        marks = {encoder.depth: " (deepest)", encoder.depth - 1: " (penultimate: LLaVA's −2)"}
+        table.add_row(*notations(layer, encoder.depth).values(), what + marks.get(layer, ""))
+    console.print(table)
+    console.print(
+        "any of these notations works in a study: [bold]selections: [{levels: [hs:3, 50%, -4]}][/]", highlight=False
+    )

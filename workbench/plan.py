@@ -1,0 +1,42 @@
+"""What a study is about to do, before it does it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from workbench.prepare import Parts
+
+
+def show_plan(console: Console, parts: Parts) -> None:
+    """Print cells, trainings, steps and disk use. Raises WorkbenchError when the features would not fit on the disk."""
+    from sweeps.planner import Planner
+
+    study, training = parts.study, parts.study.training
+    planner = Planner(parts.space, study.search, None, "plan")
+    per_strategy = Counter(cell.strategy for cell in planner.finalists())
+    steps = training.epochs * (parts.source.size("train") // training.batch_size)
+    rates = sorted(set(study.search.learning_rates))
+    searched = 0
+    if len(rates) > 1:
+        searched = len(rates) * (
+            len(planner.representatives()) if study.search.scope == "strategy" else len(planner.finalists())
+        )
+    cells = ", ".join(f"{count} {name}" for name, count in per_strategy.items())
+    console.print(f"[bold]{study.name}[/]  {study.question}", highlight=False)
+    more = "" if planner.exhaustive else f", and up to {study.search.budget} sampled for each strategy"
+    console.print(
+        f"  cells      {sum(per_strategy.values())} ({cells}){more}\n"
+        f"  training   {study.replicates} replicates + {searched} runs for the learning rate "
+        f"({', '.join(f'{r:g}' for r in rates)}); "
+        f"{steps} steps of {training.batch_size} images each\n"
+        f"  encoder    {parts.encoder.name}, layers {planner.layers()}, {parts.encoder.precision}",
+        highlight=False,
+    )
+    if parts.store is not None:
+        plan = parts.store.plan(planner.layers())
+        text = str(plan).removeprefix("feature store: ") if plan.images else f"all stored at {plan.where}"
+        console.print(f"  features   {text}", highlight=False, markup=False)

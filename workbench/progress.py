@@ -1,0 +1,87 @@
+"""What a person sees while a study runs: a bar with the time left, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_EVERY = 30.0  # seconds between plain lines
+
+
+class Display:
+    """Progress of one command.
+
+    Args:
+        console: where to write.
+        progress: False for silence but for :meth:`say`.
+    """
+
+    def __init__(self, console: Console, progress: bool = True) -> None:
+        self.console = console
+        self.progress = progress
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """A stage without a known length."""
+        if self.progress and self.console.is_terminal:
+            with self.console.status(text):
+                yield
+        else:
+            yield
+
+    @contextmanager
+    def training(self, phase: str, total: int, kept: int) -> Iterator[Callable[[int], None]]:
+        """A bar over variant-epochs. Yields the function that moves it."""
+        name = "learning rates" if phase == "search" else "replicates"
+        if kept:
+            self.say(f"{name}: {kept} variant-replicates were finished before and are kept")
+        if not total or not self.progress:
+            yield lambda count: None
+        elif self.console.is_terminal:
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("variant-epochs"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
+            with Progress(*columns, console=self.console) as bar:
+                task = bar.add_task(name, total=total)
+                yield lambda count: bar.advance(task, count)
+        else:
+            yield _Plain(self, name, total).advance
+
+
+class _Plain:
+    """A line now and then, for logs."""
+
+    def __init__(self, display: Display, name: str, total: int) -> None:
+        self.display, self.name, self.total = display, name, total
+        self.done = 0
+        self.start = self.last = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.last >= _EVERY or self.done >= self.total:
+            self.last = now
+            left = (now - self.start) / self.done * (self.total - self.done)
+            self.display.say(f"{self.name}: {self.done}/{self.total} variant-epochs, about {left / 60:.1f} min left")

@@ -1,0 +1,201 @@
+"""What is written down of a study and of each variant-replicate: params, metrics, artifacts."""
+
+from __future__ import annotations
+
+import io
+import math
+import resource
+import statistics
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from workbench.config import StudyConfig, to_yaml
+from workbench.prepare import Parts, flat, training_identity
+from workbench.tracking import to_json
+
+if TYPE_CHECKING:
+    from modules.bank import Evaluation, Member
+    from sweeps.space import Variant
+
+STILL_FALLING = 0.02  # relative drop of the training loss an epoch, above which a run does not count as converged
+GATES_OPEN = 0.01  # root mean square of a gate that starts at zero, from which on it counts as opened
+_TIMED_BATCH = 32
+
+
+def study_files(parts: Parts) -> dict[str, str | bytes]:
+    """The artifacts of the parent run that are known before training."""
+    source = parts.source
+    groups = {split: sorted(source.identity(split)["group"].unique().tolist()) for split in ("train", "val", "test")}
+    return {
+        "study.yaml": to_yaml(parts.study),
+        "passport.json": to_json(parts.encoder.passport()),
+        "source.json": to_json(
+            {
+                "name": parts.study.source.name,
+                "version": source.version,
+                "fingerprints": {split: source.fingerprint(split) for split in groups},
+                "sizes": {split: source.size(split) for split in groups},
+                "classes": {task: list(names) for task, names in source.classes().items()},
+                "groups": groups,
+            }
+        ),
+        "tasks.json": to_json(
+            {
+                task.name: {
+                    "metric": task.metric_name,
+                    "direction": task.direction,
+                    "chance": task.chance,
+                    "title": task.title,
+                }
+                for task in parts.tasks
+            }
+        ),
+    }
+
+
+def child_params(study: StudyConfig, variant: Variant, replicate: str) -> dict[str, Any]:
+    """Flat scalars of a child run."""
+    cell, training = variant.cell, training_identity(study)
+    params: dict[str, Any] = {
+        "strategy": cell.strategy,
+        "levels": ",".join(map(str, cell.selection.levels)),
+        "query": cell.selection.query,
+        "replicate": replicate,
+        "lr": variant.lr,
+        "alias": cell.alias,
+    }
+    params |= {
+        f"lr_{part}": variant.lr * training[f"{part}_lr_scale"] for part in ("fuser", "gates", "projector", "head")
+    }
+    params |= {f"options.{key}": value for key, value in cell.options}
+    params |= {key: value for key, value in training.items() if not key.endswith("_lr_scale")}
+    return flat(params)
+
+
+def final_metrics(member: Member, parts: Parts, grid: tuple[int, int], phase: str) -> dict[str, float]:
+    """Cost, convergence, gates, attention and, for the final replicates, the test metrics."""
+    from modules.bank import loss_still_falling
+    from modules.cost import flops, parameters
+
+    probe, dim = member.probe, parts.encoder.dim
+    device = next(probe.parameters()).device
+    dtype = next(probe.parameters()).dtype
+    tokens = grid[0] * grid[1]
+    example = torch.zeros(len(probe.fuser.uses), 1, tokens, dim, device=device, dtype=dtype)
+    falling = loss_still_falling(member.history)
+    gates = {
+        key: value for key, value in (member.history[-1] if member.history else {}).items() if key.startswith("gate/")
+    }
+    seconds = member.step_seconds
+    metrics: dict[str, float] = {
+        "cost/parameters": parameters(probe.fuser) + parameters(probe.projector),
+        "cost/parameters_fuser": parameters(probe.fuser),
+        "cost/parameters_heads": parameters(probe.heads),
+        "cost/flops_per_image": flops(lambda x: probe.tokens(x, grid), example),
+        "cost/seconds": seconds,
+        "cost/samples_per_second": member.images / seconds if seconds else math.nan,
+        "cost/peak_memory_mb": _peak_memory_mb(),
+        "loss_still_falling": falling,
+        "converged": float(member.outcome == "finished" and falling < STILL_FALLING),
+        **member.diagnostics,
+        **gates,
+    }
+    if phase == "final":
+        metrics["cost/ms_per_image_forward"] = _forward_ms(member, example, grid)
+    if gates:
+        metrics["gates_opened"] = float(all(value >= GATES_OPEN for value in gates.values()))
+    if "test" in member.evaluations:
+        test = member.evaluations["test"]
+        metrics |= {f"test/{key}": value for key, value in test.metrics.items()} | {"test/loss": test.loss}
+    return {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+
+
+def child_files(member: Member, parts: Parts, variant: Variant, phase: str) -> dict[str, str | bytes]:
+    """Resolved YAML always; outcomes and the trained fuser for the final replicates."""
+    import safetensors.torch
+
+    cell = variant.cell
+    described = {
+        "variant": variant.id,
+        "cell": cell.id,
+        "strategy": cell.strategy,
+        "levels": list(cell.selection.levels),
+        "query": cell.selection.query,
+        "options": dict(cell.options),
+        "lr": variant.lr,
+        "training": dict(variant.training),
+    }
+    files: dict[str, str | bytes] = {"variant.yaml": yaml.safe_dump(described, sort_keys=False)}
+    if phase != "final" or member.outcome != "finished":
+        return files
+    for split, evaluation in member.evaluations.items():
+        files[f"outcomes/{split}.parquet"] = _outcomes(evaluation, parts, split)
+    weights = {
+        f"{part}.{key}": value.detach().cpu().contiguous()
+        for part, module in (
+            ("fuser", member.probe.fuser),
+            ("projector", member.probe.projector),
+            ("heads", member.probe.heads),
+        )
+        for key, value in module.state_dict().items()
+    }
+    files["fuser/model.safetensors"] = safetensors.torch.save(weights, metadata={"format": "pt"})
+    config = described | {
+        "encoder": parts.encoder.passport(),
+        "dim": parts.encoder.dim,
+        "projector": member.config.probe.projector,
+        "width": member.config.probe.width or parts.encoder.dim,
+        "out_dim": member.probe.fuser.out_dim,
+    }
+    files["fuser/config.json"] = to_json(config)
+    return files
+
+
+def _outcomes(evaluation: Evaluation, parts: Parts, split: str) -> bytes:
+    """Per-example outcomes as Parquet: example_id, group, task, score, items."""
+    import pandas as pd
+
+    identity = parts.source.identity(split).iloc[evaluation.index.numpy()]
+    frames = [
+        pd.DataFrame(
+            {
+                "example_id": identity["example_id"].to_numpy(),
+                "group": identity["group"].to_numpy(),
+                "task": task.name,
+                "score": evaluation.scores[task.name].numpy(),
+                "items": evaluation.items[task.name].numpy().astype("int32"),
+            }
+        )
+        for task in parts.tasks
+    ]
+    buffer = io.BytesIO()
+    pd.concat(frames, ignore_index=True).to_parquet(buffer, index=False, compression="zstd")
+    return buffer.getvalue()
+
+
+def _forward_ms(member: Member, example: torch.Tensor, grid: tuple[int, int]) -> float:
+    """Milliseconds an image for fuser and projector in a batch of 32, the median of five."""
+    batch = example.expand(-1, _TIMED_BATCH, -1, -1).contiguous()
+    times = []
+    with torch.inference_mode():
+        for _ in range(6):
+            if batch.is_cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            member.probe.tokens(batch, grid)
+            if batch.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times[1:]) / _TIMED_BATCH
+
+
+def _peak_memory_mb() -> float:
+    """Of the whole bank: the device's allocator on CUDA, the process elsewhere."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
