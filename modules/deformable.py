@@ -167,7 +167,7 @@ def project_and_gather(tokens: Tensor, projection: Tensor, bias: Tensor, index: 
 
 
 class _Corners(Function):
-    """All arithmetic runs over the long last axis of the input; at the end the K numbers of a query are brought together.
+    """All arithmetic runs over the long last axis of the input; the K numbers of a query come together at the end.
 
     On the CPU short inner axes cost several times more.
     """

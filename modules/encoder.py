@@ -53,7 +53,7 @@ class VisionEncoder(nn.Module):
     Args:
         name: a transformers folder, or a hub name such as ``openai/clip-vit-large-patch14-336``.
         revision: commit or tag of a hub name.
-        image_size: pixels of the square input; a multiple of the patch size.
+        image_size: pixels of the square input, a multiple of the patch size; 0 for the size it was trained at.
         precision: ``float32``, ``bf16`` (autocast), or ``auto``: bf16 where the hardware gains from it.
 
     Raises:
@@ -74,7 +74,7 @@ class VisionEncoder(nn.Module):
         self.depth: int = self.config.num_hidden_layers
         self.dim: int = self.config.hidden_size
         self.patch: int = self.config.patch_size
-        self.image_size = image_size
+        self.image_size = image_size = image_size or self.config.image_size
         self.prefix_tokens = family.prefix_tokens(self.config)
         if image_size % self.patch or image_size < self.patch:
             raise WorkbenchError(

@@ -110,6 +110,8 @@ def _words(
     if head.difference is None:
         hint = _hint(analysis, head)
         lead = _baseline_won(analysis, cell, ranked, over) + hint
+        if analysis.means[cell.id, analysis.objective.name].replicates < FEWEST:
+            return f"No verdict yet: {cell.name} is the best on validation{rate}.", lead
         if hint:
             return f"Use {cell.name}{rate}: nothing did better on validation.", lead
         return f"Nothing here beats the best baseline: use {cell.name}{rate}.", lead
@@ -140,7 +142,7 @@ def _baseline_won(analysis: Analysis, cell: Cell, ranked: list[Cell], over: str)
     """The recommended cell is a baseline: how the best of the others fares against it."""
     measure = analysis.objective.name
     others = [c for c in ranked if not c.single and c.id != cell.id]
-    lead = "It is itself a baseline, and the best on validation."
+    lead = "It is itself a baseline, and no fusion did better on validation."
     if not others:
         return lead
     family = {c.cell: c for c in analysis.family(measure, "recommended", cell.id)}
@@ -226,8 +228,8 @@ def _cheaper_words(analysis: Analysis, cheaper: Cheaper, cell: Cell) -> str:
         else f"with {fewer} layer{'s' * (fewer > 1)} to read instead of {more}"
     )
     return (
-        f"As good on validation and cheaper: {cheaper.cell.name}, {cost}, is not distinguishable from {cell.name} there "
-        f"({effect(cheaper.validation)} points).{judged}"
+        f"As good on validation and cheaper: {cheaper.cell.name}, {cost}, is not distinguishable from {cell.name} "
+        f"there ({effect(cheaper.validation)} points).{judged}"
     )
 
 
@@ -251,7 +253,11 @@ def _caveats(analysis: Analysis) -> tuple[str, ...]:
     record, out = analysis.record, []
     counts = record.counts()
     done, expected = counts.get(FINISHED, 0), record.expected
-    if not record.complete:
+    if not record.expected:
+        out.append(
+            f"Incomplete: no replicate was started yet; the learning-rate search has {len(record.runs)} runs so far."
+        )
+    elif not record.complete:
         rest = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.items() if state != FINISHED)
         state = {"RUNNING": "is still running", "KILLED": "was stopped", "FAILED": "broke off"}.get(
             record.status, "ended"
@@ -261,17 +267,13 @@ def _caveats(analysis: Analysis) -> tuple[str, ...]:
             f"Incomplete: the study {state} with {done} of {expected} variant-replicates"
             f"{f' ({rest})' if rest else ''}.{running}"
         )
-    if analysis.conditional:
-        number = len(record.groups)
+    if analysis.conditional and analysis.means:
+        number = f"{len(record.groups)} photograph{'s' if len(record.groups) > 1 else ''}"
         out.append(
-            f"Conditional on these photographs: the test images come from {number} photograph{'s' if number > 1 else ''}; "
-            "nothing here speaks for other ones."
+            f"Conditional on these photographs: the test images come from {number}; nothing here speaks for other ones."
         )
-    few, most = (
-        (min(replicates), max(replicates))
-        if (replicates := [e.replicates for e in analysis.means.values()])
-        else (0, 0)
-    )
+    replicates = [e.replicates for e in analysis.means.values()]
+    few, most = min(replicates, default=0), max(replicates, default=0)
     if 0 < few < FEWEST:
         out.append(f"Some cells have {few} replicate{'s' if few > 1 else ''}; a verdict takes {FEWEST}.")
     elif 0 < most < FIRM:

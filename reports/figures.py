@@ -9,14 +9,26 @@ import numpy as np
 
 from reports.answer import Answer
 from reports.comparison import BASELINES, Analysis, Measure
-from reports.records import Cell, StudyRecord
+from reports.fuser_figures import attention, gates
+from reports.records import Cell
 from reports.statistics import Estimate
-from reports.svg import ACCENT, CHARACTER, FONT, INK, MUTED, PAPER, RULE, Figure, canvas, finish, line_labels
-from reports.wording import POINTS, count, half, listed, number, percent
-
-WIDTH = 9.2  # inches
-_MARKERS = "os^DvPX*<>hp"
-_MOST_ROWS = 40  # rows of a heat map; the tables have all
+from reports.svg import (
+    ACCENT,
+    CHARACTER,
+    FONT,
+    INK,
+    MARKERS,
+    MUTED,
+    PAPER,
+    RULE,
+    WIDTH,
+    Figure,
+    canvas,
+    finish,
+    line_labels,
+    short,
+)
+from reports.wording import POINTS, count, half, listed, percent
 
 
 def figures(analysis: Analysis, answer: Answer) -> list[Figure]:
@@ -63,7 +75,7 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
         ):
             value = analysis.means[answer.cell.id, measure.name].mean * POINTS
             axes.axhline(value, color=ACCENT, lw=1.4, zorder=1)
-            lines.append((value, f"recommended: {_short(answer.cell.name)}  {value:.1f}", ACCENT))
+            lines.append((value, f"recommended: {short(answer.cell.name)}  {value:.1f}", ACCENT))
         if measure.chance is not None:
             axes.axhline(measure.chance * POINTS, color=MUTED, lw=0.9, ls=(0, (1, 2)), zorder=1)
             lines.append((measure.chance * POINTS, f"chance  {measure.chance * POINTS:.1f}", MUTED))
@@ -121,14 +133,14 @@ def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             axes.plot(x, e.mean * POINTS, markers[cell.strategy], color=colour, mfc=fill, ms=6.5, mew=1.1, zorder=3)
         _name_points(
             axes,
-            [(x, e.mean * POINTS, _short(c.label), i in front) for i, (x, e, c) in enumerate(points) if c.id in named],
+            [(x, e.mean * POINTS, short(c.label), i in front) for i, (x, e, c) in enumerate(points) if c.id in named],
         )
         for k, (strategy, marker) in enumerate(markers.items()):  # a legend along the top, out of the data's way
             place = 0.065 + k * min(0.16, 0.9 / len(markers))
             axes.plot(
                 [place], [0.945], marker, transform=figure.transFigure, color=MUTED, mfc=PAPER, ms=6.5, clip_on=False
             )
-            figure.text(place + 0.013, 0.945, _short(strategy, 18), va="center", color=MUTED)
+            figure.text(place + 0.013, 0.945, short(strategy, 18), va="center", color=MUTED)
         _count_axis(axes, low, high)
         axes.set_xlabel("FLOPs an image, fusion and projector, forward (log scale)")
         axes.set_ylabel(f"{measure.name}: test {measure.metric}, %")
@@ -140,8 +152,8 @@ def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             figure,
             f"cost-{slug(measure.name)}",
             f"{measure.name}: score against cost",
-            "Filled and joined: the Pareto front of the means, no cell cheaper and better. Neighbours on it may still be "
-            "within the noise of each other. The encoder is the same for all and not counted.",
+            "Filled and joined: the Pareto front of the means, no cell cheaper and better. Neighbours on it may still "
+            "be within the noise of each other. The encoder is the same for all and not counted.",
             f"{len(points)} cells by FLOPs an image and test {measure.metric}. On the Pareto front: {said}.",
         )
 
@@ -155,104 +167,6 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
             out.append(i)
             best = points[i][1]
     return out
-
-
-def gates(record: StudyRecord) -> Figure | None:
-    """How far each gate has opened, a dot a replicate."""
-    names = sorted({key for run in record.runs for key in run.metrics if key.startswith("gate/")})
-    from matplotlib.ticker import FuncFormatter, NullLocator
-
-    cells = [c for c in record.cells if any(key in r.metrics for r in record.finals(c.id) for key in names)][
-        :_MOST_ROWS
-    ]
-    if not cells:
-        return None
-    rows = max(0.36 * len(cells), 0.3 * len(names))
-    tall = rows + 0.55
-    with canvas(WIDTH, tall) as figure:
-        axes = figure.add_axes((0.27, 0.5 / tall, 0.56, rows / tall))
-        for k, key in enumerate(names):
-            filled = k % 2 == 0
-            for row, cell in enumerate(cells):
-                values = [max(r.metrics[key], 1e-5) for r in record.finals(cell.id) if key in r.metrics]
-                offset = (k - (len(names) - 1) / 2) * 0.32
-                look = {"color": ACCENT, "mfc": ACCENT if filled else PAPER, "ms": 5, "mew": 1.1}
-                axes.plot(values, [row + offset] * len(values), _MARKERS[k // 2 % len(_MARKERS)], lw=0, **look)
-            height = 1 - (k + 0.5) * 0.25 / rows
-            axes.plot(
-                [1.03], [height], _MARKERS[k // 2 % len(_MARKERS)], transform=axes.transAxes, clip_on=False, **look
-            )
-            axes.text(1.05, height, _gate(key), transform=axes.transAxes, va="center")
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_yticks(range(len(cells)), [_short(c.label, 34) for c in cells])
-        axes.tick_params(axis="y", labelcolor=INK)
-        axes.set_ylim(len(cells) - 0.5, -0.5)
-        axes.grid(axis="x")
-        axes.set_xlabel("root mean square of the gate at the end (log scale; it starts at 0)")
-        said = "; ".join(
-            f"{c.label}: "
-            + ", ".join(f"{_gate(k)} {v:.3g}" for k in names if (v := record.mean_metric(c.id, k)) is not None)
-            for c in cells
-        )
-        return finish(
-            figure,
-            "gates",
-            "Gates at the end of training",
-            "A dot a replicate. A gate near zero means that the fuser's output was hardly added: that cell measured the "
-            "query layer, not the fusion.",
-            f"Mean root mean square by cell. {said}.",
-        )
-
-
-def attention(record: StudyRecord) -> Figure | None:
-    """Where fusers that attend look: the share of each level."""
-    prefix = "attention_share/layer_"
-    shares: list[tuple[Cell, dict[int, float]]] = []
-    for cell in record.cells:
-        names = {key for run in record.finals(cell.id) for key in run.metrics if key.startswith(prefix)}
-        own = {
-            int(n): record.mean_metric(cell.id, f"{prefix}{n}")
-            for k in names
-            if (n := k.removeprefix(prefix)).isdigit()
-        }
-        known = {layer: value for layer, value in own.items() if value is not None}
-        if known:
-            shares.append((cell, known))
-    shares = shares[:_MOST_ROWS]
-    if not shares:
-        return None
-    layers = sorted({layer for _, own in shares for layer in own})
-    tall = 0.36 + 0.32 * len(shares)
-    with canvas(WIDTH, tall) as figure:
-        axes = figure.add_axes((0.27, 0.04 / tall, min(0.7, 0.075 * len(layers)), 0.32 * len(shares) / tall))
-        for row, (_, own) in enumerate(shares):
-            for layer, value in own.items():
-                column = layers.index(layer)
-                axes.barh(
-                    row, 0.94, left=column - 0.47, height=0.88, color=ACCENT, alpha=min(0.65, 0.08 + 0.75 * value)
-                )
-                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center")
-        axes.set_xticks(range(len(layers)), [f"layer {n}" if len(layers) < 10 else str(n) for n in layers])
-        axes.set_yticks(range(len(shares)), [_short(c.label, 34) for c, _ in shares])
-        axes.set_xlim(-0.5, len(layers) - 0.5)
-        axes.set_ylim(len(shares) - 0.5, -0.5)
-        axes.tick_params(axis="both", length=0, labelcolor=INK)
-        axes.tick_params(axis="x", labeltop=True, labelbottom=False)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        said = "; ".join(
-            f"{c.label}: " + ", ".join(f"layer {n} {100 * v:.0f} %" for n, v in sorted(own.items()))
-            for c, own in shares
-        )
-        return finish(
-            figure,
-            "attention",
-            "Share of attention that each level gets",
-            "Per cent, mean over replicates, tokens and heads. Empty: the cell does not read that layer.",
-            f"{said}.",
-        )
 
 
 def training(analysis: Analysis, answer: Answer) -> Figure | None:
@@ -277,7 +191,7 @@ def training(analysis: Analysis, answer: Answer) -> Figure | None:
             y = [POINTS * v for e, v in curve.items() if e <= last]
             axes.plot(x, y, color=colour, lw=width, alpha=1 if chosen or base else 0.55, zorder=3 if chosen else 2)
             if chosen or base:
-                lines.append((y[-1], f"{_short(cell.name)}{'' if chosen else ' (baseline)'}", colour))
+                lines.append((y[-1], f"{short(cell.name)}{'' if chosen else ' (baseline)'}", colour))
         axes.margins(x=0.02)
         axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
         axes.set_xlabel("epoch")
@@ -308,13 +222,14 @@ def _bars(estimates: Iterator[Estimate]) -> np.ndarray[tuple[int], np.dtype[np.f
 def _room(values: Sequence[float]) -> tuple[float, float]:
     known = [v for v in values if np.isfinite(v)] or [0.0, 1.0]
     low, high = min(known), max(known)
+    low, high = max(low, 0.0), min(high, float(POINTS))  # an interval may leave the scale; the axis need not
     pad = 0.06 * max(high - low, 1.0)
     return low - pad, high + pad
 
 
 def _markers(cells: Sequence[Cell]) -> dict[str, str]:
     names = list(dict.fromkeys(c.strategy for c in cells))
-    return {name: _MARKERS[i % len(_MARKERS)] for i, name in enumerate(names)}
+    return {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)}
 
 
 def _worth_naming(analysis: Analysis, answer: Answer, measure: Measure, front: Sequence[str]) -> set[str]:
@@ -373,11 +288,3 @@ def _count_axis(axes: object, low: float, high: float) -> None:
     axes.xaxis.set_major_locator(FixedLocator([m * 10.0**p for p in powers for m in (1, 2, 5)]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
-
-
-def _gate(key: str) -> str:
-    return key.removeprefix("gate/").removesuffix("_rms")
-
-
-def _short(text: str, most: int = 30) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

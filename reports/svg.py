@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 INK, MUTED, RULE, ACCENT, PAPER = "#1b1f24", "#6b7177", "#d9d7d2", "#0b5f80", "#fdfcfa"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent", PAPER: "--paper"}
 _DARK = {INK: "#e8e6e1", MUTED: "#9aa0a6", RULE: "#3a3f45", ACCENT: "#6cb8d6", PAPER: "#16191d"}
+WIDTH = 9.2  # inches
 FONT = 9.5
+MARKERS = "os^DvPX*<>hp"
 CHARACTER = 0.56 * FONT  # points: how wide a letter is, near enough to keep labels apart
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
-    "svg.id": None,
     "text.parse_math": False,  # a '$' in a name is a '$'
     "axes.unicode_minus": True,
     "font.family": "sans-serif",
@@ -70,7 +71,7 @@ def canvas(width: float, height: float) -> Iterator[MplFigure]:
     import matplotlib as mpl
     from matplotlib.figure import Figure as MplFigure
 
-    with mpl.rc_context({key: value for key, value in _STYLE.items() if key in mpl.rcParams}):
+    with mpl.rc_context(_STYLE):
         yield MplFigure(figsize=(width, height))
 
 
@@ -79,7 +80,7 @@ def finish(figure: MplFigure, name: str, title: str, caption: str, description: 
     import matplotlib as mpl
 
     buffer = io.StringIO()
-    with mpl.rc_context({key: value for key, value in _STYLE.items() if key in mpl.rcParams} | {"svg.hashsalt": name}):
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     body = buffer.getvalue()
     body = body[body.index("<svg") :]
@@ -110,6 +111,11 @@ def _theme() -> str:
     )
 
 
+def short(text: str, most: int = 30) -> str:
+    """Cut to what has room in a drawing."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions near the wanted ones, at least ``gap`` apart, within the bounds as far as there is room."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
@@ -129,7 +135,9 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 def line_labels(axes: Axes, lines: Sequence[tuple[float, str, str]]) -> None:
     """Labels (height, text, colour) at the right edge, kept apart, each tied to its line."""
     low, high = axes.get_ylim()
-    points = axes.get_position().height * axes.figure.get_figheight() * 72
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    points = axes.get_position().height * figure.get_figheight() * 72
     places = spread([y for y, _, _ in lines], 1.35 * FONT * (high - low) / points, low, high)
     across = axes.get_yaxis_transform()
     for (y, text, colour), place in zip(lines, places, strict=True):

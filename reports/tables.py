@@ -110,7 +110,10 @@ def columns(cells: Sequence[Cell]) -> dict[Column, list[Cell]]:
 
 
 def grid(analysis: Analysis, measure: str, recommended: Cell | None) -> tuple[list[Column], list[Row]]:
-    """Selections by strategies. A strategy that reads the query alone shows, in each row, its cell at that row's query."""
+    """Selections by strategies.
+
+    A strategy that reads the query alone shows, in each row, its cell at that row's query.
+    """
     fused = [c for c in analysis.record.cells if not c.single]
     alone = [c for c in analysis.record.cells if c.single]
     selections = list(dict.fromkeys((c.levels, c.query) for c in fused))

@@ -197,7 +197,6 @@ class Experiment:
     def _train(self, jobs: Sequence[Job], phase: str) -> None:
         """Train what the ledger does not hold, a bank at a time; members of a bank share a replicate."""
         missing = [job for job in dict.fromkeys(jobs) if self._wanted(job)]
-        self.kept += len(set(jobs)) - len(missing)
         steps = self.study.training.epochs
         with self.display.training(phase, total=len(missing) * steps, kept=len(set(jobs)) - len(missing)) as bar:
             for bank in _banks(missing, self.study.training.bank_size):
@@ -369,6 +368,7 @@ class Experiment:
             again = self.retry_failed and entry.state == DONE and not entry.finished
             if entry.state == RUNNING or lost or again:
                 self.ledger.forget(entry.variant, entry.replicate)
+        self.kept = sum(entry.state == DONE for entry in self.ledger.entries())
 
 
 def _banks(jobs: Iterable[Job], size: int) -> Iterable[list[Job]]:

@@ -57,7 +57,7 @@ class Synthetic:
     planned: bool = True  # whether variants.json was written
     epochs: int = 8
 
-    def keys(self) -> list[Key]:
+    def planned_keys(self) -> list[Key]:
         fused = [(s, levels, query) for levels, query in self.selections for s in self.strategies]
         return [("deep_only", (), layer) for layer in self.singles] + fused
 
@@ -109,12 +109,12 @@ class _Writer:
             "tasks": ["read", "digit"],
         }
         self._files(parent, {"study.yaml": yaml.safe_dump(config, sort_keys=False).encode()} | self._descriptions())
-        first = {key[0]: key for key in reversed(study.keys())}
+        first = {key[0]: key for key in reversed(study.planned_keys())}
         for key in first.values():  # as with scope 'strategy': one cell stands for all of its strategy
             for lr in study.rates:
                 self._child(parent, key, "search", "search", lr)
         for replicate in range(study.replicates):
-            for key in study.keys():
+            for key in study.planned_keys():
                 self._child(parent, key, "final", str(replicate), study.rates[-1])
         if study.status != "RUNNING":
             self.client.set_terminated(parent, study.status)
@@ -138,7 +138,7 @@ class _Writer:
         }
         out: dict[str, Any] = {"passport.json": passport, "source.json": source, "tasks.json": tasks}
         if study.planned:
-            out["variants.json"] = [self._variant(key) for key in study.keys()]
+            out["variants.json"] = [self._variant(key) for key in study.planned_keys()]
         return {name: json.dumps(value).encode() for name, value in out.items()}
 
     def _variant(self, key: Key) -> dict[str, Any]:

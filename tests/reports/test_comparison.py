@@ -85,6 +85,12 @@ def test_a_baseline_that_wins_is_recommended_by_name() -> None:
     assert "concat [3,6]→12, is worse than it on test" in found.lead
 
 
+def test_a_baseline_that_leads_on_one_seed_has_won_nothing() -> None:
+    found = answer(Analysis(planted(one({L5: 0.5, L12: 0.2, CONCAT: 0.4}, replicates=1))))
+    assert found.headline == "No verdict yet: layer 5 alone is the best on validation at learning rate 0.003."
+    assert "cannot be judged yet" in found.lead
+
+
 def test_worse_on_test_is_said() -> None:
     record = planted(one({L5: 0.5, L12: 0.2, CONCAT: 0.4}), validation={CONCAT: {"read": 0.9}})
     found = answer(Analysis(record))

@@ -94,7 +94,7 @@ def test_a_retrained_replicate_counts_once(uri: str) -> None:
 def test_a_study_that_is_not_there(small_uri: str) -> None:
     with pytest.raises(WorkbenchError, match=r"no study 'nope'.*There are: synthetic\."):
         read_study(small_uri, "nope")
-    with pytest.raises(WorkbenchError, match="no experiment 'nope'.*fusion-workbench"):
+    with pytest.raises(WorkbenchError, match=r"no experiment 'nope'.*fusion-workbench"):
         read_study(small_uri, "synthetic", "nope")
 
 

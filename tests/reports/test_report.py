@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -231,7 +232,7 @@ def test_everything_from_outside_is_escaped(mlflow_template: Path, tmp_path: Pat
 
 def test_a_study_that_is_still_running(mlflow_template: Path, tmp_path: Path) -> None:
     uri = copy_database(mlflow_template, tmp_path / "running")
-    fate = {(key, 2): "missing" for key in tiny().keys()} | {(CONCAT, 1): "running", (FUSER, 0): "diverged"}
+    fate = {(key, 2): "missing" for key in tiny().planned_keys()} | {(CONCAT, 1): "running", (FUSER, 0): "diverged"}
     tiny(status="RUNNING", fate=fate, question="").write(uri)
     paths = write_report(uri, "synthetic", tmp_path / "out")
     text = Page(paths.html.read_text(encoding="utf-8")).text
@@ -249,6 +250,7 @@ def test_a_study_that_has_only_begun(mlflow_template: Path, tmp_path: Path) -> N
     tiny(status="RUNNING", singles=(), selections=(), planned=False).write(uri)
     paths = write_report(uri, "synthetic", tmp_path / "out")
     assert paths.answer.startswith("No answer yet: the study is still running")
+    assert "the learning-rate search has 0 runs so far" in paths.answer
     assert paths.figures == ()
     Page(paths.html.read_text(encoding="utf-8"))
     assert json.loads(paths.json.read_text(encoding="utf-8"))["answer"]["cell"] == {}
@@ -283,5 +285,5 @@ def test_pareto() -> None:
 def test_labels_are_kept_apart() -> None:
     placed = spread([5.0, 5.1, 5.2, 9.9], gap=1, low=0, high=10)
     ordered = sorted(placed)
-    assert all(b - a >= 1 - 1e-9 for a, b in zip(ordered, ordered[1:], strict=False))
+    assert all(b - a >= 1 - 1e-9 for a, b in pairwise(ordered))
     assert max(placed) <= 10
