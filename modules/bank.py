@@ -318,7 +318,9 @@ def loss_still_falling(history: Sequence[Mapping[str, float]]) -> float:
     return (before - after) / span / max(abs(before), 1e-12)
 
 
-def make_optimizer(member: Member, total_steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def make_optimizer(
+    member: Member, total_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW with a group for each part of the probe, and its schedule over ``total_steps``."""
     config = member.config.optimizer
     groups = [

@@ -10,7 +10,8 @@ import yaml
 from reports.comparison import BASELINES, BEST_SINGLE, MIDDLE, Analysis, Comparison, holds_zero
 from reports.records import FINISHED, RUNNING, Cell
 from reports.statistics import BETTER, FEWEST, FIRM, NONE, SAME, WORSE, Estimate
-from reports.wording import effect, listed
+from reports.task_picks import TaskPick, task_picks, task_words
+from reports.wording import correction_sentence, effect, listed
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Answer:
     snippet: str
     caveats: tuple[str, ...]
     weights_run: str
+    tasks: tuple[TaskPick, ...] = ()
+    task_text: str = ""
 
     @property
     def text(self) -> str:
@@ -73,10 +76,12 @@ def answer(analysis: Analysis) -> Answer:
         settled=bool(head and head.verdict == BETTER),
         comparisons=compared,
         cheaper=cheaper,
-        cheaper_text=_cheaper_words(analysis, cheaper, cell) if cheaper else "",
+        cheaper_text=_cheaper_words(analysis, cheaper, cell) if cheaper else _none_cheaper(analysis, cell),
         snippet=snippet(cell),
         caveats=caveats,
         weights_run=runs[0].run_id if runs else "",
+        tasks=(picks := task_picks(analysis)),
+        task_text=task_words(analysis, picks),
     )
 
 
@@ -123,7 +128,7 @@ def _words(
         return (
             "Nothing here beats the best baseline beyond the noise.",
             f"Validation points to {cell.name}{rate}; on test it is not distinguishable from the best baseline, "
-            f"{best.name}{maybe}: {size}.{hint}",
+            f"{best.name}{maybe}: {size}.{correction_sentence(head)}{hint}",
         )
     if head.verdict == WORSE:
         return (
@@ -180,7 +185,8 @@ def _hint(analysis: Analysis, head: Comparison) -> str:
     if not above:
         return ""
     names = ", ".join(above[:3]) + (f" and {len(above) - 3} more" if len(above) > 3 else "")
-    return f" Test puts {names} above that baseline, but validation did not pick them: a hint, not a result."
+    which = "it" if len(above) == 1 else "them"
+    return f" Test puts {names} above that baseline, but validation did not pick {which}: a hint, not a result."
 
 
 def _cheaper(analysis: Analysis, cell: Cell) -> Cheaper | None:
@@ -231,6 +237,14 @@ def _cheaper_words(analysis: Analysis, cheaper: Cheaper, cell: Cell) -> str:
         f"As good on validation and cheaper: {cheaper.cell.name}, {cost}, is not distinguishable from {cell.name} "
         f"there ({effect(cheaper.validation)} points).{judged}"
     )
+
+
+def _none_cheaper(analysis: Analysis, cell: Cell) -> str:
+    """Said only where cheaper cells were tried, with replicates enough to tell."""
+    flops = {c.id: analysis.record.mean_metric(c.id, "cost/flops_per_image") for c in analysis.eligible}
+    own = flops.get(cell.id)
+    tried = own is not None and any(value is not None and value < own for value in flops.values())
+    return "No cheaper cell is as good on validation." if tried and len(analysis.core) >= FEWEST else ""
 
 
 def _over(analysis: Analysis) -> str:

@@ -157,7 +157,7 @@ class Analysis:
                 value = self.record.mean_metric(cell.id, tracked, self.core)
                 if value is None and (o := self.outcomes(cell.id, measure.name, "val")) is not None and o.scores.size:
                     value = float(o.scores.mean())
-                if value is not None:
+                if value is not None and np.isfinite(value):
                     out[cell.id, measure.name] = value
         return out
 

@@ -43,6 +43,10 @@ def to_json(analysis: Analysis, answer: Answer) -> dict[str, Any]:
             "best_baseline": _cell(answer.best_baseline),
             "better_than_best_baseline": answer.settled,
             "comparisons": [_comparison(c) for c in answer.comparisons],
+            "by_task": [
+                {"measure": p.measure, "cell": _cell(p.cell), "comparison": p.comparison and _comparison(p.comparison)}
+                for p in answer.tasks
+            ],
             "as_good_and_cheaper": cheaper
             and {
                 "cell": _cell(cheaper.cell),

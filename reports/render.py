@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -16,6 +18,7 @@ from markupsafe import Markup
 
 from reports import ReportPaths, tables, wording
 from reports.answer import Answer, answer
+from reports.answer_figure import answer_figure
 from reports.comparison import BASELINES, BEST_SINGLE, ITSELF, Analysis
 from reports.export import intervals_csv, results_csv, to_json
 from reports.figures import figures
@@ -35,12 +38,8 @@ def write(tracking_uri: str, study: str, out: Path, experiment: str | None) -> R
     record = read_study(tracking_uri, study, experiment)
     analysis = Analysis(record)
     said = answer(analysis)
-    drawn = figures(analysis, said)
+    drawn = [f for f in [answer_figure(analysis, said)] if f] + figures(analysis, said)
     context = page(analysis, said, drawn)
-    try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise WorkbenchError(f"the report cannot be written to {out}: a file is in the way; name a folder.") from None
     pictures = {f"figures/{figure.name}.svg": figure.standalone for figure in drawn}
     files = {
         "report.html": _environment("html").get_template("report.html.j2").render(context),
@@ -50,8 +49,7 @@ def write(tracking_uri: str, study: str, out: Path, experiment: str | None) -> R
         "intervals.csv": intervals_csv(analysis),
         **pictures,
     }
-    for name, content in files.items():
-        (out / name).write_text(content, encoding="utf-8", newline="\n")
+    _save(out, files)
     return ReportPaths(
         html=out / "report.html",
         markdown=out / "report.md",
@@ -61,6 +59,22 @@ def write(tracking_uri: str, study: str, out: Path, experiment: str | None) -> R
         figures=tuple(out / name for name in pictures),
         answer=said.text,
     )
+
+
+def _save(out: Path, files: Mapping[str, str]) -> None:
+    """Write; a full disk stays an OSError, which the command line explains."""
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (out / name).write_text(content, encoding="utf-8", newline="\n")
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise WorkbenchError(f"the report cannot be written to {out}: a file is in the way; name a folder.") from None
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise WorkbenchError(
+            f"the report cannot be written to {out}: {error.strerror or error}; name a folder that may be written to."
+        ) from None
 
 
 def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any]:
@@ -136,7 +150,7 @@ def _search_counts(analysis: Analysis) -> dict[str, int]:
 
 def _in_order(drawn: list[Figure]) -> list[Figure]:
     """As the page shows them."""
-    kinds = ("curve", "cost", "gates", "attention", "training")
+    kinds = ("verdict", "curve", "cost", "gates", "attention", "training")
     return sorted(drawn, key=lambda f: kinds.index(f.name.split("-")[0]))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from reports.comparison import BASELINES, BEST_SINGLE, Analysis, Comparison, Measure
 from reports.records import FINISHED, STATES, Cell, StudyRecord
 from reports.statistics import Estimate
-from reports.wording import SYMBOLS, effect, half, percent, pvalue
+from reports.wording import SYMBOLS, correction, effect, half, percent, pvalue
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Mark:
     value: float  # the difference, to sort by
     p: str
     against: str
+    correction: str = ""  # where the interval leaves out 0 and the corrected verdict does not
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def mark(comparison: Comparison | None, analysis: Analysis) -> Mark | None:
         value=d.mean if d else 0.0,
         p=pvalue(comparison.p),
         against=analysis.record.cell(comparison.against).name,
+        correction=correction(comparison),
     )
 
 

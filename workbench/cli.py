@@ -270,7 +270,8 @@ def doctor(workspace: Workspace = DEFAULT_WORKSPACE, uri: Uri = "") -> None:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty())
+    terminal = sys.stdout.isatty()
+    return Console(width=None if terminal else 160, soft_wrap=not terminal)  # a file or a pipe cuts nothing off
 
 
 def _overridden(study: StudyConfig, overrides: list[str]) -> StudyConfig:
@@ -330,8 +331,8 @@ def _existing_uri(workspace: Path) -> str:
 
     if not (workspace / "mlflow.db").is_file():
         raise WorkbenchError(
-            f"{workspace} holds no MLflow database yet; run a study first (workbench quickstart), or name another place "
-            "with --workspace or --uri."
+            f"{workspace} holds no MLflow database yet; run a study first (workbench quickstart), or name another "
+            "place with --workspace or --uri."
         )
     return default_uri(workspace)
 

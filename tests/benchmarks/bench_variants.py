@@ -68,9 +68,8 @@ def main() -> None:
             if round_ >= 3:
                 times[name].append(seconds)
     concat = statistics.median(times["concat"])
-    print(
-        f"batch {chosen.batch_size}, grid {chosen.grid}, dim {chosen.dim}, {chosen.levels} levels, {torch.get_num_threads()} threads"
-    )
+    shape = f"batch {chosen.batch_size}, grid {chosen.grid}, dim {chosen.dim}, {chosen.levels} levels"
+    print(f"{shape}, {torch.get_num_threads()} threads")
     for name, values in times.items():
         middle = statistics.median(values)
         print(f"{name:10} {1000 * middle:7.1f} ms a step, {middle / concat:.2f} x concat")

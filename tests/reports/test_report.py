@@ -127,7 +127,16 @@ def test_tables_sort_and_speak(html: str) -> None:
 
 def test_figures_have_words_and_text(html: str, paths: ReportPaths) -> None:
     names = {path.stem for path in paths.figures}
-    assert names == {"curve-read", "curve-digit", "cost-read", "cost-digit", "gates", "attention", "training"}
+    assert names == {
+        "verdict",
+        "curve-read",
+        "curve-digit",
+        "cost-read",
+        "cost-digit",
+        "gates",
+        "attention",
+        "training",
+    }
     for path in paths.figures:
         root = ElementTree.parse(path).getroot()
         space = "{http://www.w3.org/2000/svg}"
