@@ -86,13 +86,13 @@ class Experiment:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
         try:
-            lock.acquire(timeout=0)
+            held = lock.acquire(timeout=0)
         except Timeout:
             raise WorkbenchError(
                 f"study '{self.study.name}' is being run by another process (lock {folder / 'lock'}); "
                 "wait for it, or stop it."
             ) from None
-        with lock:
+        with held:
             (folder / "study.yaml").write_text(to_yaml(self.study), encoding="utf-8")
             uri = self.study.tracking.uri or default_uri(self.parts.workspace)
             with self.display.step("opening MLflow"):

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from workbench.config import StudyConfig, to_yaml
-from workbench.prepare import Parts, flat, training_identity
+from workbench.prepare import Parts, training_identity
 from workbench.tracking import to_json
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def child_params(study: StudyConfig, variant: Variant, replicate: str) -> dict[s
     }
     params |= {f"options.{key}": value for key, value in cell.options}
     params |= {key: value for key, value in training.items() if not key.endswith("_lr_scale")}
-    return flat(params)
+    return params
 
 
 def final_metrics(member: Member, parts: Parts, grid: tuple[int, int], phase: str) -> dict[str, float]:
