@@ -7,39 +7,26 @@ Every start puts MLflow and Optuna right by the ledger.
 
 from __future__ import annotations
 
-import math
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workbench import provenance
 from workbench.config import to_dict, to_yaml
 from workbench.errors import WorkbenchError
-from workbench.ledger import DONE, RUNNING, Entry, Ledger
-from workbench.prepare import Parts, flat, seed_of, variant
-from workbench.record import child_files, child_params, final_metrics, study_files
+from workbench.ledger import DONE, RUNNING, Ledger
+from workbench.prepare import Parts, flat, variant
+from workbench.record import study_files
 from workbench.tracking import Tracker, default_uri, to_json
+from workbench.training import SEARCH, BankTrainer, Job
 
 if TYPE_CHECKING:
-    from modules.bank import Member, MemberConfig
     from sweeps.planner import Planner
-    from sweeps.space import Cell, Variant
+    from sweeps.space import Cell
     from workbench.progress import Display
-
-_EVAL_BATCH = 64  # nothing depends on it
-SEARCH = "search"  # the replicate on which learning rates and cells are chosen; never one of those reported
-
-
-@dataclass(frozen=True)
-class Job:
-    """One variant-replicate to train."""
-
-    variant: Variant
-    replicate: str
 
 
 @dataclass(frozen=True)
@@ -73,8 +60,7 @@ class Experiment:
         self.study = parts.study
         self.display = display
         self.retry_failed = retry_failed
-        self.trained = self.kept = 0
-        self._grid = parts.encoder.grid()
+        self.kept = 0
 
     def run(self) -> StudyResult:
         """Train what is missing and return what there is."""
@@ -100,6 +86,7 @@ class Experiment:
             self.ledger = Ledger(folder / "ledger.db")
             with self.display.step("reconciling ledger, MLflow and Optuna"):
                 self._open()
+                self.banks = BankTrainer(self.parts, self.tracker, self.ledger, self.run_id, self.display)
                 planner = Planner(self.parts.space, self.study.search, folder / "optuna.journal", self.parts.study_id)
             try:
                 self._train_all(planner)
@@ -116,7 +103,7 @@ class Experiment:
             self.run_id,
             uri,
             len(planner.finalists()),
-            self.trained,
+            self.banks.trained,
             self.kept,
             self.failed,
         )
@@ -130,9 +117,9 @@ class Experiment:
         self.tracker.log_files(self.run_id, {"variants.json": to_json([_describe(c, rates[c.id]) for c in cells])})
         variants = [variant(self.study, cell, rates[cell.id]) for cell in cells]
         jobs = [Job(v, str(r)) for r in range(self.study.replicates) for v in variants]
-        self._train(jobs, "final")
+        self.banks.train(jobs, "final")
         for cell, v in zip(cells, variants, strict=True):
-            values = [e.result["val/objective"] for j in jobs if j.variant.id == v.id and (e := self._finished(j))]
+            values = [e.result["val/objective"] for j in jobs if j.variant.id == v.id and (e := self.banks.finished(j))]
             planner.tell(cell, sum(values) / len(values) if values else None)
         done = [self.ledger.find(job.variant.id, job.replicate) for job in jobs]
         self.failed = sum(1 for entry in done if entry is None or not entry.finished)
@@ -158,7 +145,7 @@ class Experiment:
             chosen = self._rates_by_strategy(planner, grid)
 
             def grid_of(cell: Cell) -> list[float]:
-                return [chosen[cell.strategy, cell.alias]]
+                return [chosen[cell.family]]
         else:
 
             def grid_of(cell: Cell) -> list[float]:
@@ -168,162 +155,29 @@ class Experiment:
             return {cell.id: grid_of(cell)[0] for cell in planner.finalists()}
         while asked := planner.ask(self.study.training.bank_size):
             cells = [a.cell for a in asked]
-            self._train([Job(variant(self.study, c, lr), SEARCH) for c in cells for lr in grid_of(c)], "search")
+            self.banks.train([Job(variant(self.study, c, lr), SEARCH) for c in cells for lr in grid_of(c)], "search")
             for cell in cells:
                 rates[cell.id], value = self._best_rate(cell, grid_of(cell))
                 planner.tell(cell, value)
         return {c.id: rates.get(c.id) or self._best_rate(c, grid_of(c))[0] for c in planner.finalists()}
 
-    def _rates_by_strategy(self, planner: Planner, grid: Sequence[float]) -> dict[tuple[str, str], float]:
-        """Scope ``strategy``: one cell stands for all of its strategy."""
+    def _rates_by_strategy(self, planner: Planner, grid: Sequence[float]) -> dict[str, float]:
+        """Scope ``strategy``: one cell stands for all that differ from it in their layers alone."""
         first = planner.representatives()
-        self._train([Job(variant(self.study, c, lr), SEARCH) for c in first.values() for lr in grid], "search")
+        self.banks.train([Job(variant(self.study, c, lr), SEARCH) for c in first.values() for lr in grid], "search")
         return {family: self._best_rate(cell, grid)[0] for family, cell in first.items()}
 
     def _best_rate(self, cell: Cell, grid: Sequence[float]) -> tuple[float, float | None]:
         """The rate with the best validation objective (ties: the lower), and that objective."""
         scored = []
         for lr in grid:
-            entry = self._finished(Job(variant(self.study, cell, lr), SEARCH))
+            entry = self.banks.finished(Job(variant(self.study, cell, lr), SEARCH))
             if entry is not None:
                 scored.append((-entry.result["val/objective"], lr))
         if not scored:
             return min(grid), None
         value, lr = min(scored)
         return lr, -value
-
-    # --- training -----------------------------------------------------------------------------------------------
-
-    def _train(self, jobs: Sequence[Job], phase: str) -> None:
-        """Train what the ledger does not hold, a bank at a time; members of a bank share a replicate."""
-        missing = [job for job in dict.fromkeys(jobs) if self._wanted(job)]
-        steps = self.study.training.epochs
-        with self.display.training(phase, total=len(missing) * steps, kept=len(set(jobs)) - len(missing)) as bar:
-            for bank in _banks(missing, self.study.training.bank_size):
-                self._train_bank(bank, phase, bar)
-
-    def _train_bank(self, jobs: Sequence[Job], phase: str, advance: Callable[[int], None]) -> None:
-        import lightning as L
-
-        from datamodules.datamodule import AblationDataModule
-        from modules.bank import FusionBank
-        from workbench.callbacks import BankRecorder, quiet_lightning
-
-        quiet_lightning()
-        replicate = jobs[0].replicate
-        layers = sorted({layer for job in jobs for layer in job.variant.cell.selection.layers})
-        bank = FusionBank([self._member(job) for job in jobs], self.parts.tasks, layers, self._grid)
-        data = AblationDataModule(
-            self.parts.source,
-            self.parts.store,
-            self.parts.encoder if self.parts.store is None else None,
-            layers=tuple(layers),
-            batch_size=self.study.training.batch_size,
-            order_seed=seed_of("order", replicate),
-            eval_batch_size=max(_EVAL_BATCH, self.study.training.batch_size),
-        )
-        run_ids = [self._start(job, phase) for job in jobs]
-        training = self.study.training
-        trainer = L.Trainer(
-            max_epochs=training.epochs,
-            accelerator=training.accelerator,
-            devices=training.devices,
-            precision=training.precision,  # type: ignore[arg-type]
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            callbacks=[BankRecorder(self.tracker, run_ids, advance)],
-            default_root_dir=self.parts.folder,
-        )
-        with self._told_truly(jobs, run_ids):
-            trainer.fit(bank, data)
-            if phase == "final":
-                trainer.test(bank, data, verbose=False)
-            for job, member, run_id in zip(jobs, bank.members, run_ids, strict=True):
-                self._finish(job, member, run_id, phase)
-
-    @contextmanager
-    def _told_truly(self, jobs: Sequence[Job], run_ids: Sequence[str]) -> Any:
-        """A bank that is broken off leaves no run RUNNING and no row in the ledger."""
-        try:
-            yield
-        except BaseException as error:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
-            for job, run_id in zip(jobs, run_ids, strict=True):
-                entry = self.ledger.find(job.variant.id, job.replicate)
-                if entry is None or entry.state == RUNNING:
-                    self.ledger.forget(job.variant.id, job.replicate)
-                    self.tracker.close(run_id, status)
-            raise
-
-    def _member(self, job: Job) -> MemberConfig:
-        from modules.bank import MemberConfig, OptimizerConfig
-        from modules.probe import ProbeConfig
-
-        training, cell = self.study.training, job.variant.cell
-        return MemberConfig(
-            variant=job.variant.id,
-            label=cell.label,
-            probe=ProbeConfig(
-                strategy=cell.strategy,
-                selection=cell.selection,
-                dim=self.parts.encoder.dim,
-                options=dict(cell.options),
-                projector=training.projector,
-                width=training.width,
-                head_hidden=training.head_hidden,
-            ),
-            optimizer=OptimizerConfig(
-                lr=job.variant.lr,
-                scales={
-                    "fuser": training.fuser_lr_scale,
-                    "gates": training.gates_lr_scale,
-                    "projector": training.projector_lr_scale,
-                    "head": training.head_lr_scale,
-                },
-                weight_decay=training.weight_decay,
-                warmup=training.warmup,
-                gradient_clip=training.gradient_clip,
-            ),
-            init_seed=seed_of("init", job.replicate, job.variant.id),
-            dropout_seed=seed_of("dropout", job.replicate, job.variant.id),
-        )
-
-    def _start(self, job: Job, phase: str) -> str:
-        name = f"{job.variant.cell.label} " + (
-            f"r{job.replicate}" if phase == "final" else f"search lr {job.variant.lr:g}"
-        )
-        tags = {
-            "workbench.study_id": self.parts.study_id,
-            "workbench.cell": job.variant.cell.id,
-            "workbench.variant": job.variant.id,
-            "workbench.phase": phase,
-            "workbench.replicate": job.replicate,
-        }
-        run_id = self.tracker.start_child(self.run_id, name, tags, child_params(self.study, job.variant, job.replicate))
-        self.ledger.start(job.variant.id, job.replicate, run_id)
-        return run_id
-
-    def _finish(self, job: Job, member: Member, run_id: str, phase: str) -> None:
-        metrics = final_metrics(member, self.parts, self._grid, phase)
-        files = child_files(member, self.parts, job.variant, phase)
-        self.tracker.log_metrics(run_id, [(len(member.history), metrics)])
-        self.tracker.log_files(run_id, files)
-        outcome = member.outcome or "pruned"
-        result = {k: v for k, v in (member.history[-1] if member.history else {}).items() if math.isfinite(v)} | metrics
-        self.ledger.finish(job.variant.id, job.replicate, outcome, result)
-        self.tracker.close(run_id, "FINISHED" if outcome in ("finished", "pruned") else "FAILED", outcome)
-        self.trained += 1
-
-    def _finished(self, job: Job) -> Entry | None:
-        entry = self.ledger.find(job.variant.id, job.replicate)
-        return entry if entry is not None and entry.finished and "val/objective" in entry.result else None
-
-    def _wanted(self, job: Job) -> bool:
-        entry = self.ledger.find(job.variant.id, job.replicate)
-        return entry is None or entry.state != DONE
 
     # --- opening ------------------------------------------------------------------------------------------------
 
@@ -369,16 +223,6 @@ class Experiment:
             if entry.state == RUNNING or lost or again:
                 self.ledger.forget(entry.variant, entry.replicate)
         self.kept = sum(entry.state == DONE for entry in self.ledger.entries())
-
-
-def _banks(jobs: Iterable[Job], size: int) -> Iterable[list[Job]]:
-    """Jobs of one replicate at a time, at most ``size`` together."""
-    by_replicate: dict[str, list[Job]] = {}
-    for job in jobs:
-        by_replicate.setdefault(job.replicate, []).append(job)
-    for group in by_replicate.values():
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
 
 
 def _describe(cell: Cell, lr: float) -> dict[str, Any]:
