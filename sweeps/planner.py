@@ -104,7 +104,7 @@ class Planner:
             return fixed
         chosen = {cell.id: cell for cell in fixed}
         for strategy in self.space.strategies:
-            own = [c for c in self._cells.values() if c.strategy == strategy.name and c.alias == strategy.alias]
+            own = [c for c in self._cells.values() if self.space.owns(strategy, c)]
             scored = [(self._values[c.id], c) for c in own if self._values.get(c.id) is not None]
             scored.sort(key=lambda pair: (-(pair[0] or 0.0), pair[1].id))
             chosen.update({cell.id: cell for _, cell in scored[: self.search.keep]})
@@ -117,15 +117,14 @@ class Planner:
             known |= set(self.space.queries) | {c for q in self.space.queries for c in self.space.below(q)}
         return sorted(known)
 
-    def representatives(self) -> dict[tuple[str, str], Cell]:
-        """One cell for each strategy (and alias): the first that the study names, or the first of its space."""
-        first: dict[tuple[str, str], Cell] = {}
+    def representatives(self) -> dict[str, Cell]:
+        """One cell for each family (strategy, options, alias): the first that the study names, or of its space."""
+        first: dict[str, Cell] = {}
         for cell in self._fixed_cells():
-            first.setdefault((cell.strategy, cell.alias), cell)
+            first.setdefault(cell.family, cell)
         for strategy in self.space.strategies:
-            key = (strategy.name, strategy.alias)
-            if key not in first and self.space.size(strategy):
-                first[key] = next(self.space.enumerate(strategy))
+            for cell in self.space.firsts(strategy):
+                first.setdefault(cell.family, cell)
         return first
 
     # --- the sampled space --------------------------------------------------------------------------------------
@@ -199,7 +198,7 @@ class Planner:
         except KeyError:
             return None
         selection = Selection(tuple(sorted(levels)), params["query"])
-        fixed = StrategyConfig(strategy.name, {**strategy.options, **values}, {}, strategy.alias)
+        fixed = StrategyConfig(strategy.name, {**strategy.options, **values}, alias=strategy.alias)
         return next(self.space.cells(fixed, selection))
 
     # --- fixed cells --------------------------------------------------------------------------------------------
@@ -286,7 +285,9 @@ def _sampler(search: SearchConfig) -> optuna.samplers.BaseSampler:
 
 
 def _key(strategy: StrategyConfig) -> str:
-    return f"{strategy.name}#{strategy.alias}" if strategy.alias else strategy.name
+    """What Optuna calls a strategy of the study: its name, and what else sets it apart from its namesakes."""
+    options = ",".join(f"{name}={value}" for name, value in sorted(strategy.options.items()))
+    return strategy.name + (f"({options})" if options else "") + (f"#{strategy.alias}" if strategy.alias else "")
 
 
 def _plain(value: Any) -> Any:

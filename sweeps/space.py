@@ -33,6 +33,12 @@ class Cell:
     options: tuple[tuple[str, Any], ...] = ()
     alias: str = ""
     baselines: tuple[str, ...] = field(default=(), compare=False)
+    note: str = field(default="", compare=False)  # the options that are not the strategy's defaults, in words
+
+    @property
+    def family(self) -> str:
+        """Equal for cells that differ in their selection alone: what shares a learning rate and a budget."""
+        return digest({"strategy": self.strategy, "options": dict(self.options), "alias": self.alias})
 
     @property
     def id(self) -> str:
@@ -49,7 +55,7 @@ class Cell:
     @property
     def label(self) -> str:
         alias = f" ({self.alias})" if self.alias else ""
-        return f"{self.strategy} {self.selection.label}{alias}"
+        return f"{self.strategy}{self.note} {self.selection.label}{alias}"
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,19 @@ class Space:
                             seen.add(cell.id)
                             yield cell
 
+    def firsts(self, strategy: StrategyConfig) -> Iterator[Cell]:
+        """The cells of the space's first selection: one for each combination of the strategy's choices."""
+        if self.size(strategy):
+            levels = self.below(self.queries[-1])[: self.counts[0]]
+            yield from self.cells(strategy, Selection(levels, self.queries[-1]))
+
+    def owns(self, strategy: StrategyConfig, cell: Cell) -> bool:
+        """Whether ``cell`` is one of ``strategy``: its name, alias and options, each one of its choices."""
+        if (cell.strategy, cell.alias) != (strategy.name, strategy.alias):
+            return False
+        fixed = self.traits[strategy.name].canonical(strategy.options)
+        return all(value in strategy.choices.get(key, [fixed[key]]) for key, value in cell.options)
+
     def cells(self, strategy: StrategyConfig, selection: Selection) -> Iterator[Cell]:
         """The cells of one strategy at one selection: one for each combination of its choices."""
         traits = self.traits[strategy.name]
@@ -110,7 +129,8 @@ class Space:
         names = list(strategy.choices)
         for values in itertools.product(*strategy.choices.values()):
             options = traits.canonical({**strategy.options, **dict(zip(names, values, strict=True))})
-            yield Cell(strategy.name, chosen, tuple(sorted(options.items())), strategy.alias)
+            note = _note(options, traits.canonical({}))
+            yield Cell(strategy.name, chosen, tuple(sorted(options.items())), strategy.alias, note=note)
 
 
 def build_space(study: StudyConfig, depth: int, traits: Mapping[str, Traits]) -> Space:
@@ -120,8 +140,8 @@ def build_space(study: StudyConfig, depth: int, traits: Mapping[str, Traits]) ->
         WorkbenchError: a layer that does not exist, two references to one layer, a strategy that needs levels and
             gets none, a space without a single selection, two strategies that are the same.
     """
+    _apart(study.strategies)
     space = Space(depth, (), tuple(study.strategies), traits, **_bounds(study, depth))
-    listed = [_parse(selection, depth) for selection in study.selections]
     cells: dict[str, Cell] = {}
 
     def add(cell: Cell, *baselines: str) -> None:
@@ -129,7 +149,7 @@ def build_space(study: StudyConfig, depth: int, traits: Mapping[str, Traits]) ->
         cells[cell.id] = replace(known, baselines=tuple(dict.fromkeys((*known.baselines, *baselines))))
 
     for strategy in study.strategies:
-        for selection in listed:
+        for selection in (_parse(selection, depth) for selection in strategy.selections or study.selections):
             if traits[strategy.name].uses_levels and not selection.levels:
                 raise WorkbenchError(
                     f"strategy '{strategy.name}' reads levels, and the selection with query {selection.query} "
@@ -157,6 +177,25 @@ def build_space(study: StudyConfig, depth: int, traits: Mapping[str, Traits]) ->
     if not final and not any(space.size(strategy) for strategy in study.strategies):
         raise WorkbenchError("the study trains nothing: give it selections, a space, single_layers or baselines.")
     return replace(space, listed=final)
+
+
+def _apart(strategies: Sequence[StrategyConfig]) -> None:
+    """Raises WorkbenchError for a strategy that is listed twice."""
+    seen: set[str] = set()
+    for number, strategy in enumerate(strategies):
+        key = digest([strategy.name, dict(strategy.options), dict(strategy.choices), strategy.alias])
+        if key in seen:
+            raise WorkbenchError(
+                f"strategies[{number}] is '{strategy.name}' with the same options as one before it; give it other "
+                "options, or an alias to compare a strategy with itself."
+            )
+        seen.add(key)
+
+
+def _note(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """``(attention=global, self_attention=False)``: what sets a cell apart from its strategy's defaults."""
+    changed = [f"{key}={value}" for key, value in sorted(options.items()) if value != defaults[key]]
+    return f"({', '.join(changed)})" if changed else ""
 
 
 def _bounds(study: StudyConfig, depth: int) -> dict[str, tuple[int, ...]]:

@@ -128,8 +128,8 @@ def train(
     from workbench.config import SelectionConfig, StrategyConfig, load_study
 
     base = load_study(study)
-    options = base.strategies
-    base.strategies = [next((s for s in options if s.name == strategy), StrategyConfig(name=strategy))]
+    known = next((s for s in base.strategies if s.name == strategy), StrategyConfig(name=strategy))
+    base.strategies = [StrategyConfig(name=strategy, options=known.options)]
     base.selections = [SelectionConfig([x for x in levels.split(",") if x], query or None)]
     base.space, base.single_layers, base.baselines, base.replicates = None, [], False, 1
     base.search.learning_rates = [lr]

@@ -70,6 +70,7 @@ class StrategyConfig:
     name: str = "???"
     options: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, list[Any]] = field(default_factory=dict)
+    selections: list[SelectionConfig] = field(default_factory=list)  # its own; empty: the study's
     alias: str = ""  # salts identity and initialisation, for A/A studies
 
 
@@ -255,6 +256,7 @@ _PARTS: dict[tuple[type, str], tuple[type, bool]] = {
     (StudyConfig, "encoder"): (EncoderConfig, False),
     (StudyConfig, "source"): (SourceConfig, False),
     (StudyConfig, "strategies"): (StrategyConfig, True),
+    (StrategyConfig, "selections"): (SelectionConfig, True),
     (StudyConfig, "selections"): (SelectionConfig, True),
     (StudyConfig, "space"): (SpaceConfig, False),
     (StudyConfig, "search"): (SearchConfig, False),

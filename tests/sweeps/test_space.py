@@ -16,7 +16,7 @@ from workbench.errors import WorkbenchError
 
 
 def canonical(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {"points": 4, **options}
+    return {"points": 4, "heads": None, **options}
 
 
 TRAITS = {
@@ -76,6 +76,38 @@ def test_choices_multiply() -> None:
     assert len(space.listed) == 2 * 4
 
 
+def test_labels_name_the_options_that_are_not_the_defaults() -> None:
+    space = build(
+        strategies=[StrategyConfig("mmfuser", {}, {"points": [2, 4]})],
+        selections=[SelectionConfig([3])],
+        baselines=False,
+    )
+    assert [cell.label for cell in space.listed] == ["mmfuser(points=2) [3]→12", "mmfuser [3]→12"]
+
+
+def test_a_family_is_everything_but_the_selection() -> None:
+    strategies = [
+        StrategyConfig("mmfuser", {}, {"points": [2, 4]}),
+        StrategyConfig("mmfuser", {"points": 8}),
+        StrategyConfig("mmfuser", alias="again"),
+    ]
+    space = build(strategies=strategies, baselines=False)
+    assert len(space.listed) == 2 * 4
+    assert len({cell.family for cell in space.listed}) == 4
+    for number, owned in enumerate((4, 2, 2)):
+        assert sum(space.owns(strategies[number], cell) for cell in space.listed) == owned
+
+
+def test_a_strategy_may_have_selections_of_its_own() -> None:
+    own = StrategyConfig("concat", selections=[SelectionConfig([1, 2, 3, 4])])
+    space = build(strategies=[own, StrategyConfig("average")], baselines=False)
+    assert [cell.label for cell in space.listed] == [
+        "concat [1,2,3,4]→12",
+        "average [3,6,9]→12",
+        "average [1,3]→10",
+    ]
+
+
 def test_variants_differ_by_learning_rate_and_training() -> None:
     cell = build().listed[0]
     ids = {Variant(cell, lr, training).id for lr in (1e-3, 3e-3) for training in ((("epochs", 1),), (("epochs", 2),))}
@@ -105,6 +137,7 @@ def test_size_is_what_enumerate_yields(depth: int, count: int) -> None:
         ({"space": SpaceConfig([0])}, "numbers of levels"),
         ({"space": SpaceConfig([4], [1, 2, 3])}, "only 3 candidate layers"),
         ({"selections": [], "baselines": False}, "trains nothing"),
+        ({"strategies": [StrategyConfig("concat"), StrategyConfig("concat")]}, r"strategies\[1\] is 'concat' with"),
     ],
 )
 def test_what_cannot_be_is_said(keys: dict[str, Any], message: str) -> None:

@@ -81,7 +81,7 @@ def test_a_study_from_end_to_end(text: str, tmp_path: Path) -> None:
         return Path(download_artifacts(run_id=run_id, artifact_path=name, tracking_uri=result.tracking_uri))
 
     cells = json.loads(artifact(result.run_id, "variants.json").read_text())
-    assert {c["label"] for c in cells} == {"deep_only 3", "concat [1,2]→3", "mmfuser [1,2]→3"}
+    assert {c["label"] for c in cells} == {"deep_only 3", "concat [1,2]→3", "mmfuser(heads=2) [1,2]→3"}
     passport = json.loads(artifact(result.run_id, "passport.json").read_text())
     assert (passport["depth"], passport["grid"], passport["prefix_tokens"]) == (3, [8, 8], 1)
     assert json.loads(artifact(result.run_id, "source.json").read_text())["sizes"] == {
