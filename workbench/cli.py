@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from workbench import cli_parts
 from workbench.errors import WorkbenchError
+from workbench.terminal import DEFAULT_WORKSPACE, Overrides, Quiet, StudyName, Uri, Workspace, existing_uri, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,25 +29,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-store_app = typer.Typer(help="The feature store: the encoder's outputs on disk.", no_args_is_help=True)
-app.add_typer(store_app, name="store")
-
-Workspace = Annotated[
-    Path,
-    typer.Option(
-        "--workspace", "-w", envvar="WORKBENCH_WORKSPACE", help="Folder for features, studies, MLflow, reports."
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Overrides of the study, such as training.epochs=4 replicates=5.", metavar="[KEY=VALUE]..."),
-]
-StudyName = Annotated[
-    str, typer.Argument(help="A bundled study (quickstart, finescenes) or the path of a YAML file.", metavar="STUDY")
-]
-Uri = Annotated[str, typer.Option("--uri", help="MLflow tracking URI; default: the workspace's SQLite file.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
-DEFAULT_WORKSPACE = Path("workspace")
 
 SMALL = (
     "source.options.train=96",
@@ -154,124 +137,39 @@ def report(
     from workbench.config import load_study
 
     name = load_study(study).name if study.endswith((".yaml", ".yml")) else study
-    _write_report(_console(), uri or _existing_uri(workspace), name, out or workspace / "reports" / name, experiment)
+    _write_report(terminal(), uri or existing_uri(workspace), name, out or workspace / "reports" / name, experiment)
 
 
 @app.command()
-def layers(
-    encoder: Annotated[
-        str, typer.Argument(help="assets:encoder, a transformers folder, or a Hugging Face name.")
-    ] = "assets:encoder",
-    image_size: Annotated[
-        int, typer.Option("--image-size", help="Pixels of the square input; 0: the encoder's own.")
-    ] = 0,
-    revision: Annotated[str | None, typer.Option("--revision", help="Commit of a Hugging Face name.")] = None,
-) -> None:
-    """The layer passport: every layer in every notation, prefix tokens, grid, dim, final norm."""
-    from workbench.passport import show
-
-    show(_console(), encoder, image_size, revision)
-
-
-@app.command()
-def assets(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; default: all but the language model.")] = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Fetch again what is missing or altered.")] = False,
-    check: Annotated[bool, typer.Option("--list", help="Show what is there, and fetch nothing.")] = False,
-) -> None:
-    """Fetch and convert the embedded encoder, photographs, digits and typefaces; once."""
-    from workbench import assets as embedded
-
-    console = _console()
-    if not check:
-        embedded.ensure(*(names or embedded.DEFAULT), repair=repair)
-    from rich.table import Table
-
-    table = Table("asset", "state", "size", "what it is", "where", title="embedded assets", title_justify="left")
-    for status in embedded.status():
-        table.add_row(
-            status.name,
-            status.state,
-            f"{status.bytes / 1e6:.1f} MB" if status.bytes else "—",
-            status.what,
-            str(status.path),
-        )
-    console.print(table)
-    console.print(
-        "next: [bold]workbench quickstart[/]" if not check else "fetch what is missing: [bold]workbench assets[/]"
-    )
-
-
-@store_app.command("list")
-def store_list(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
-    """What is stored: encoder, source, layers, images, bytes."""
-    from workbench.stores import show
-
-    show(_console(), workspace)
-
-
-@store_app.command("build")
-def store_build(
-    study: StudyName, overrides: Overrides = None, workspace: Workspace = DEFAULT_WORKSPACE, quiet: Quiet = False
-) -> None:
-    """Encode what a study needs, ahead of running it."""
-    from workbench.config import load_study
-    from workbench.stores import build
-
-    build(_console(), load_study(study, overrides or []), workspace, progress=not quiet)
-
-
-@store_app.command("verify")
-def store_verify(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
-    """Read every shard and compare it with its checksum. Exits with 1 when one is bad."""
-    from workbench.stores import verify
-
-    if not verify(_console(), workspace):
-        raise typer.Exit(1)
-
-
-@store_app.command("remove")
-def store_remove(
-    key: Annotated[str, typer.Argument(help="A key that `workbench store list` shows.")],
-    workspace: Workspace = DEFAULT_WORKSPACE,
-) -> None:
-    """Delete one store; a study that needs it encodes anew."""
-    from workbench.stores import remove
-
-    remove(_console(), workspace, key)
-
-
-@app.command()
-def ui(
-    workspace: Workspace = DEFAULT_WORKSPACE,
-    port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535)] = 5000,
+def export(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="An MLflow run of a trained variant, a study (its recommended cell), or STUDY:CELL.", metavar="RUN"
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write; default: WORKSPACE/exports/NAME.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is there.")] = False,
+    log: Annotated[bool, typer.Option("--log/--no-log", help="Also log it to MLflow as a model of that run.")] = True,
     uri: Uri = "",
+    experiment: Annotated[str, typer.Option("--experiment", help="MLflow experiment.")] = "fusion-workbench",
+    workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Open MLflow's pages on 127.0.0.1."""
-    from workbench.ui import serve
+    """Write a trained fuser and projector as a folder to load anywhere: safetensors, config, model card."""
+    from workbench import export as exporting
 
-    raise typer.Exit(serve(_console(), uri or _existing_uri(workspace), port))
+    exported = exporting.export_run(
+        uri or existing_uri(workspace), run, out, experiment, overwrite=overwrite, log=log, folder=workspace / "exports"
+    )
+    exporting.show(terminal(), exported)
 
 
-@app.command()
-def doctor(workspace: Workspace = DEFAULT_WORKSPACE, uri: Uri = "") -> None:
-    """Check versions, hardware, disk, permissions, assets and tracking; say what to mend."""
-    from workbench import doctor as doctor_
-
-    findings = doctor_.examine(workspace, uri or None)
-    doctor_.show(findings, _console())
-    if any(finding.state == "bad" for finding in findings):
-        raise typer.Exit(1)
+app.add_typer(cli_parts.app)
 
 
 # --- shared by commands -----------------------------------------------------------------------------------------
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    terminal = sys.stdout.isatty()
-    return Console(width=None if terminal else 160, soft_wrap=not terminal)  # a file or a pipe cuts nothing off
 
 
 def _overridden(study: StudyConfig, overrides: list[str]) -> StudyConfig:
@@ -292,7 +190,7 @@ def _run(
 
     if study.tracking.uri:
         check_uri(study.tracking.uri)
-    console = _console()
+    console = terminal()
     from workbench.progress import Display
 
     display = Display(console, progress=not quiet)
@@ -324,17 +222,6 @@ def _write_report(console: Console, uri: str, study: str, out: Path, experiment:
         paths = write_report(uri, study, out, experiment)
     console.print(paths.answer, highlight=False, markup=False)
     console.print(f"report: {paths.html}", highlight=False, markup=False)
-
-
-def _existing_uri(workspace: Path) -> str:
-    from workbench.tracking import default_uri
-
-    if not (workspace / "mlflow.db").is_file():
-        raise WorkbenchError(
-            f"{workspace} holds no MLflow database yet; run a study first (workbench quickstart), or name another "
-            "place with --workspace or --uri."
-        )
-    return default_uri(workspace)
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:

@@ -195,14 +195,23 @@ def study_from_yaml(text: str, where: str, overrides: Sequence[str] = (), defaul
     return study
 
 
-def _apply(config: Any, override: str) -> None:
+def parse_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["points=8", "self_attention=false"]`` as a mapping. Raises WorkbenchError for what is not key=value."""
+    return dict(_pair(pair) for pair in pairs)
+
+
+def _pair(override: str) -> tuple[str, Any]:
     key, sep, value = override.partition("=")
     if not sep or not key:
         raise WorkbenchError(f"override '{override}' is not of the form key=value, such as training.epochs=4.")
     try:
-        parsed = yaml.safe_load(value) if value else ""
+        return key, yaml.safe_load(value) if value else ""
     except yaml.YAMLError:
         raise WorkbenchError(f"override '{override}': the value is not valid YAML.") from None
+
+
+def _apply(config: Any, override: str) -> None:
+    key, parsed = _pair(override)
     _check_override_key(config, key)
     try:
         OmegaConf.update(config, key, parsed, merge=True)

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+COMMANDS = (
+    "quickstart", "sweep", "train", "report", "export",
+    "studies", "layers", "strategies", "check-strategy", "assets", "ui", "doctor",
+)  # fmt: skip
 STUDY = """
 name: cli
 question: Does it run?
@@ -44,14 +48,14 @@ def test_help_is_quick_and_names_every_command() -> None:
     start = time.perf_counter()
     result = run("--help")
     assert time.perf_counter() - start < 3  # 0.4 s where the machine is idle
-    for command in ("quickstart", "sweep", "train", "report", "layers", "store", "assets", "ui", "doctor"):
+    for command in (*COMMANDS, "store"):
         assert command in result.stdout
     slow = {"torch", "lightning", "mlflow", "transformers", "optuna", "pandas"}
     program = f"import sys, workbench.cli; print(sorted({slow} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("command", ["quickstart", "sweep", "train", "report", "layers", "assets", "ui", "doctor"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     result = run(command, "--help")
     assert result.returncode == 0

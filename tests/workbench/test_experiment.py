@@ -76,6 +76,8 @@ def test_a_study_from_end_to_end(text: str, tmp_path: Path) -> None:
     children = runs(result)
     assert Counter(r.data.tags["workbench.phase"] for r in children) == {"search": 6, "final": 6}
     assert {r.info.status for r in children} == {"FINISHED"}
+    searched = Counter(r.data.params["strategy"] for r in children if r.data.tags["workbench.phase"] == "search")
+    assert searched == {"deep_only": 2, "concat": 2, "mmfuser": 2}  # a fair fight: the same rates for all
 
     def artifact(run_id: str, name: str) -> Path:
         return Path(download_artifacts(run_id=run_id, artifact_path=name, tracking_uri=result.tracking_uri))

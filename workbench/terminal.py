@@ -1,0 +1,51 @@
+"""What the commands share: their common options, the console, the workspace's MLflow."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Workspace = Annotated[
+    Path,
+    typer.Option(
+        "--workspace", "-w", envvar="WORKBENCH_WORKSPACE", help="Folder for features, studies, MLflow, reports."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides of the study, such as training.epochs=4 replicates=5.", metavar="[KEY=VALUE]..."),
+]
+StudyName = Annotated[
+    str, typer.Argument(help="A bundled study (see workbench studies) or the path of a YAML file.", metavar="STUDY")
+]
+Uri = Annotated[str, typer.Option("--uri", help="MLflow tracking URI; default: the workspace's SQLite file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+DEFAULT_WORKSPACE = Path("workspace")
+
+
+def terminal() -> Console:
+    """Standard output; a file or a pipe gets whole lines."""
+    from rich.console import Console
+
+    shown = sys.stdout.isatty()
+    return Console(width=None if shown else 160, soft_wrap=not shown)
+
+
+def existing_uri(workspace: Path) -> str:
+    """The workspace's MLflow. Raises WorkbenchError where there is none yet."""
+    from workbench.tracking import default_uri
+
+    if not (workspace / "mlflow.db").is_file():
+        raise WorkbenchError(
+            f"{workspace} holds no MLflow database yet; run a study first (workbench quickstart), or name another "
+            "place with --workspace or --uri."
+        )
+    return default_uri(workspace)
