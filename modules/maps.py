@@ -50,7 +50,7 @@ def pca_rgb(tokens: Tensor, percentiles: tuple[float, float] = PERCENTILES) -> C
             shown[:, k] = left[:, k] * strength[k] if explained[k] > 1e-9 else 0.0
     shown = shown * torch.where(shown.pow(3).sum(0) < 0, -1.0, 1.0)
     scaled = torch.stack([_scaled(component, percentiles) for component in shown.unbind(1)], dim=1)
-    colours = (scaled * 255).round().to(torch.uint8).unflatten(0, (images, cells))
+    colours = (scaled * 255).round().to(torch.uint8).view(images, cells, 3)
     return ColourMaps(colours, (explained[0], explained[1], explained[2]))
 
 
@@ -64,7 +64,8 @@ def on_grid(tokens: Tensor, token_map: Tensor, cells: int) -> Tensor:
     place = token_map[known]
     summed = tokens.new_zeros(tokens.shape[0], cells, tokens.shape[2]).index_add_(1, place, tokens[:, known])
     count = torch.bincount(place, minlength=cells).clamp_min(1).to(tokens.dtype)
-    return summed / count[:, None]
+    mean: Tensor = summed / count[:, None]
+    return mean
 
 
 def _scaled(component: Tensor, percentiles: tuple[float, float]) -> Tensor:

@@ -11,7 +11,7 @@ from reports.comparison import BASELINES, BEST_SINGLE, MIDDLE, Analysis, Compari
 from reports.records import FINISHED, RUNNING, Cell
 from reports.statistics import BETTER, FEWEST, FIRM, NONE, SAME, WORSE, Estimate
 from reports.task_picks import TaskPick, task_picks, task_words
-from reports.wording import correction_sentence, effect, listed
+from reports.wording import correction_sentence, listed, plural
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _words(
         if hint:
             return f"Use {cell.name}{rate}: nothing did better on validation.", lead
         return f"Nothing here beats the best baseline: use {cell.name}{rate}.", lead
-    size = f"{effect(head.difference)} points on {over}"
+    size = f"{analysis.objective.unit.size(head.difference)} on {over}"
     if head.verdict == BETTER:
         return use, f"On test it is better than the best baseline, {best.name}{maybe}: {size}."
     hint = _hint(analysis, head)
@@ -158,8 +158,8 @@ def _baseline_won(analysis: Analysis, cell: Cell, ranked: list[Cell], over: str)
     word = {NONE: "cannot be judged yet", SAME: "is not distinguishable from it"}.get(
         found.verdict, f"is {found.verdict} than it"
     )
-    size = effect(found.difference)
-    return f"{lead} The best other fusion there, {others[0].name}, {word} on test{maybe}: {size} points on {over}."
+    size = analysis.objective.unit.size(found.difference)
+    return f"{lead} The best other fusion there, {others[0].name}, {word} on test{maybe}: {size} on {over}."
 
 
 def _losses(analysis: Analysis, compared: Sequence[Comparison]) -> str:
@@ -168,8 +168,9 @@ def _losses(analysis: Analysis, compared: Sequence[Comparison]) -> str:
     for task in analysis.record.tasks:
         lost = {c.against: c for c in compared if c.measure == task.name and c.verdict == WORSE and c.difference}
         if lost and len(analysis.measures) > 1:
+            unit = analysis.measure(task.name).unit
             names = [
-                f"{analysis.record.cell(a).name} ({effect(c.difference)})" for a, c in lost.items() if c.difference
+                f"{analysis.record.cell(a).name} ({unit.effect(c.difference)})" for a, c in lost.items() if c.difference
             ]
             parts.append(f"on {task.name} it is worse than {listed(names)}")
     return f"Not for every task: {'; '.join(parts)}." if parts else ""
@@ -220,12 +221,12 @@ def _cheaper(analysis: Analysis, cell: Cell) -> Cheaper | None:
 
 def _cheaper_words(analysis: Analysis, cheaper: Cheaper, cell: Cell) -> str:
     test = dict(cheaper.test).get(analysis.objective.name)
-    judged = ""
+    unit, judged = analysis.objective.unit, ""
     if test is not None:
         sign = analysis.objective.sign
         known = not holds_zero(test)
         word = "is not distinguishable" if not known else "is better" if sign * test.mean > 0 else "is worse"
-        judged = f" On test it {word} ({effect(test)})."
+        judged = f" On test it {word} ({unit.effect(test)})."
     share = cheaper.flops * 100
     fewer, more = len(cheaper.cell.selection.layers), len(cell.selection.layers)
     cost = (
@@ -235,7 +236,7 @@ def _cheaper_words(analysis: Analysis, cheaper: Cheaper, cell: Cell) -> str:
     )
     return (
         f"As good on validation and cheaper: {cheaper.cell.name}, {cost}, is not distinguishable from {cell.name} "
-        f"there ({effect(cheaper.validation)} points).{judged}"
+        f"there ({unit.size(cheaper.validation)}).{judged}"
     )
 
 
@@ -282,9 +283,11 @@ def _caveats(analysis: Analysis) -> tuple[str, ...]:
             f"{f' ({rest})' if rest else ''}.{running}"
         )
     if analysis.conditional and analysis.means:
-        number = f"{len(record.groups)} photograph{'s' if len(record.groups) > 1 else ''}"
+        number = len(record.groups)
+        noun = plural(record.group_name, number)
         out.append(
-            f"Conditional on these photographs: the test images come from {number}; nothing here speaks for other ones."
+            f"Conditional on {'this' if number == 1 else 'these'} {noun}: the test images come from {number} {noun}; "
+            "nothing here speaks for other ones."
         )
     replicates = [e.replicates for e in analysis.means.values()]
     few, most = min(replicates, default=0), max(replicates, default=0)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from reports.answer import Answer
-from reports.comparison import BASELINES, Analysis, Comparison
+from reports.comparison import BASELINES, Analysis, Comparison, Measure
 from reports.statistics import BETTER, WORSE
 from reports.svg import ACCENT, INK, MUTED, PAPER, WIDTH, Figure, canvas, finish, short
-from reports.wording import POINTS, effect
+from reports.units import Unit
 
 _ROW = 0.36  # inches
 
@@ -22,14 +22,15 @@ def answer_figure(analysis: Analysis, answer: Answer) -> Figure | None:
     wide = (right - left - gap * (len(measures) - 1)) / len(measures)
     tall = _ROW * len(rows) + 0.15
     height = tall + 0.85
-    edges = [v * POINTS for c in found.values() if (d := c.difference) for v in (d.low, d.high)]
-    low, high = min(0.0, *edges), max(0.0, *edges)
-    room = 0.06 * (high - low) or 1.0
+    units = {m.name: m.unit for m in measures}
+    shared = len(set(units.values())) == 1  # then the panels have one scale
     said: list[str] = []
     with canvas(WIDTH, height) as figure:
         for k, measure in enumerate(measures):
             axes = figure.add_axes((left + k * (wide + gap), 0.5 / height, wide, tall / height))
-            axes.set_xlim(low - room, high + room)
+            unit = measure.unit
+            ends = _ends([c for c in found.values() if shared or c.measure == measure.name], unit)
+            axes.set_xlim(*(reversed(ends) if measure.minimised else ends))
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.axvline(0, color=MUTED, lw=0.9, zorder=1)
             axes.grid(axis="x")
@@ -47,20 +48,34 @@ def answer_figure(analysis: Analysis, answer: Answer) -> Figure | None:
                     said.append(f"{measure.name}, {baseline}: the baseline itself")
                     continue
                 colour = _colour(comparison)
-                at = d.mean * POINTS
-                axes.plot([d.low * POINTS, d.high * POINTS], [y, y], color=colour, lw=1.4, zorder=2)
+                at = d.mean * unit.factor
+                axes.plot([d.low * unit.factor, d.high * unit.factor], [y, y], color=colour, lw=1.4, zorder=2)
                 fill = colour if comparison.verdict in (BETTER, WORSE) else PAPER
                 axes.plot(at, y, "o", color=colour, mfc=fill, ms=6.5, mew=1.2, zorder=3)
-                said.append(f"{measure.name}, {baseline}: {comparison.verdict}, {effect(d)}")
-        figure.text((left + right) / 2, 0.1 / height, "difference on test, points", color=MUTED, ha="center")
+                said.append(f"{measure.name}, {baseline}: {comparison.verdict}, {unit.effect(d)}")
+        figure.text((left + right) / 2, 0.1 / height, _difference(measures), color=MUTED, ha="center")
+        turned = " Where less is better the axis runs the other way." if any(m.minimised for m in measures) else ""
         return finish(
             figure,
             "verdict",
             f"{answer.cell.name} minus each baseline",
-            "Test difference with its 95 % interval; right of 0 the recommended cell scores higher. Filled: the "
+            f"Test difference with its 95 % interval; right of 0 the recommended cell is better.{turned} Filled: the "
             "verdict tells the two apart after correction for the number of cells. Open: it does not (yet).",
-            f"Differences in points with 95 % intervals. {'; '.join(said)}.",
+            f"{_difference(measures).capitalize()}, with 95 % intervals. {'; '.join(said)}.",
         )
+
+
+def _ends(comparisons: list[Comparison], unit: Unit) -> tuple[float, float]:
+    """Of an axis that holds these intervals and 0."""
+    edges = [v * unit.factor for c in comparisons if (d := c.difference) for v in (d.low, d.high)]
+    low, high = min(0.0, *edges), max(0.0, *edges)
+    room = 0.06 * (high - low) or 0.01 * unit.factor
+    return low - room, high + room
+
+
+def _difference(measures: list[Measure]) -> str:
+    words = {m.unit.difference for m in measures}
+    return ", ".join(filter(None, ["difference on test", words.pop() if len(words) == 1 else ""]))
 
 
 def _colour(comparison: Comparison) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from reports.records import Cell, Floats, Outcomes, StudyRecord
 from reports.statistics import ALPHA, NONE, Estimate, estimate, holm, provisional, verdict
+from reports.units import SHARE, Unit, common, unit_of
 
 OVERALL = "overall"  # the mean of the tasks, each turned so that more is better: what validation picks by
 DEEPEST, PENULTIMATE, BEST_SINGLE, MIDDLE = "deepest layer", "penultimate layer", "best single layer", "middle concat"
@@ -26,6 +27,11 @@ class Measure:
     metric: str
     sign: int
     chance: float | None
+    unit: Unit = SHARE
+
+    @property
+    def minimised(self) -> bool:
+        return self.sign < 0
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Analysis:
 
     @property
     def conditional(self) -> bool:
-        """Whether the test photographs are too few to speak for others."""
+        """Whether the groups of the test images are too few to speak for others."""
         return 0 < len(self.record.groups) < FEW_GROUPS
 
     def measure(self, name: str) -> Measure:
@@ -177,12 +183,14 @@ class Analysis:
 
 def _measures(record: StudyRecord) -> tuple[Measure, ...]:
     """The tasks in the study's order; with several, their mean comes last."""
-    tasks = tuple(Measure(t.name, t.title or t.name, t.metric, t.sign, t.chance) for t in record.tasks)
+    tasks = tuple(Measure(t.name, t.title or t.name, t.metric, t.sign, t.chance, unit_of(t.unit)) for t in record.tasks)
     if len(tasks) < 2:
         return tasks or (Measure(OVERALL, "the validation objective", "objective", 1, None),)
     chances = [t.sign * t.chance for t in tasks if t.chance is not None]
     chance = sum(chances) / len(tasks) if len(chances) == len(tasks) else None
-    return (*tasks, Measure(OVERALL, "mean of the tasks", "objective", 1, chance))
+    signed = " (less is better counts as negative)" if any(m.minimised for m in tasks) else ""
+    unit = common(m.unit for m in tasks)
+    return (*tasks, Measure(OVERALL, f"mean of the tasks{signed}", "objective", 1, chance, unit))
 
 
 def _cut(outcomes: Outcomes, replicates: Sequence[str], examples: Sequence[str]) -> Floats:

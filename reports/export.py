@@ -11,6 +11,7 @@ from typing import Any
 
 from reports.answer import Answer
 from reports.comparison import BASELINES, Analysis, Comparison
+from reports.look import look_json
 from reports.records import FINISHED, Cell
 from reports.statistics import Estimate
 from reports.tables import COSTS, health
@@ -72,6 +73,7 @@ def to_json(analysis: Analysis, answer: Answer) -> dict[str, Any]:
         ],
         "health": [{"cell": row["cell"].id, "flags": row["flags"]} for row in health(record)],
         "notes": list(record.notes),
+        "look": look_json(record.look),
     }
     finite: dict[str, Any] = _finite(plain)
     return finite

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,7 +28,8 @@ from reports.svg import (
     line_labels,
     short,
 )
-from reports.wording import POINTS, count, half, listed, percent
+from reports.units import SHARE, Unit
+from reports.wording import count, listed
 
 
 def figures(analysis: Analysis, answer: Answer) -> list[Figure]:
@@ -52,45 +53,46 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
     points = [(c.query, analysis.means[c.id, measure.name]) for c in singles if (c.id, measure.name) in analysis.means]
     if not points:
         return None
+    unit = measure.unit
     with canvas(WIDTH, 3.7) as figure:
         axes = figure.add_axes((0.065, 0.13, 0.60, 0.83))
         x = [layer for layer, _ in points]
-        y = np.array([e.mean for _, e in points]) * POINTS
-        axes.errorbar(x, y, yerr=_bars(e for _, e in points), color=ACCENT, marker="o", ms=5, elinewidth=1.1, zorder=3)
+        y = np.array([e.mean for _, e in points]) * unit.factor
+        bars = np.array([e.half for _, e in points]) * unit.factor
+        axes.errorbar(x, y, yerr=bars, color=ACCENT, marker="o", ms=5, elinewidth=1.1, zorder=3)
         lines: list[tuple[float, str, str]] = []
         by_cell: dict[str, list[str]] = {}
         for name in BASELINES:
             if (found := analysis.baselines.get((measure.name, name))) is not None:
                 by_cell.setdefault(found, []).append(name)
         for cell_id, names in by_cell.items():
-            value = analysis.means[cell_id, measure.name].mean * POINTS
+            value = analysis.means[cell_id, measure.name].mean
             cell = analysis.record.cell(cell_id)
             what = f" ({cell.query})" if cell.single else ""
-            axes.axhline(value, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
-            lines.append((value, f"{' = '.join(names)}{what}  {value:.1f}", INK))
+            axes.axhline(value * unit.factor, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
+            lines.append((value * unit.factor, f"{' = '.join(names)}{what}  {unit.score(value)}", INK))
         if (
             answer.cell is not None
             and answer.cell.id not in by_cell
             and (answer.cell.id, measure.name) in analysis.means
         ):
-            value = analysis.means[answer.cell.id, measure.name].mean * POINTS
-            axes.axhline(value, color=ACCENT, lw=1.4, zorder=1)
-            lines.append((value, f"recommended: {short(answer.cell.name)}  {value:.1f}", ACCENT))
+            value = analysis.means[answer.cell.id, measure.name].mean
+            axes.axhline(value * unit.factor, color=ACCENT, lw=1.4, zorder=1)
+            words = f"recommended: {short(answer.cell.name)}  {unit.score(value)}"
+            lines.append((value * unit.factor, words, ACCENT))
         if measure.chance is not None:
-            axes.axhline(measure.chance * POINTS, color=MUTED, lw=0.9, ls=(0, (1, 2)), zorder=1)
-            lines.append((measure.chance * POINTS, f"chance  {measure.chance * POINTS:.1f}", MUTED))
+            axes.axhline(measure.chance * unit.factor, color=MUTED, lw=0.9, ls=(0, (1, 2)), zorder=1)
+            lines.append((measure.chance * unit.factor, f"chance  {unit.score(measure.chance)}", MUTED))
         depth = int(analysis.record.passport.get("depth") or max(x))
         axes.set_xlim(-0.4, depth + 0.4)
         axes.set_xticks(range(0, depth + 1, 1 if depth <= 16 else 2))
         axes.set_xlabel("layer (0: the embeddings)")
-        axes.set_ylabel(f"{measure.name}: test {measure.metric}, %")
-        axes.set_ylim(
-            *_room([*(y - _bars(e for _, e in points)), *(y + _bars(e for _, e in points)), *(v for v, _, _ in lines)])
-        )
+        axes.set_ylabel(_axis(measure))
+        axes.set_ylim(*_room([*(y - bars), *(y + bars), *(v for v, _, _ in lines)], unit))
         axes.grid(axis="y")
         line_labels(axes, lines)
         best = max(points, key=lambda p: measure.sign * p[1].mean)
-        said = "; ".join(f"layer {layer}: {percent(e.mean)} {half(e)}" for layer, e in points)
+        said = "; ".join(f"layer {layer}: {unit.score(e.mean)} {unit.half(e)}" for layer, e in points)
         return finish(
             figure,
             f"curve-{slug(measure.name)}",
@@ -98,7 +100,7 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             f"Test {measure.metric} of single layers with 95 % intervals. Lines: the baselines"
             f"{' and the recommended cell' if answer.cell is not None else ''}. "
             "Equals signs join baselines that are the same cell; the best single layer was picked on validation.",
-            f"Test {measure.metric} in per cent by layer. {said}. Highest at layer {best[0]}. "
+            f"{_axis(measure)}, by layer. {said}. Best at layer {best[0]}. "
             f"Lines: {listed([text for _, text, _ in lines])}.",
         )
 
@@ -115,25 +117,30 @@ def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
     front = pareto([(x, measure.sign * e.mean) for x, e, _ in points])
     markers = _markers(analysis.record.cells)
     named = _worth_naming(analysis, answer, measure, [points[i][2].id for i in front])
+    unit = measure.unit
     with canvas(WIDTH, 4.3) as figure:
         axes = figure.add_axes((0.065, 0.12, 0.915, 0.77))
         axes.set_xscale("log")
         low, high = min(x for x, _, _ in points), max(x for x, _, _ in points)
         wide = max(np.log10(high / low), 0.3)
         axes.set_xlim(low / 10 ** (0.06 * wide), high * 10 ** (0.34 * wide))
-        edges = [v for _, e, _ in points for v in (e.low * POINTS, e.high * POINTS)]
-        axes.set_ylim(*_room(edges))
-        steps = sorted((points[i][0], points[i][1].mean * POINTS) for i in front)
+        edges = [v * unit.factor for _, e, _ in points for v in (e.low, e.high)]
+        axes.set_ylim(*_room(edges, unit))
+        steps = sorted((points[i][0], points[i][1].mean * unit.factor) for i in front)
         axes.plot(*zip(*steps, strict=True), color=ACCENT, lw=1.1, drawstyle="steps-post", zorder=1)
         for i, (x, e, cell) in enumerate(points):
-            colour = ACCENT if i in front else MUTED
+            colour, at = ACCENT if i in front else MUTED, e.mean * unit.factor
             if i in front or cell.id in named:
-                axes.errorbar(x, e.mean * POINTS, yerr=e.half * POINTS, color=colour, elinewidth=0.9, zorder=2)
+                axes.errorbar(x, at, yerr=e.half * unit.factor, color=colour, elinewidth=0.9, zorder=2)
             fill = ACCENT if i in front else PAPER
-            axes.plot(x, e.mean * POINTS, markers[cell.strategy], color=colour, mfc=fill, ms=6.5, mew=1.1, zorder=3)
+            axes.plot(x, at, markers[cell.strategy], color=colour, mfc=fill, ms=6.5, mew=1.1, zorder=3)
         _name_points(
             axes,
-            [(x, e.mean * POINTS, short(c.label), i in front) for i, (x, e, c) in enumerate(points) if c.id in named],
+            [
+                (x, e.mean * unit.factor, short(c.label), i in front)
+                for i, (x, e, c) in enumerate(points)
+                if c.id in named
+            ],
         )
         for k, (strategy, marker) in enumerate(markers.items()):  # a legend along the top, out of the data's way
             place = 0.065 + k * min(0.16, 0.9 / len(markers))
@@ -143,10 +150,10 @@ def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             figure.text(place + 0.013, 0.945, short(strategy, 18), va="center", color=MUTED)
         _count_axis(axes, low, high)
         axes.set_xlabel("FLOPs an image, fusion and projector, forward (log scale)")
-        axes.set_ylabel(f"{measure.name}: test {measure.metric}, %")
+        axes.set_ylabel(_axis(measure))
         axes.grid(axis="y")
         said = "; ".join(
-            f"{points[i][2].label}: {percent(points[i][1].mean)} at {count(points[i][0])} FLOPs" for i in front
+            f"{points[i][2].label}: {unit.score(points[i][1].mean)} at {count(points[i][0])} FLOPs" for i in front
         )
         return finish(
             figure,
@@ -154,7 +161,7 @@ def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             f"{measure.name}: score against cost",
             "Filled and joined: the Pareto front of the means, no cell cheaper and better. Neighbours on it may still "
             "be within the noise of each other. The encoder is the same for all and not counted.",
-            f"{len(points)} cells by FLOPs an image and test {measure.metric}. On the Pareto front: {said}.",
+            f"{len(points)} cells by FLOPs an image and {_axis(measure)}. On the Pareto front: {said}.",
         )
 
 
@@ -179,7 +186,7 @@ def training(analysis: Analysis, answer: Answer) -> Figure | None:
             curves.append((cell, {e: float(np.mean([row[e] for row in rows])) for e in sorted(epochs)}))
     if not curves:
         return None
-    last = _last_epoch(curves)
+    last, unit = _last_epoch(curves), analysis.objective.unit
     with canvas(WIDTH, 3.3) as figure:
         axes = figure.add_axes((0.065, 0.145, 0.66, 0.82))
         lines: list[tuple[float, str, str]] = []
@@ -188,17 +195,17 @@ def training(analysis: Analysis, answer: Answer) -> Figure | None:
             base = answer.best_baseline is not None and cell.id == answer.best_baseline.id and not chosen
             colour, width = (ACCENT, 2.0) if chosen else (INK, 1.4) if base else (MUTED, 0.7)
             x = [e + 1 for e in curve if e <= last]
-            y = [POINTS * v for e, v in curve.items() if e <= last]
+            y = [unit.factor * v for e, v in curve.items() if e <= last]
             axes.plot(x, y, color=colour, lw=width, alpha=1 if chosen or base else 0.55, zorder=3 if chosen else 2)
             if chosen or base:
                 lines.append((y[-1], f"{short(cell.name)}{'' if chosen else ' (baseline)'}", colour))
         axes.margins(x=0.02)
         axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
         axes.set_xlabel("epoch")
-        axes.set_ylabel("validation objective, %")
+        axes.set_ylabel(unit.after("validation objective"))
         axes.grid(axis="y")
         line_labels(axes, lines)
-        ends = "; ".join(f"{c.label}: {percent(list(v.values())[-1])}" for c, v in curves)
+        ends = "; ".join(f"{c.label}: {unit.score(list(v.values())[-1])}" for c, v in curves)
         return finish(
             figure,
             "training",
@@ -215,15 +222,17 @@ def _last_epoch(curves: Sequence[tuple[Cell, Mapping[int, float]]]) -> int:
     return max(max(curve) for _, curve in curves)
 
 
-def _bars(estimates: Iterator[Estimate]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    return np.array([e.half for e in estimates]) * POINTS
+def _axis(measure: Measure) -> str:
+    """What a score axis shows."""
+    return measure.unit.after(f"{measure.name}: test {measure.metric}") + (", less is better" * measure.minimised)
 
 
-def _room(values: Sequence[float]) -> tuple[float, float]:
+def _room(values: Sequence[float], unit: Unit) -> tuple[float, float]:
     known = [v for v in values if np.isfinite(v)] or [0.0, 1.0]
     low, high = min(known), max(known)
-    low, high = max(low, 0.0), min(high, float(POINTS))  # an interval may leave the scale; the axis need not
-    pad = 0.06 * max(high - low, 1.0)
+    if unit is SHARE:  # an interval may leave the scale; the axis need not
+        low, high = max(low, 0.0), min(high, unit.factor)
+    pad = 0.06 * max(high - low, 0.01 * unit.factor)
     return low - pad, high + pad
 
 

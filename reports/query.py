@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,7 +15,9 @@ import numpy as np
 import yaml
 
 from reports.connect import children, connect, find_study, shown
-from reports.records import FINISHED, RUNNING, STATES, UNREADABLE, Cell, Outcomes, Run, StudyRecord, Task
+from reports.look import read_look
+from reports.records import FINISHED, RUNNING, STATES, UNREADABLE, Cell, Look, Outcomes, Run, StudyRecord, Task
+from workbench.errors import WorkbenchError
 from workbench.layers import Selection
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class _Reader:
         source = self._json("source.json", {})
         raw = children(self.client, self.parent)
         self.places |= {str(r.info.run_id): str(r.info.artifact_uri) for r in raw}
-        cells = tuple(_cell(entry) for entry in self._json("variants.json", []))
+        cells = tuple(self._cells(self._json("variants.json", [])))
         runs = [_run(r, str(info.status)) for r in raw]
         if not cells:  # stopped before its plan was written down: what was started tells it
             cells = tuple({r.cell: _cell_of(r) for r in runs if r.phase == "final"}.values())
@@ -89,8 +91,19 @@ class _Reader:
             runs=tuple(self._with_history(run) for run in kept),
             outcomes=outcomes,
             groups=tuple(sorted(self.groups or map(str, listed))),
+            look=self._look(),
             notes=tuple(dict.fromkeys(self.notes)),
         )
+
+    def _cells(self, plan: Sequence[Any]) -> Iterator[Cell]:
+        """The planned cells; an entry that cannot be read is left out and told."""
+        for number, entry in enumerate(plan, 1):
+            try:
+                yield _cell(entry)
+            except KeyError as error:
+                self.notes.append(f"Entry {number} of variants.json is left out: it names no {error}.")
+            except (TypeError, ValueError, AttributeError):
+                self.notes.append(f"Entry {number} of variants.json is left out: it describes no cell.")
 
     # --- runs ---------------------------------------------------------------------------------------------------
 
@@ -195,12 +208,28 @@ class _Reader:
             return default
         return value if isinstance(value, type(default)) else default
 
+    def _look(self) -> Look | None:
+        """What the study's last step left to look at; None where there is nothing, or nothing that can be read."""
+        run = str(self.parent.info.run_id)
+        file = self._file("look/look.json", run)
+        if file is None:
+            return None
+        try:
+            return read_look(json.loads(file.read_bytes()), lambda name: self._file(f"look/{name}", run))
+        except WorkbenchError as error:
+            reason = str(error)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"look.json lacks something or holds nonsense ({type(error).__name__}: {error})"
+        self.notes.append(f"The look at test images is left out: {reason}.")
+        return None
+
     def _tasks(self, outcomes: Mapping[tuple[str, str, str], Outcomes]) -> tuple[Task, ...]:
         known = self._json("tasks.json", {})
         names = dict.fromkeys([*known, *(task for _, task, _ in outcomes)])
         tasks = []
         for name in names:
-            entry = known.get(name) or {}
+            entry = known.get(name)
+            entry = entry if isinstance(entry, Mapping) else {}
             chance = entry.get("chance")
             tasks.append(
                 Task(
@@ -209,6 +238,7 @@ class _Reader:
                     direction=str(entry.get("direction", "maximize")),
                     chance=None if chance is None else float(chance),
                     title=str(entry.get("title", "")),
+                    unit=str(entry.get("unit") or "share"),
                 )
             )
         return tuple(tasks)

@@ -37,6 +37,7 @@ class Task:
     direction: str = "maximize"
     chance: float | None = None
     title: str = ""
+    unit: str = "share"  # of the scores; see reports/units.py
 
     @property
     def sign(self) -> int:
@@ -107,6 +108,50 @@ class Outcomes:
 
 
 @dataclass(frozen=True)
+class LookScore:
+    """One example on one task: its mean over all cells, and by replicate; None where one was not trained."""
+
+    mean: float
+    before: tuple[float | None, ...]  # the baseline
+    after: tuple[float | None, ...]  # the featured cell
+
+
+@dataclass(frozen=True)
+class LookExample:
+    """A test image to look at. ``task`` is empty where it was drawn at random."""
+
+    example: str
+    group: str
+    kind: str  # random, hardest, improved, worsened
+    task: str
+    picture: str  # a data URI
+    scores: Mapping[str, LookScore]  # by task
+
+
+@dataclass(frozen=True)
+class LookColumn:
+    """Token maps of one layer, or of one cell's fused tokens, an example each."""
+
+    layer: int | None
+    query: bool  # whether a shown cell asks with this layer
+    cell: str
+    label: str
+    replicate: str  # whose fuser it is
+    explained: tuple[float, ...]  # of the tokens' variance: red, green, blue
+    tiles: tuple[str, ...]  # data URIs, a token a pixel
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the study's last step left to look at."""
+
+    baseline: str | None  # cells
+    featured: str | None
+    columns: tuple[LookColumn, ...]
+    examples: tuple[LookExample, ...]
+
+
+@dataclass(frozen=True)
 class StudyRecord:
     """Everything that the report says comes from here."""
 
@@ -131,6 +176,12 @@ class StudyRecord:
     outcomes: Mapping[tuple[str, str, str], Outcomes]  # (cell, task, split)
     groups: tuple[str, ...]  # of the test split
     notes: tuple[str, ...] = ()  # what the query had to leave out
+    look: Look | None = None  # None: the study logged none
+
+    @property
+    def group_name(self) -> str:
+        """What the source calls a group of images that no split cuts through."""
+        return str(self.source.get("group_name") or "group")
 
     def finals(self, cell: str) -> tuple[Run, ...]:
         """The counted runs of a cell, by replicate."""

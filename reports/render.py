@@ -22,10 +22,12 @@ from reports.answer_figure import answer_figure
 from reports.comparison import BASELINES, BEST_SINGLE, ITSELF, Analysis
 from reports.export import intervals_csv, results_csv, to_json
 from reports.figures import figures
+from reports.look import look_page
 from reports.query import read_study
 from reports.records import FINISHED, STATES
 from reports.statistics import BETTER, FEWEST, FIRM, NONE, SAME, WORSE
 from reports.svg import Figure
+from reports.units import SHARE, Unit
 from workbench.errors import WorkbenchError
 from workbench.version import __version__
 
@@ -80,7 +82,7 @@ def _save(out: Path, files: Mapping[str, str]) -> None:
 def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any]:
     """Everything that the templates print."""
     record = analysis.record
-    rates, searched = tables.search(record)
+    rates, searched = tables.search(analysis)
     tasks = [m for m in analysis.measures if any(t.name == m.name for t in record.tasks)]
     versions = _versions(record.tags.get("workbench.versions", ""))
     config_hash = hashlib.sha256(record.study_yaml.encode()).hexdigest() if record.study_yaml else ""
@@ -110,6 +112,11 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "figures": {figure.name: figure for figure in drawn},
         "layer_curves": [figure for figure in drawn if figure.name.startswith("curve-")],
         "figure_numbers": {figure.name: number for number, figure in enumerate(_in_order(drawn), 1)},
+        "scores_in": _scores_in([m.unit for m in tasks]),
+        "differences_in": "points" if all(m.unit is SHARE for m in analysis.measures) else "the unit of each column",
+        "groups": wording.plural(record.group_name, len(record.groups)),
+        "plural": wording.plural,
+        **look_page(analysis),
         "words": {"better": BETTER, "worse": WORSE, "same": SAME, "none": NONE, "itself": ITSELF},
         "fewest": FEWEST,
         "firm": FIRM,
@@ -118,6 +125,13 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "script_hash": _script_hash(),
         "style": Markup(_asset("report.css")),
     }
+
+
+def _scores_in(units: list[Unit]) -> str:
+    """What a sentence says of the numbers in a table of scores."""
+    if all(unit is SHARE for unit in units):
+        return "in per cent"
+    return "shares in per cent, others as they are" if SHARE in units else "in the task's own unit"
 
 
 def _answer_rows(analysis: Analysis, said: Answer) -> list[dict[str, Any]]:
@@ -172,15 +186,9 @@ def _environment(kind: str) -> Environment:
         finalize=_markdown if kind == "md" else None,
     )
     environment.filters |= {
-        "percent": wording.percent,
-        "signed": wording.signed,
-        "half": wording.half,
-        "interval": wording.interval,
-        "effect": wording.effect,
         "count": wording.count,
         "number": wording.number,
         "when": wording.when,
-        "listed": wording.listed,
         "svg": lambda figure: Markup(figure.inline),
         "fence": lambda text: Markup(str(text).replace("```", "'''")),
     }

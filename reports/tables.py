@@ -9,7 +9,7 @@ from typing import Any
 from reports.comparison import BASELINES, BEST_SINGLE, Analysis, Comparison, Measure
 from reports.records import FINISHED, STATES, Cell, StudyRecord
 from reports.statistics import Estimate
-from reports.wording import SYMBOLS, correction, effect, half, percent, pvalue
+from reports.wording import SYMBOLS, correction, pvalue
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def mark(comparison: Comparison | None, analysis: Analysis) -> Mark | None:
         verdict=comparison.verdict,
         symbol=SYMBOLS[comparison.verdict],
         provisional=comparison.provisional,
-        effect=effect(d) if d else "",
+        effect=analysis.measure(comparison.measure).unit.effect(d) if d else "",
         value=d.mean if d else 0.0,
         p=pvalue(comparison.p),
         against=analysis.record.cell(comparison.against).name,
@@ -82,13 +82,14 @@ def entry(
     e: Estimate | None = analysis.means.get((cell.id, measure))
     if e is None:
         return None
+    unit = analysis.measure(measure).unit
     return Entry(
         cell=cell,
         mean=e.mean,
-        score=percent(e.mean),
-        half=half(e),
-        low=percent(e.low),
-        high=percent(e.high),
+        score=unit.score(e.mean),
+        half=unit.half(e),
+        low=unit.score(e.low),
+        high=unit.score(e.high),
         replicates=e.replicates,
         mark=mark(analysis.comparisons.get((measure, baseline, cell.id)), analysis),
         recommended=recommended is not None and cell.id == recommended.id,
@@ -145,7 +146,7 @@ def everything(analysis: Analysis, measure: Measure, recommended: Cell | None) -
         rows.append(
             {
                 "entry": shown,
-                "validation": None if validation is None else percent(validation),
+                "validation": None if validation is None else measure.unit.score(validation),
                 "validation_value": validation,
                 "marks": marks,
             }
@@ -155,23 +156,24 @@ def everything(analysis: Analysis, measure: Measure, recommended: Cell | None) -
 
 def replicates(analysis: Analysis, measure: str) -> list[dict[str, Any]]:
     """Test scores of each replicate: what the spread between seeds looks like."""
-    record, rows = analysis.record, []
+    record, unit, rows = analysis.record, analysis.measure(measure).unit, []
     for cell in record.cells:
         outcomes = analysis.outcomes(cell.id, measure)
         means = dict(zip(outcomes.replicates, outcomes.scores.mean(-1), strict=True)) if outcomes else {}
         values = [
-            {"score": percent(float(means[r])), "value": float(means[r])}
+            {"score": unit.score(float(means[r])), "value": float(means[r])}
             if r in means
             else {"state": record.state(cell.id, r)}
             for r in record.replicates
         ]
         spread = max(means.values()) - min(means.values()) if len(means) > 1 else None
-        rows.append({"cell": cell, "values": values, "spread": None if spread is None else percent(float(spread))})
+        rows.append({"cell": cell, "values": values, "spread": None if spread is None else unit.score(float(spread))})
     return rows
 
 
-def search(record: StudyRecord) -> tuple[list[float], list[dict[str, Any]]]:
+def search(analysis: Analysis) -> tuple[list[float], list[dict[str, Any]]]:
     """The learning-rate search: validation objective of each cell at each rate."""
+    record, unit = analysis.record, analysis.objective.unit
     runs = [r for r in record.runs if r.phase == "search" and r.lr is not None]
     rates = sorted({r.lr for r in runs if r.lr is not None})
     chosen = {c.id: c.chosen_lr for c in record.cells}
@@ -183,7 +185,7 @@ def search(record: StudyRecord) -> tuple[list[float], list[dict[str, Any]]]:
         value = run.metrics.get("val/objective") if run.state == FINISHED else None
         row["values"][rates.index(run.lr)] = {
             "state": run.state,
-            "score": None if value is None else percent(value),
+            "score": None if value is None else unit.score(value),
             "chosen": row["chosen"] is not None and abs(row["chosen"] - run.lr) <= 1e-9 * run.lr,
         }
     return rates, list(rows.values())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from reports.comparison import BEST_SINGLE, Analysis, Comparison
 from reports.records import Cell
 from reports.statistics import NONE, SAME
-from reports.wording import effect, listed
+from reports.wording import listed
 
 
 @dataclass(frozen=True)
@@ -47,5 +47,6 @@ def _judged(analysis: Analysis, found: Comparison | None) -> str:
         NONE: f"no verdict yet against {against}",
         SAME: f"not distinguishable from {against}",
     }.get(found.verdict, f"{found.verdict} than {against}")
+    unit = analysis.measure(found.measure).unit
     maybe = ", provisionally" if found.provisional else ""
-    return f" ({word} on test{maybe}: {effect(found.difference)})"
+    return f" ({word} on test{maybe}: {unit.effect(found.difference)})"

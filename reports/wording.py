@@ -6,39 +6,18 @@ import math
 from datetime import UTC, datetime
 
 from reports.comparison import ITSELF, Comparison, holds_zero
-from reports.statistics import BETTER, NONE, SAME, WORSE, Estimate
+from reports.statistics import BETTER, NONE, SAME, WORSE
+from reports.units import MINUS
 
-POINTS = 100  # scores lie in [0, 1]; they are shown in per cent, differences in points
-MINUS, DASH = "−", "–"
+DASH = "–"
 SYMBOLS = {BETTER: "▲", WORSE: "▼", SAME: "≈", NONE: "○", ITSELF: "◆"}
 
 
-def percent(value: float) -> str:
-    """A score in per cent, one decimal."""
-    return signed(value).removeprefix("+")
-
-
-def signed(value: float) -> str:
-    """A difference in points, its sign always shown, with a true minus."""
-    if not math.isfinite(value):
-        return "?"
-    shown = f"{POINTS * value:+.1f}"
-    return "0.0" if shown in ("+0.0", "-0.0") else shown.replace("-", MINUS)
-
-
-def half(e: Estimate) -> str:
-    """``± half`` of the interval, in points."""
-    return f"± {percent(e.half)}"
-
-
-def interval(e: Estimate) -> str:
-    """``[low, high]`` of a difference, in points."""
-    return f"[{signed(e.low)}, {signed(e.high)}]"
-
-
-def effect(e: Estimate) -> str:
-    """A difference with its interval, in points."""
-    return f"{signed(e.mean)} {interval(e)}"
+def plural(noun: str, count: int) -> str:
+    """``1 photograph``, ``4 photographs``, ``2 categories``."""
+    if count == 1:
+        return noun
+    return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2:-1] not in "aeiou" else f"{noun}s"
 
 
 def pvalue(p: float) -> str:

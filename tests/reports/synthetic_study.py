@@ -127,6 +127,7 @@ class _Writer:
         source = {
             "name": "finescenes",
             "version": "finescenes/1",
+            "group_name": "photograph",
             "fingerprints": {"train": "cd" * 32, "val": "ef" * 32, "test": "01" * 32},
             "sizes": {"train": 1000, "val": study.examples, "test": study.examples},
             "classes": {"read": list("ABC"), "digit": list(study.classes)},
@@ -334,7 +335,7 @@ def planted(
         tags={},
         study_yaml="",
         passport={"depth": depth},
-        source={},
+        source={"group_name": "photograph"},
         tasks=tuple(Task(t, direction=(directions or {}).get(t, "maximize"), chance=0.1) for t in tasks),
         cells=tuple(cells),
         searched={c.id: c for c in cells},

@@ -19,7 +19,8 @@ from reports import ReportPaths, write_report
 from reports.figures import pareto
 from reports.render import _markdown
 from reports.svg import spread
-from reports.wording import count, number, percent, signed
+from reports.units import SHARE
+from reports.wording import count, number
 from workbench.config import study_from_yaml
 from workbench.errors import WorkbenchError
 
@@ -280,7 +281,7 @@ def test_a_file_in_the_way(small_uri: str, tmp_path: Path) -> None:
 
 
 def test_numbers_in_words() -> None:
-    assert [percent(0.4567), signed(0.0123), signed(-0.0123), signed(-0.0001)] == ["45.7", "+1.2", "−1.2", "0.0"]
+    assert [SHARE.score(0.4567), *map(SHARE.signed, (0.0123, -0.0123, -0.0001))] == ["45.7", "+1.2", "−1.2", "0.0"]
     assert [count(1.8e7), count(999), count(None), count(5.19e6)] == ["18 M", "999", "–", "5.19 M"]
     assert [number(1795.2), number(0.1512), number(0), number(None)] == ["1,795", "0.151", "0", "–"]
     assert str(_markdown("a|b *c* <i> deep_only [3,6]→12 _x_")) == r"a\|b \*c\* &lt;i&gt; deep_only [3,6]→12 \_x\_"
