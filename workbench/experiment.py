@@ -18,6 +18,7 @@ from workbench import provenance
 from workbench.config import to_dict, to_yaml
 from workbench.errors import WorkbenchError
 from workbench.ledger import DONE, RUNNING, Ledger
+from workbench.look import log_look
 from workbench.prepare import Parts, flat, variant
 from workbench.record import study_files
 from workbench.tracking import Tracker, default_uri, to_json
@@ -123,6 +124,7 @@ class Experiment:
             planner.tell(cell, sum(values) / len(values) if values else None)
         done = [self.ledger.find(job.variant.id, job.replicate) for job in jobs]
         self.failed = sum(1 for entry in done if entry is None or not entry.finished)
+        log_look(self.parts, self.tracker, self.run_id, variants, self.ledger, self.display)
 
     def _build_store(self, planner: Planner) -> None:
         if self.parts.store is None:
