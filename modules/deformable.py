@@ -102,7 +102,8 @@ class DeformableAttention(nn.Module):
 
         In float32 under autocast too: bfloat16 would place a sample four cells away with an error of 1/64 cell.
         """
-        with torch.autocast(query.device.type, enabled=False):
+        # autocast knows no "meta" device, on which costs are counted
+        with torch.autocast("cpu" if query.is_meta else query.device.type, enabled=False):
             offset_weight, offset_bias = fold(self.sampling_offsets, norm)
             attention_weight, attention_bias = fold(self.attention_weights, norm)
             weight = torch.cat((_x_before_y(offset_weight), attention_weight))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from modules.fusion import build
-from modules.projector import Projector
 from modules.tasks import Batch, Task
 from workbench.layers import Selection
 
@@ -26,6 +25,7 @@ class ProbeConfig:
     projector: str = "linear"
     width: int = 0
     head_hidden: int = 384
+    grid: tuple[int, int] | None = None  # of the tokens; for a control that is matched in FLOPs
 
 
 class Probe(nn.Module):
@@ -40,7 +40,7 @@ class Probe(nn.Module):
         width = config.width or config.dim
         self.config = config
         self.fuser = build(config.strategy, config.selection, config.dim, config.options)
-        self.projector = Projector(config.projector, self.fuser.out_dim, width)
+        self.projector = self.fuser.projector(config.projector, width, config.grid)
         self.heads = nn.ModuleDict({task.name: task.head(width, config.head_hidden) for task in tasks})
 
     def tokens(self, features: Tensor, grid: tuple[int, int]) -> Tensor:

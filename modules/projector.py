@@ -17,7 +17,12 @@ def linear(in_dim: int, width: int) -> nn.Module:
 
 def mlp2x_gelu(in_dim: int, width: int) -> nn.Module:
     """Two linear maps with a GELU between (LLaVA-1.5, arXiv 2310.03744, section 3.2)."""
-    return nn.Sequential(nn.Linear(in_dim, width), nn.GELU(), nn.Linear(width, width))
+    return mlp(in_dim, width, width)
+
+
+def mlp(in_dim: int, hidden: int, width: int) -> nn.Module:
+    """The same with a middle of its own width."""
+    return nn.Sequential(nn.Linear(in_dim, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
 PROJECTORS: dict[str, Callable[[int, int], nn.Module]] = {"linear": linear, "mlp2x_gelu": mlp2x_gelu}
@@ -29,16 +34,20 @@ class Projector(nn.Module):
     The tokens are first normalised, without parameters: the hidden states of one encoder differ in scale by an order
     of magnitude from layer to layer, and a shared learning rate would otherwise favour some layers over others.
 
+    Args:
+        kind: one of :data:`PROJECTORS`.
+        hidden: where given, the map is an MLP with a middle so wide, in place of the kind's own (the matched control).
+
     Raises:
         WorkbenchError: ``kind`` is not one of :data:`PROJECTORS`.
     """
 
-    def __init__(self, kind: str, in_dim: int, width: int) -> None:
+    def __init__(self, kind: str, in_dim: int, width: int, hidden: int | None = None) -> None:
         super().__init__()
         if kind not in PROJECTORS:
             raise WorkbenchError(f"training.projector is '{kind}'.{nearest(kind, PROJECTORS)}")
         self.in_dim = in_dim
-        self.map = PROJECTORS[kind](in_dim, width)
+        self.map = PROJECTORS[kind](in_dim, width) if hidden is None else mlp(in_dim, hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         normalised: Tensor = self.map(F.layer_norm(tokens, (self.in_dim,), eps=1e-6))

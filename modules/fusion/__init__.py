@@ -1,6 +1,16 @@
 """Fusion strategies: from the selected layers' tokens to one token sequence. A family a file; users add their own."""
 
-from modules.fusion import average, concat, deep_only, mmfuser  # noqa: F401  (each registers its strategy)
+from modules.fusion import (  # noqa: F401  (each registers its strategies)
+    average,
+    concat,
+    deep_only,
+    dense_connector,
+    fpn,
+    gated,
+    matched,
+    mmfuser,
+    weighted,
+)
 from modules.fusion.base import (
     STRATEGIES,
     Fusion,

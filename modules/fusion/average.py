@@ -1,18 +1,19 @@
-"""Average: the mean of the layers, token by token (the "average" row of MMFuser's Table I)."""
+"""Average and sum: the layers added, token by token (the "average" row of MMFuser's Table I, arXiv 2410.11829)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from modules.fusion.base import Fusion, Grid, register_strategy
+from modules.fusion.base import Fusion, Grid, LayerNorm, normalise, register_strategy
 
 
 @dataclass(frozen=True)
 class AverageOptions:
-    """None."""
+    """Whether each layer is normalised first."""
+
+    layer_norm: LayerNorm = "per_layer"
 
 
 @register_strategy(
@@ -23,13 +24,36 @@ class AverageOptions:
     source="arXiv 2410.11829, Table I",
 )
 class Average(Fusion):
-    """``F = 1/(M + 1) · Σ_l LN(F_l)`` over the M levels and the query.
+    """``F = 1/(M + 1) · Σ_l LN(F_l)`` over the M levels and the query; LN has no parameters."""
 
-    LN has no parameters: without it the layer with the largest norm would be the average, and an affine part would be
-    absorbed by the projector that follows.
+    def forward(self, features: Tensor, grid: Grid) -> Tensor:
+        """``[M + 1, B, T, dim] → [B, T, dim]``."""
+        self.check(features, grid)
+        return normalise(features, self.options.layer_norm).mean(0)
+
+
+@dataclass(frozen=True)
+class SumOptions:
+    """Whether each layer is normalised first."""
+
+    layer_norm: LayerNorm = "per_layer"
+
+
+@register_strategy(
+    "sum",
+    options=SumOptions,
+    uses_levels=True,
+    title="sum of the layers",
+    source="arXiv 2503.06063, external direct fusion by addition",
+)
+class Sum(Fusion):
+    """``F = Σ_l LN(F_l)``.
+
+    Behind a projector that normalises its input, as ours does, it is the average to within the norm's ε; the scale of
+    the tokens tells only where something else reads them.
     """
 
     def forward(self, features: Tensor, grid: Grid) -> Tensor:
         """``[M + 1, B, T, dim] → [B, T, dim]``."""
         self.check(features, grid)
-        return F.layer_norm(features, (self.dim,), eps=1e-6).mean(0)
+        return normalise(features, self.options.layer_norm).sum(0)

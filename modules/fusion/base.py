@@ -6,17 +6,17 @@ A strategy is a module from the tokens of the selected layers to one token seque
     from modules.fusion import Fusion, register_strategy
 
     @dataclass(frozen=True)
-    class SumOptions:
+    class ScaledSumOptions:
         scale: float = 1.0
 
-    @register_strategy("sum", options=SumOptions, uses_levels=True, title="scaled sum")
-    class Sum(Fusion):
+    @register_strategy("scaled_sum", options=ScaledSumOptions, uses_levels=True, title="scaled sum")
+    class ScaledSum(Fusion):
         def forward(self, features, grid):
             self.check(features, grid)
             return self.options.scale * features.sum(0)
 
 in a package that names the class under the entry-point group ``fusion_workbench.strategies``; then run
-:func:`modules.fusion.contract.check` on it.
+``workbench check-strategy my_package:ScaledSum``, which is :func:`modules.fusion.contract.check_target`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,29 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import entry_points
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules import cost
+from modules.projector import Projector
 from workbench.errors import WorkbenchError, nearest
 from workbench.layers import Selection
 
 Grid = tuple[int, int]  # rows, columns
 PLUGINS = "fusion_workbench.strategies"
+LayerNorm = Literal["per_layer", "none"]  # the option ``layer_norm`` of the strategies without norms of their own
+
+
+def normalise(features: Tensor, how: LayerNorm) -> Tensor:
+    """Every token of every layer to mean 0 and variance 1 (``per_layer``), or as it is (``none``).
+
+    There are no parameters. Without it the layer with the largest norm would be the average; an affine part would be
+    absorbed by the projector that follows.
+    """
+    return F.layer_norm(features, features.shape[-1:], eps=1e-6) if how == "per_layer" else features
 
 
 class Fusion(nn.Module, ABC):
@@ -70,6 +82,19 @@ class Fusion(nn.Module, ABC):
     def gates(self) -> Iterable[nn.Parameter]:
         """Parameters that open the fuser from a closed start; they get a learning rate of their own."""
         return ()
+
+    def projector(self, kind: str, width: int, grid: Grid | None = None) -> nn.Module:
+        """What maps the fused tokens to ``width`` channels; a strategy may bring its own.
+
+        Args:
+            kind: one of :data:`modules.projector.PROJECTORS`.
+            width: channels of what reads the tokens.
+            grid: of the tokens, where it is known; only a projector sized by FLOPs asks for it.
+
+        Raises:
+            WorkbenchError: an unknown kind.
+        """
+        return Projector(kind, self.out_dim, width)
 
     def diagnose(self, features: Tensor, grid: Grid) -> dict[str, float]:
         """What the trained module does with ``features``, as named numbers for the report."""
@@ -189,9 +214,26 @@ def build(name: str, selection: Selection, dim: int, options: Mapping[str, Any] 
     return spec.cls(selection, dim, parsed)
 
 
+def spec_of_class(cls: type[Fusion]) -> StrategySpec:
+    """Raises WorkbenchError for a class that is not registered."""
+    for spec in STRATEGIES.values():
+        if spec.cls is cls:
+            return spec
+    raise WorkbenchError(
+        f"{cls.__module__}.{cls.__qualname__} is a Fusion and not registered; put "
+        f"@register_strategy('a_name', options=AnOptionsDataclass, uses_levels=True) above the class."
+    )
+
+
 def _typed(value: Any, kind: Any, where: str) -> Any:
-    """``value`` as ``kind`` (bool, int, float, str, or a union of them with None); whole floats pass for int."""
+    """``value`` as ``kind``: bool, int, float, str, Literal words, or a union of them with None.
+
+    Whole floats pass for int. A string that is none of the words is answered with the nearest of them.
+    """
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    words = [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]
+    if isinstance(value, str) and value in words:
+        return value
     for one in kinds:
         if one in (NoneType, bool, str) and isinstance(value, one):
             return value
@@ -201,5 +243,9 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
             return int(value)
         if one is float and isinstance(value, int | float):
             return float(value)
-    names = " or ".join("nothing" if one is NoneType else one.__name__ for one in kinds)
-    raise WorkbenchError(f"{where} is {value!r}; it takes {names}.")
+    if isinstance(value, str) and words:
+        raise WorkbenchError(f"{where} is '{value}'.{nearest(value, words)}")
+    names = [f"'{word}'" for word in words] + [
+        "nothing" if one is NoneType else one.__name__ for one in kinds if get_origin(one) is not Literal
+    ]
+    raise WorkbenchError(f"{where} is {value!r}; it takes {' or '.join(names)}.")

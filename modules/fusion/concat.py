@@ -1,7 +1,8 @@
 """Concat: the layers side by side in the channels, for the projector to mix.
 
 The "concat" row of MMFuser's Table I (arXiv 2410.11829) and, over single layers, the sparse channel integration of
-Dense Connector (arXiv 2405.13800, section 3.2): no module of its own, a wider projector.
+Dense Connector (:mod:`modules.fusion.dense_connector` registers this class as ``sci`` too): no module of its own, a
+wider projector.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from modules.fusion.base import Fusion, Grid, register_strategy
+from modules.fusion.base import Fusion, Grid, LayerNorm, normalise, register_strategy
 from workbench.layers import Selection
 
 
 @dataclass(frozen=True)
 class ConcatOptions:
-    """None."""
+    """Whether each layer is normalised first."""
+
+    layer_norm: LayerNorm = "per_layer"
 
 
 @register_strategy(
@@ -26,13 +28,10 @@ class ConcatOptions:
     options=ConcatOptions,
     uses_levels=True,
     title="channel concatenation",
-    source="arXiv 2405.13800, section 3.2 (SCI); arXiv 2410.11829, Table I",
+    source="arXiv 2410.11829, Table I",
 )
 class Concat(Fusion):
-    """``F = [LN(F_1); …; LN(F_M); LN(F_L)]`` along the channels.
-
-    LN has no parameters: an affine part would be absorbed by the projector that follows.
-    """
+    """``F = [LN(F_1); …; LN(F_M); LN(F_L)]`` along the channels; LN has no parameters."""
 
     def __init__(self, selection: Selection, dim: int, options: ConcatOptions) -> None:
         super().__init__(selection, dim, options)
@@ -41,4 +40,4 @@ class Concat(Fusion):
     def forward(self, features: Tensor, grid: Grid) -> Tensor:
         """``[M + 1, B, T, dim] → [B, T, (M + 1)·dim]``."""
         self.check(features, grid)
-        return torch.cat(tuple(F.layer_norm(features, (self.dim,), eps=1e-6)), dim=-1)
+        return torch.cat(tuple(normalise(features, self.options.layer_norm)), dim=-1)

@@ -8,6 +8,7 @@ for finding in check("my_strategy"):
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from modules.cost import parameters
-from modules.fusion.base import Fusion, Grid, build, spec_of
+from modules.fusion.base import Fusion, Grid, build, spec_of, spec_of_class
+from modules.projector import PROJECTORS
+from workbench.errors import WorkbenchError, nearest
 from workbench.layers import Selection
 
 GRIDS: tuple[Grid, ...] = ((4, 4), (3, 5), (1, 7))  # square, rectangular, a sequence
@@ -78,6 +81,42 @@ def require(strategy: str, options: Mapping[str, Any] | None = None, **settings:
     """As :func:`check`; raises AssertionError that lists what is broken."""
     broken = [str(finding) for finding in check(strategy, options, **settings) if not finding.kept]
     assert not broken, f"strategy '{strategy}' does not keep the contract of fusion strategies:\n" + "\n".join(broken)
+
+
+def check_target(target: str, options: Mapping[str, Any] | None = None, **settings: Any) -> list[Finding]:
+    """As :func:`check`, for a registered name or for ``my_package.my_module:MyFusion``.
+
+    Raises:
+        WorkbenchError: the module does not import, what it names is not a registered Fusion, or as :func:`check`.
+    """
+    return check(name_of(target), options, **settings)
+
+
+def name_of(target: str) -> str:
+    """The registered name of ``target``, a name or ``module:Class``. Raises WorkbenchError as :func:`check_target`."""
+    module_name, colon, path = target.partition(":")
+    if not colon:
+        return spec_of(target).name
+    if not module_name or not path:
+        raise WorkbenchError(f"'{target}' is not of the form my_package.my_module:MyFusion.")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's module raises when it is run
+        raise WorkbenchError(f"the module of '{target}' does not import: {type(error).__name__}: {error}") from error
+    found: Any = module
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise WorkbenchError(
+                f"'{target}': {found.__name__} has no '{part}'.{nearest(part, _strategies_in(module))}"
+            )
+        found = getattr(found, part)
+    if not isinstance(found, type) or not issubclass(found, Fusion):
+        raise WorkbenchError(f"'{target}' is not a subclass of modules.fusion.Fusion but {found!r}.")
+    return spec_of_class(found).name
+
+
+def _strategies_in(module: Any) -> list[str]:
+    return [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Fusion) and v is not Fusion]
 
 
 def pick(hidden_states: Tensor, fuser: Fusion) -> Tensor:
@@ -203,6 +242,20 @@ def _autocast(case: _Case) -> Iterator[str]:
         yield f"relative error {error:.2g}"
 
 
+def _projected(case: _Case) -> Iterator[str]:
+    """every projector takes the fused tokens to the width that is asked for, and passes gradients back"""
+    grid, fuser, width = GRIDS[1], case.fuser(), 24
+    features = pick(case.stack(grid), fuser)
+    for kind in PROJECTORS:
+        projector = fuser.projector(kind, width, grid)
+        out = projector(fuser(features, grid))
+        if out.shape != (2, len(fuser.token_map(grid)), width) or not out.isfinite().all():
+            yield f"{kind}: {tuple(out.shape)}, width {width} asked for"
+        (out * torch.randn_like(out)).sum().backward()
+        if any(parameter.grad is None or not parameter.grad.any() for parameter in projector.parameters()):
+            yield f"{kind}: a parameter has no gradient"
+
+
 def _round_trip(case: _Case) -> Iterator[str]:
     """weights go through safetensors into a fresh module that computes the same"""
     grid, fuser, other = GRIDS[1], case.fuser(), case.fresh().eval()
@@ -223,5 +276,6 @@ def _diagnosis(case: _Case) -> Iterator[str]:
 
 
 _REQUIREMENTS = (
-    _uses, _shape, _every_layer, _images_apart, _identity, _gradients, _cost, _autocast, _round_trip, _diagnosis,
+    _uses, _shape, _every_layer, _images_apart, _identity, _gradients, _cost, _autocast, _projected, _round_trip,
+    _diagnosis,
 )  # fmt: skip

@@ -6,8 +6,9 @@
     F_sa = F_ca + γ2 · SA(LN_1(F_ca))               deformable self-attention
     F    = F_L + γ1 · F_sa                          γ1 = γ2 = 0 at the start: the block begins as the identity
 
-CA and SA are multi-scale deformable attention over the patch grid (:mod:`modules.deformable`); γ are vectors of one
-number a channel. As long as γ1 is zero it alone has a gradient, so the gates want a learning rate of their own.
+CA and SA are multi-scale deformable attention over the patch grid (:mod:`modules.deformable`), or, as in the paper's
+Table VII, both of another kind (:mod:`modules.fusion.attention`); γ are vectors of one number a channel. As long as γ1
+is zero it alone has a gradient, so the gates want a learning rate of their own.
 
 The paper's setting is dim 1024 with 16 heads, 4 points and the levels hidden_states[-22, -17, -12, -7] under the query
 hidden_states[-2] of CLIP-L/336: 5,190,592 parameters. Parameters carry the names of the published state dict.
@@ -17,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.deformable import DeformableAttention
+from modules.fusion.attention import ATTENTION
 from modules.fusion.base import Fusion, Grid, register_strategy
 from workbench.errors import WorkbenchError
 from workbench.layers import Selection
@@ -35,9 +37,10 @@ class MMFuserOptions:
     """Settings of the block; the defaults are the paper's."""
 
     heads: int | None = None  # None: one for every 64 channels
-    points: int = 4  # places that a head looks at on each level
+    points: int = 4  # places that a head of deformable attention looks at on each level
     gate_init: float = 0.0  # of γ1 and γ2
     self_attention: bool = True  # False: F_sa = F_ca (the paper's Table VIII)
+    attention: Literal["deformable", "global", "linear_sra"] = "deformable"  # of both steps (the paper's Table VII)
 
 
 @register_strategy(
@@ -47,15 +50,21 @@ class MMFuser(Fusion):
     """The block above, from ``[M + 1, B, T, dim]`` to ``[B, T, dim]``.
 
     Raises:
-        WorkbenchError: heads that do not divide ``dim``, or fewer than one head or point.
+        WorkbenchError: heads that do not divide ``dim``, fewer than one head or point, or points of another attention
+            than the deformable.
     """
 
     def __init__(self, selection: Selection, dim: int, options: MMFuserOptions) -> None:
         super().__init__(selection, dim, options)
         self.identity_at_start = options.gate_init == 0
         heads = max(1, dim // 64) if options.heads is None else options.heads
+        if options.attention != "deformable" and options.points != MMFuserOptions.points:
+            raise WorkbenchError(
+                f"mmfuser: points={options.points} is of deformable attention; attention={options.attention} has none."
+            )
+        attention = ATTENTION[options.attention]
         try:
-            self.cross_attn = DeformableAttention(dim, heads, len(selection.levels), options.points)
+            self.cross_attn = attention(dim, heads, len(selection.levels), options.points)
         except WorkbenchError as error:
             raise WorkbenchError(f"mmfuser: {error}") from None
         self.query_norm = nn.LayerNorm(dim, eps=EPS)
@@ -63,7 +72,7 @@ class MMFuser(Fusion):
         self.gamma1 = nn.Parameter(torch.full((dim,), options.gate_init))
         if options.self_attention:
             self.norm1 = nn.LayerNorm(dim, eps=EPS)
-            self.self_attn = DeformableAttention(dim, heads, 1, options.points)
+            self.self_attn = attention(dim, heads, 1, options.points)
             self.gamma2 = nn.Parameter(torch.full((dim,), options.gate_init))
 
     def forward(self, features: Tensor, grid: Grid) -> Tensor:
@@ -86,18 +95,15 @@ class MMFuser(Fusion):
 
         ``gate/gamma1_rms``, ``gate/gamma2_rms``: root mean square over the channels.
         ``attention_share/layer_k``: mean over images, queries and heads; the shares of the levels sum to 1.
-        ``sampling_offset_rms_cells``: root mean square distance of the cross-attention's samples from their cell.
+        ``sampling_offset_rms_cells``: root mean square distance of deformable cross-attention's samples from their cell.
         """
         self.check(features, grid)
-        query, _ = self._normalised(features)
-        *offsets, logits = self.cross_attn.look(query, self.query_norm)  # [H, M·P, B·T] each
-        levels = self.selection.levels
-        shares = logits.softmax(1).unflatten(1, (len(levels), -1)).sum(2).mean((0, 2))  # [M]
-        names = ("gamma1", "gamma2")
-        found = {f"gate/{name}_rms": _rms(gate) for name, gate in zip(names, self.gates(), strict=False)}
-        found |= {f"attention_share/layer_{k}": float(share) for k, share in zip(levels, shares, strict=True)}
-        found["sampling_offset_rms_cells"] = float((offsets[0] ** 2 + offsets[1] ** 2).mean().sqrt())
-        return found
+        query, tokens = self._normalised(features)
+        shares, found = self.cross_attn.describe(query, tokens, grid, self.query_norm, self.feat_norm)
+        levels = zip(self.selection.levels, shares.tolist(), strict=True)
+        gates = zip(("gamma1", "gamma2"), self.gates(), strict=False)
+        found |= {f"gate/{name}_rms": _rms(gate) for name, gate in gates}
+        return found | {f"attention_share/layer_{level}": share for level, share in levels}
 
     def _normalised(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Query ``[B, T, dim]`` and levels ``[B, M·T, dim]`` with mean 0 and variance 1.

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from every_strategy import every_strategy
 from torch import Tensor, nn
 
 from modules.cost import parameters
 from modules.fusion import STRATEGIES, Fusion, base, build, canonical_options, register_strategy
-from modules.fusion.contract import check, pick, require
+from modules.fusion.contract import check, check_target, name_of, pick, require
 from workbench.errors import WorkbenchError
 from workbench.layers import Selection
 
 SELECTION = Selection((1, 3), 6)
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize(("name", "options"), every_strategy(), ids=str)
 @pytest.mark.parametrize("levels", [(1, 3, 4), (0,)], ids=["three levels", "one level"])
-def test_contract(name: str, levels: tuple[int, ...]) -> None:
-    require(name, levels=levels)
+def test_contract(name: str, options: dict[str, Any], levels: tuple[int, ...]) -> None:
+    require(name, options, levels=levels)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"heads": 4, "points": 2}, {"self_attention": False}, {"gate_init": 1.0}, {"heads": 1, "points": 2}],
-    ids=str,
-)
-def test_contract_of_mmfuser_with_options(options: dict[str, Any]) -> None:
-    require("mmfuser", options)
+def test_contract_of_mmfuser_with_one_head() -> None:
+    require("mmfuser", {"heads": 1, "points": 2})
 
 
 # --- the contract finds what is wrong -------------------------------------------------------------------------------
@@ -126,6 +122,57 @@ def test_checking_leaves_the_random_state_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+# --- the contract of what a user names ---
+
+
+def test_a_class_is_found_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of the user's own: by decorator, unregistered, and with mistakes in it."""
+    monkeypatch.setattr(base, "STRATEGIES", dict(STRATEGIES))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "their_fusion.py").write_text(
+        """
+from dataclasses import dataclass
+from modules.fusion import Fusion, register_strategy
+
+@dataclass(frozen=True)
+class Options:
+    scale: float = 1.0
+
+@register_strategy("theirs", options=Options, uses_levels=True)
+class Theirs(Fusion):
+    def forward(self, features, grid):
+        self.check(features, grid)
+        return self.options.scale * features.sum(0)
+
+class Bare(Fusion):
+    def forward(self, features, grid):
+        return features[-1]
+
+NUMBER = 3
+"""
+    )
+    (tmp_path / "broken_fusion.py").write_text("import nowhere_at_all")
+    assert all(finding.kept for finding in check_target("their_fusion:Theirs", {"scale": 2}))
+    assert name_of("their_fusion:Theirs") == "theirs"
+    broken = [f for f in check_target("their_fusion:Theirs", {"scale": 0}) if not f.kept]
+    assert any("does not move the output" in f.detail for f in broken)
+    for target, message in {
+        "their_fusion:Bare": "their_fusion.Bare is a Fusion and not registered; put @register_strategy",
+        "their_fusion:Thiers": r"their_fusion has no 'Thiers'\. Did you mean 'Theirs'\?",
+        "their_fusion:NUMBER": "is not a subclass of modules.fusion.Fusion but 3",
+        "broken_fusion:Theirs": "does not import: ModuleNotFoundError: No module named 'nowhere_at_all'",
+        "no_such_module:Theirs": "does not import: ModuleNotFoundError: No module named 'no_such_module'",
+        "their_fusion:": "is not of the form my_package.my_module:MyFusion",
+        "concta": "unknown strategy 'concta'. Did you mean 'concat'",
+    }.items():
+        with pytest.raises(WorkbenchError, match=message):
+            check_target(target)
+
+
+def test_a_strategy_is_checked_by_its_name_too() -> None:
+    assert all(finding.kept for finding in check_target("concat", {"layer_norm": "none"}))
+
+
 # --- what the plain strategies compute ------------------------------------------------------------------------------
 
 
@@ -137,16 +184,6 @@ def test_deep_only_is_the_query_and_costs_nothing() -> None:
     assert (parameters(fuser), fuser.flops((2, 3))) == (0, 0)
 
 
-def test_average_and_concat_normalise_each_layer() -> None:
-    features = torch.randn(3, 2, 6, 8) * torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1, 1)
-    hats = [F.layer_norm(layer, (8,), eps=1e-6) for layer in features]
-    torch.testing.assert_close(build("average", SELECTION, 8)(features, (2, 3)), sum(hats) / 3)
-    concat = build("concat", SELECTION, 8)
-    assert concat.out_dim == 24
-    torch.testing.assert_close(concat(features, (2, 3)), torch.cat(hats, -1))
-    assert parameters(concat) == concat.flops((2, 3)) == 0
-
-
 # --- the registry and its messages ----------------------------------------------------------------------------------
 
 
@@ -155,7 +192,8 @@ def test_average_and_concat_normalise_each_layer() -> None:
     [
         ("mmfusr", {}, r"unknown strategy 'mmfusr'\. Did you mean 'mmfuser'\?"),
         ("mmfuser", {"head": 2}, r"'mmfuser' has no option 'head'\. Did you mean 'heads'\?"),
-        ("concat", {"heads": 2}, r"'concat' has no option 'heads'\. It has none\."),
+        ("deep_only", {"heads": 2}, r"'deep_only' has no option 'heads'\. It has none\."),
+        ("concat", {"heads": 2}, r"'concat' has no option 'heads'\. Known: layer_norm\."),
         ("mmfuser", {"heads": "two"}, r"option 'heads' of strategy 'mmfuser' is 'two'; it takes int or nothing"),
         ("mmfuser", {"points": 2.5}, "takes int"),
         ("mmfuser", {"points": True}, "takes int"),
@@ -177,17 +215,18 @@ def test_a_strategy_that_reads_levels_needs_some() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 7, 32), (2, 2, 6, 32), (3, 2, 6, 16), (3, 6, 32)], ids=str)
-@pytest.mark.parametrize("name", ["average", "concat", "mmfuser"])
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"deep_only", "matched"}))
 def test_features_of_another_shape_are_refused(name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(WorkbenchError, match="expects features"):
         build(name, SELECTION, 32)(torch.randn(shape), (2, 3))
 
 
 def test_canonical_options_fill_in_defaults() -> None:
-    full = {"heads": None, "points": 4, "gate_init": 0.0, "self_attention": True}
+    full = {"heads": None, "points": 4, "gate_init": 0.0, "self_attention": True, "attention": "deformable"}
     assert canonical_options("mmfuser", {}) == full
     assert canonical_options("mmfuser", {"points": 4.0, "gate_init": 0}) == full
     assert canonical_options("deep_only", {}) == {}
+    assert canonical_options("concat", {}) == {"layer_norm": "per_layer"}
 
 
 def test_one_name_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
