@@ -64,7 +64,7 @@ def on_grid(tokens: Tensor, token_map: Tensor, cells: int) -> Tensor:
     place = token_map[known]
     summed = tokens.new_zeros(tokens.shape[0], cells, tokens.shape[2]).index_add_(1, place, tokens[:, known])
     count = torch.bincount(place, minlength=cells).clamp_min(1).to(tokens.dtype)
-    mean: Tensor = summed / count[:, None]
+    mean: Tensor = torch.div(summed, count[:, None])
     return mean
 
 

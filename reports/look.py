@@ -67,7 +67,7 @@ def look_page(analysis: Analysis) -> dict[str, Any]:
     look, known = analysis.record.look, analysis.record.searched
     if look is None:
         return {"look": None}
-    found = {"before": look.baseline, "after": look.featured}
+    found = {"before": look.baseline or "", "after": look.featured or ""}
     parts = {
         "before fusion": [c for c in look.columns if c.layer is not None],
         "after fusion": [c for c in look.columns if c.layer is None],

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -185,13 +185,14 @@ def _environment(kind: str) -> Environment:
         lstrip_blocks=True,
         finalize=_markdown if kind == "md" else None,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "count": wording.count,
         "number": wording.number,
         "when": wording.when,
         "svg": lambda figure: Markup(figure.inline),
         "fence": lambda text: Markup(str(text).replace("```", "'''")),
     }
+    environment.filters |= filters
     return environment
 
 

@@ -56,6 +56,9 @@ class Synthetic:
     fate: dict[tuple[Key, int], str] = field(default_factory=dict)
     planned: bool = True  # whether variants.json was written
     epochs: int = 8
+    errors: Sequence[str] = ()  # tasks measured by a count that is wrong: less is better, and not below 1
+    group_name: str = "photograph"
+    look: bool = False  # whether the last step logged one
 
     def planned_keys(self) -> list[Key]:
         fused = [(s, levels, query) for levels, query in self.selections for s in self.strategies]
@@ -127,7 +130,7 @@ class _Writer:
         source = {
             "name": "finescenes",
             "version": "finescenes/1",
-            "group_name": "photograph",
+            "group_name": study.group_name,
             "fingerprints": {"train": "cd" * 32, "val": "ef" * 32, "test": "01" * 32},
             "sizes": {"train": 1000, "val": study.examples, "test": study.examples},
             "classes": {"read": list("ABC"), "digit": list(study.classes)},
@@ -137,10 +140,13 @@ class _Writer:
             "read": {"metric": "accuracy", "direction": "maximize", "chance": 1 / 34, "title": "each printed glyph"},
             "digit": {"metric": "accuracy", "direction": "maximize", "chance": 0.1, "title": "the handwritten digit"},
         }
+        for task in study.errors:
+            tasks[task] |= {"metric": "mae", "direction": "minimize", "unit": "count", "chance": None}
         out: dict[str, Any] = {"passport.json": passport, "source.json": source, "tasks.json": tasks}
         if study.planned:
             out["variants.json"] = [self._variant(key) for key in study.planned_keys()]
-        return {name: json.dumps(value).encode() for name, value in out.items()}
+        files = {name: json.dumps(value).encode() for name, value in out.items()}
+        return files | (look_files(study) if study.look else {})
 
     def _variant(self, key: Key) -> dict[str, Any]:
         strategy, levels, query = key
@@ -184,9 +190,11 @@ class _Writer:
         if fate in (None, "unreadable"):
             scores = self._scores(key, replicate) if phase == "final" else {}
             for (split, task), score in scores.items():
-                metrics.append((f"{split}/{task}/accuracy", float(score.mean()), self.study.epochs))
+                metric = "mae" if task in self.study.errors else "accuracy"
+                metrics.append((f"{split}/{task}/{metric}", float(score.mean()), self.study.epochs))
             if phase == "final":
-                mean = np.mean([scores["val", task].mean() for task in ITEMS])
+                signs = {task: -1 if task in self.study.errors else 1 for task in ITEMS}
+                mean = np.mean([sign * scores["val", task].mean() for task, sign in signs.items()])
                 metrics = [m for m in metrics if m[0] != "val/objective" or m[2] < self.study.epochs - 1]
                 metrics.append(("val/objective", float(mean), self.study.epochs - 1))
                 files = {f"outcomes/{split}.parquet": self._parquet(scores, split) for split in ("val", "test")}
@@ -237,7 +245,8 @@ class _Writer:
             for split in ("val", "test"):
                 mean = self.study.truth(task, strategy, levels, query) + shift
                 chance = np.clip(mean + self.difficulty[split] + rng.normal(0, 0.05, self.study.examples), 0.01, 0.99)
-                out[split, task] = rng.binomial(items, chance) / items
+                share = rng.binomial(items, chance) / items
+                out[split, task] = 4 * (1 - share) + 0.5 if task in self.study.errors else share
         return out
 
     def _parquet(self, scores: dict[tuple[str, str], np.ndarray], split: str) -> bytes:
@@ -267,6 +276,46 @@ class _Writer:
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+
+
+def look_files(study: Synthetic) -> dict[str, bytes]:
+    """A look as the study's last step logs it: five examples, two layers, one cell, random colours."""
+    from PIL import Image
+
+    def picture(rows: int, columns: int, kind: str, seed: int) -> bytes:
+        buffer = io.BytesIO()
+        pixels = np.random.default_rng(seed).integers(0, 255, (rows, columns, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(buffer, kind)
+        return buffer.getvalue()
+
+    levels, query = study.selections[0]
+    after, before = ("concat", levels, query), ("deep_only", (), study.depth)
+    whys = [("random", ""), ("random", ""), ("hardest", "read"), ("improved", "digit"), ("worsened", "digit")]
+    examples = [
+        {
+            "example_id": f"test-{i:05d}",
+            "index": i,
+            "group": study.groups[i % len(study.groups)],
+            "file": f"image-{i}.webp",
+            "why": {"kind": kind, "task": task},
+            "scores": {
+                "read": {"mean": 0.25, "before": [0.0, 0.5, None], "after": [0.5, 0.5, 1.0]},
+                "digit": {"mean": 0.125, "before": [0.0, 1.0, None], "after": [1.0, 1.0, 1.0]},
+            },
+        }
+        for i, (kind, task) in enumerate(whys)
+    ]
+    columns = [
+        {"kind": "cell", "cell": cell_id(after), "label": label(after), "replicate": "0", "run": "r", "file": "a.png"},
+        {"kind": "layer", "layer": levels[0], "query": False, "file": "b.png"},
+        {"kind": "layer", "layer": query, "query": True, "file": "c.png"},
+    ]
+    look = {"schema": 1, "split": "test", "seed": 1, "grid": [8, 6], "baseline": cell_id(before)}
+    look |= {"featured": cell_id(after), "examples": examples}
+    look["columns"] = [c | {"explained": [0.25, 0.125, 0.0625]} for c in columns]
+    files = {f"look/{name}.png": picture(8 * len(whys), 6, "PNG", seed) for seed, name in enumerate("abc")}
+    files |= {f"look/image-{i}.webp": picture(56, 56, "WEBP", i) for i in range(len(whys))}
+    return files | {"look/look.json": json.dumps(look).encode()}
 
 
 def hash_of(word: str) -> int:
