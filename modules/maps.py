@@ -61,7 +61,7 @@ def on_grid(tokens: Tensor, token_map: Tensor, cells: int) -> Tensor:
     mean; a cell that no token stands for is zero.
     """
     known = token_map >= 0
-    place = token_map[known]
+    place: Tensor = token_map[known]
     summed = tokens.new_zeros(tokens.shape[0], cells, tokens.shape[2]).index_add_(1, place, tokens[:, known])
     count = torch.bincount(place, minlength=cells).clamp_min(1).to(tokens.dtype)
     mean: Tensor = torch.div(summed, count[:, None])
@@ -76,4 +76,5 @@ def _scaled(component: Tensor, percentiles: tuple[float, float]) -> Tensor:
         low, high = float(component.min()), float(component.max())  # a single odd token is still seen
     if high - low < 1e-12:
         return torch.full_like(component, 0.5)
-    return ((component - low) / (high - low)).clamp(0, 1)
+    share: Tensor = (component - low) / (high - low)
+    return share.clamp(0, 1)

@@ -113,7 +113,7 @@ class Look:
         """
         with tempfile.TemporaryDirectory(prefix="workbench-look-") as folder:
             scores = self._scores(Path(folder))
-            chosen = choose_cells(self.cells, self._validation())
+            chosen = choose_cells(self.cells, [self._fuses(cell) for cell in self.cells], self._validation())
             signs = {task.name: 1 if task.direction == "maximize" else -1 for task in self.parts.tasks}
             seed = seed_of("look", self.parts.study_id)
             examples = choose_examples(scores, signs, chosen.baseline, chosen.featured, seed)
@@ -134,6 +134,13 @@ class Look:
             "examples": self._described(examples, pictures, scores, chosen),
         }
         return {"look/look.json": to_json(described)} | files
+
+    def _fuses(self, cell: Cell) -> bool:
+        """Whether the cell's fuser reads more than one layer."""
+        from modules.fusion import build
+
+        with torch.device("meta"):
+            return len(build(cell.strategy, cell.selection, self.parts.encoder.dim, dict(cell.options)).uses) > 1
 
     # --- what was measured --------------------------------------------------------------------------------------
 

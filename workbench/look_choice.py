@@ -45,11 +45,12 @@ class ChosenExample:
     task: str
 
 
-def choose_cells(cells: Sequence[Cell], validation: Floats) -> ChosenCells:
+def choose_cells(cells: Sequence[Cell], fusing: Sequence[bool], validation: Floats) -> ChosenCells:
     """The cells to look at, by the validation objective alone.
 
     Args:
         cells: C of them.
+        fusing: whether each reads more than one layer (a control may name levels and read none).
         validation: ``[C, R]``, more is better, nan where a replicate was not trained to its end. Only cells with as
             many replicates as the fullest has can be chosen.
     """
@@ -60,7 +61,7 @@ def choose_cells(cells: Sequence[Cell], validation: Floats) -> ChosenCells:
     singles = [i for i in range(len(cells)) if finished[i] and not cells[i].selection.levels]
     named = [i for i in singles if DEEPEST in cells[i].baselines]
     baseline = next(iter(named or sorted(singles, key=lambda i: -cells[i].selection.query)), None)
-    fused = [i for i in ranked if cells[i].selection.levels]
+    fused = [i for i in ranked if fusing[i]]
     others = [i for i in ranked if i != baseline]
     best: dict[str, int] = {}
     for i in fused:

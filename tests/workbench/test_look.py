@@ -196,15 +196,17 @@ def test_cells_are_chosen_on_validation() -> None:
         cell("concat", (4, 5), 12),
         cell("mmfuser", (3, 6), 12),
         cell("average", (3, 6), 12),
+        cell("matched", (3, 6), 12),  # names levels and reads none
     ]
+    fusing = [False, False, True, True, True, True, False]
     nan = np.nan
-    value = np.array([[0.9, 0.9], [0.1, 0.1], [0.3, 0.3], [0.4, 0.4], [0.5, 0.5], [0.99, nan]])
-    chosen = choose_cells(cells, value)
+    value = np.array([[0.9, 0.9], [0.1, 0.1], [0.3, 0.3], [0.4, 0.4], [0.5, 0.5], [0.99, nan], [0.8, 0.8]])
+    chosen = choose_cells(cells, fusing, value)
     assert (chosen.baseline, chosen.featured, chosen.shown) == (1, 4, (4, 3))  # the average lacks a replicate
     assert choose_layers([cells[4], cells[3]]) == (3, 4, 5, 6, 12)
-    alone = choose_cells(cells[:2], value[:2])
+    alone = choose_cells(cells[:2], fusing[:2], value[:2])
     assert (alone.baseline, alone.featured, alone.shown) == (1, 0, ())
-    none = choose_cells(cells, np.full((6, 2), nan))
+    none = choose_cells(cells, fusing, np.full((7, 2), nan))
     assert (none.baseline, none.featured, none.shown) == (None, None, ())
 
 
