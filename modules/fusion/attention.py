@@ -3,7 +3,7 @@
 ============ ==========================================================================================================
 deformable   the paper's own: a few places on each level, :mod:`modules.deformable`
 global       every token of every level: softmax attention (arXiv 1706.03762, section 3.2)
-linear_sra   linear spatial-reduction attention (PVTv2, arXiv 2106.13797, section 3.1): every level is averaged to 7 × 7
+linear_sra   linear spatial-reduction attention (PVTv2, arXiv 2106.13797): every level is averaged to 7 × 7
              places, then mapped, normalised and activated, and these few are attended to
 ============ ==========================================================================================================
 
@@ -37,7 +37,7 @@ class Deformable(DeformableAttention):
     ) -> tuple[Tensor, dict[str, float]]:
         """Each level's mean share of the attention ``[L]``, and the distance of the samples from their cell."""
         *offsets, logits = self.look(query, query_norm)  # [H, L·P, B·Q] each
-        shares = logits.softmax(1).unflatten(1, (self.levels, -1)).sum(2).mean((0, 2))
+        shares = logits.softmax(1).mean((0, 2)).view(self.levels, -1).sum(-1)
         distance = float((offsets[0] ** 2 + offsets[1] ** 2).mean().sqrt())
         return shares, {"sampling_offset_rms_cells": distance}
 
@@ -73,7 +73,8 @@ class GlobalAttention(nn.Module):
         """``query [B, Q, D], tokens [B, L·T, D] → [B, Q, D]``."""
         keys, values = self._keys_values(tokens, grid, token_norm)
         queries = F.linear(query, *fold(self.query_proj, query_norm))
-        attended = F.scaled_dot_product_attention(*(self._by_head(x) for x in (queries, keys, values)))
+        heads = self._by_head
+        attended = F.scaled_dot_product_attention(heads(queries), heads(keys), heads(values))
         out: Tensor = self.output_proj(attended.transpose(1, 2).flatten(2))
         return out
 
@@ -87,7 +88,7 @@ class GlobalAttention(nn.Module):
         shares = query.new_zeros(self.levels, dtype=torch.float32)
         for q, k in zip(queries, self._by_head(keys), strict=True):
             attention = (q.float() @ k.float().mT * q.shape[-1] ** -0.5).softmax(-1)
-            shares += attention.unflatten(-1, (self.levels, -1)).sum(-1).mean((0, 1))
+            shares += attention.mean((0, 1)).view(self.levels, -1).sum(-1)
         return shares / len(queries), {}
 
     def _keys_values(self, tokens: Tensor, grid: Grid, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,7 @@ class GlobalAttention(nn.Module):
 
     def _by_head(self, x: Tensor) -> Tensor:
         """``[B, ·, D] → [B, H, ·, D / H]``."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class LinearSRA(GlobalAttention):
@@ -114,9 +115,10 @@ class LinearSRA(GlobalAttention):
         nn.init.zeros_(self.reduction.bias)
 
     def _keys_values(self, tokens: Tensor, grid: Grid, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        levels = tokens.unflatten(1, (self.levels, *grid)).flatten(0, 1).movedim(-1, 1)  # [B·L, D, rows, columns]
+        batch, dim = len(tokens), tokens.shape[-1]
+        levels = tokens.reshape(batch * self.levels, *grid, dim).movedim(-1, 1)  # [B·L, D, rows, columns]
         pooled = F.adaptive_avg_pool2d(levels, (min(POOLED, grid[0]), min(POOLED, grid[1])))
-        places = pooled.flatten(2).mT.unflatten(0, (len(tokens), self.levels)).flatten(1, 2)  # [B, L·49, D]
+        places = pooled.flatten(2).mT.reshape(batch, -1, dim)  # [B, L·49, D]
         reduced = F.gelu(self.reduction_norm(F.linear(places, *fold(self.reduction, norm))))
         return self.key_proj(reduced), self.value_proj(reduced)
 

@@ -44,7 +44,7 @@ class SumOptions:
     options=SumOptions,
     uses_levels=True,
     title="sum of the layers",
-    source="arXiv 2503.06063, external direct fusion by addition",
+    source="the average without its divisor",
 )
 class Sum(Fusion):
     """``F = Σ_l LN(F_l)``.

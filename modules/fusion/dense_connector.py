@@ -65,8 +65,7 @@ class STI(Fusion):
         self.check(features, grid)
         layers = normalise(features, self.options.layer_norm)
         pooled = F.avg_pool1d(layers[:-1].flatten(0, 1).mT, self.options.stride, ceil_mode=True).mT
-        levels = pooled.unflatten(0, layers[:-1].shape[:2])  # [M, B, ⌈T / stride⌉, dim]
-        return torch.cat((layers[-1], *levels), dim=1)
+        return torch.cat((layers[-1], *pooled.chunk(len(layers) - 1)), dim=1)
 
     def token_map(self, grid: Grid) -> Tensor:
         cells = super().token_map(grid)

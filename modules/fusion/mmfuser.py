@@ -95,7 +95,7 @@ class MMFuser(Fusion):
 
         ``gate/gamma1_rms``, ``gate/gamma2_rms``: root mean square over the channels.
         ``attention_share/layer_k``: mean over images, queries and heads; the shares of the levels sum to 1.
-        ``sampling_offset_rms_cells``: root mean square distance of deformable cross-attention's samples from their cell.
+        ``sampling_offset_rms_cells``: root mean square distance of the samples from their cell, where deformable.
         """
         self.check(features, grid)
         query, tokens = self._normalised(features)

@@ -1,6 +1,6 @@
 """Weighted average: one learned weight a layer, the same for every token.
 
-ELMo's scalar mix (arXiv 1802.05365, eq. 1); the way SUPERB reads speech encoders (arXiv 2105.01051, section 3.2); the
+ELMo's scalar mix (arXiv 1802.05365, eq. 1); the way SUPERB reads speech encoders (arXiv 2105.01051); the
 "weighted average" row of MMFuser's Table I (arXiv 2410.11829).
 """
 

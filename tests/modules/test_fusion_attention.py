@@ -91,7 +91,8 @@ def test_each_kind_begins_as_the_identity_and_opens(attention: str) -> None:
     x = features((3, 4))
     assert torch.equal(block(x, (3, 4)), x[-1])
     block(x, (3, 4)).square().sum().backward()
-    assert block.gamma1.grad is not None and block.gamma1.grad.any()
+    assert block.gamma1.grad is not None
+    assert block.gamma1.grad.any()
 
 
 def test_linear_sra_grows_with_the_tokens_and_global_with_their_square() -> None:

@@ -1,0 +1,117 @@
+"""The table of strategies, and the check that users run on their own."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from modules.cost import flops, parameters
+from modules.fusion import STRATEGIES, base
+from modules.probe import Probe, ProbeConfig
+from workbench.errors import WorkbenchError
+from workbench.strategies import BEGIN, EMBEDDED, END, check_strategy, markdown, rows, show
+
+DOCS = Path(__file__).parents[2] / "docs" / "strategies.md"
+THEIRS = """
+from dataclasses import dataclass
+from modules.fusion import Fusion, register_strategy
+
+@dataclass(frozen=True)
+class Options:
+    deaf: bool = False
+
+@register_strategy("{name}", options=Options, uses_levels=True)
+class Mine(Fusion):
+    def forward(self, features, grid):
+        self.check(features, grid)
+        return features[1 if self.options.deaf else 0 :].sum(0)
+"""
+
+
+def printed(function: object, *arguments: object) -> tuple[str, object]:
+    console = Console(file=io.StringIO(), width=200)
+    assert callable(function)
+    result = function(console, *arguments)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue(), result
+
+
+def test_the_documented_table_is_the_codes() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    table = text[text.index(BEGIN) : text.index(END) + len(END)] + "\n"
+    assert table == markdown(), "run `workbench strategies --markdown` and put its output into docs/strategies.md"
+
+
+def test_every_strategy_is_described() -> None:
+    described = set(re.findall(r"\*\*`(\w+)`\*\*", DOCS.read_text(encoding="utf-8")))
+    assert described == {name for name, spec in STRATEGIES.items() if spec.cls.__module__.startswith("modules.")}
+
+
+def test_the_table_holds_what_a_probe_costs() -> None:
+    """Against modules in memory, with the numbers read off a real forward pass."""
+    by_name = {row.name: row for row in rows()}
+    for name in ("weighted", "fpn", "mmfuser (attention=global)", "matched", "sti"):
+        row = by_name[name]
+        config = ProbeConfig(
+            row.spec.name, EMBEDDED.selection, EMBEDDED.dim, row.options, EMBEDDED.projector, EMBEDDED.width
+        )
+        probe = Probe(config, [])
+        features = torch.zeros(len(probe.fuser.uses), 1, 64, EMBEDDED.dim)
+        found = parameters(probe), flops(lambda x, p=probe: p.tokens(x, EMBEDDED.grid), features)
+        assert row.costs[1] == found, name
+
+
+def test_mmfuser_costs_what_its_paper_says() -> None:
+    """5,190,592 parameters; 4.79 GMACs of linear maps and 0.05 of sampling an image, beyond the projector."""
+    by_name = {row.name: row.costs[0] for row in rows()}
+    assert by_name["mmfuser"][0] - by_name["deep_only"][0] == 5_190_592
+    assert (by_name["mmfuser"][1] - by_name["deep_only"][1]) / 2e9 == pytest.approx(4.84, abs=0.01)
+
+
+def test_the_terminal_shows_every_strategy() -> None:
+    text, _ = printed(show)
+    for name in STRATEGIES:
+        assert re.search(rf"│ {name}\b", text), name
+
+
+def test_one_of_their_own_in_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "STRATEGIES", STRATEGIES.copy())
+    monkeypatch.setattr("workbench.strategies.STRATEGIES", base.STRATEGIES)
+    (tmp_path / "strategy_of_mine.py").write_text(THEIRS.format(name="mine"))
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    text, kept = printed(check_strategy, "strategy_of_mine:Mine")
+    assert kept is True
+    assert sys.path == before
+    assert "mine (strategy_of_mine.Mine)" in text
+    assert "all 11 requirements kept" in text
+    assert 'mine = "strategy_of_mine:Mine"' in text
+    text, kept = printed(check_strategy, "strategy_of_mine:Mine", {"deaf": True})
+    assert kept is False
+    assert "layer 1 is used and does not move the output" in text
+    assert "1 of 11 requirements broken" in text
+    with pytest.raises(WorkbenchError, match="Did you mean 'Mine'"):
+        printed(check_strategy, "strategy_of_mine:Mien")
+
+
+def test_a_strategy_of_ours_by_name() -> None:
+    text, kept = printed(check_strategy, "dci", {"layer_norm": "none"})
+    assert kept is True
+    assert "entry-points" not in text
+
+
+def test_the_example_of_the_docs_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "STRATEGIES", STRATEGIES.copy())
+    monkeypatch.setattr("workbench.strategies.STRATEGIES", base.STRATEGIES)
+    code = re.search(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert code
+    (tmp_path / "example_of_the_docs.py").write_text(code[1])
+    monkeypatch.chdir(tmp_path)
+    _, kept = printed(check_strategy, "example_of_the_docs:Max", {"scale": 2})
+    assert kept is True
