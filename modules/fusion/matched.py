@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from modules import cost
-from modules.fusion.base import Fusion, Grid, build, parse_options, register_strategy
+from modules.fusion.base import Fusion, Grid, build, register_strategy
 from modules.projector import Projector
 from workbench.errors import WorkbenchError
 from workbench.layers import Selection
@@ -53,7 +53,7 @@ class Matched(Fusion):
     The selection's levels are not read; they set the budget.
 
     Raises:
-        WorkbenchError: ``like`` is unknown or a matched control itself, or its options are wrong.
+        WorkbenchError: ``like`` is unknown or a matched control itself, or its options are wrong at this selection.
     """
 
     identity_at_start = True
@@ -64,7 +64,7 @@ class Matched(Fusion):
         if options.like == "matched":
             raise WorkbenchError("matched: like=matched; name the strategy whose budget is to be met.")
         self.like_options = read_options(options.like_options)
-        parse_options(options.like, self.like_options)
+        self._other()  # what is wrong with it is said now
 
     def forward(self, features: Tensor, grid: Grid) -> Tensor:
         """``[1, B, T, dim] → [B, T, dim]``."""
@@ -80,13 +80,17 @@ class Matched(Fusion):
         flops, grid = self.options.budget == "flops", grid or GRID
         unit = 2 * grid[0] * grid[1] * (self.dim + width) if flops else self.dim + width + 1
         fixed = 0 if flops else width
-        with torch.device("meta"):  # the shapes are enough to count
-            other = build(self.options.like, self.selection, self.dim, self.like_options)
-            budget = cost_of(other, kind, width, grid)[flops]
+        with torch.device("meta"):
+            budget = cost_of(self._other(), kind, width, grid)[flops]
             plain = cost_of(self, kind, width, grid, super().projector(kind, width))[flops]
         if 2 * abs(budget - plain) <= unit:
             return super().projector(kind, width)
         return Projector(kind, self.dim, width, hidden=max(1, round((budget - fixed) / unit)))
+
+    def _other(self) -> Fusion:
+        """The strategy whose budget is met, without memory: shapes are enough to count."""
+        with torch.device("meta"):
+            return build(self.options.like, self.selection, self.dim, self.like_options)
 
 
 def cost_of(fuser: Fusion, kind: str, width: int, grid: Grid, projector: nn.Module | None = None) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -227,6 +227,23 @@ def test_canonical_options_fill_in_defaults() -> None:
     assert canonical_options("mmfuser", {"points": 4.0, "gate_init": 0}) == full
     assert canonical_options("deep_only", {}) == {}
     assert canonical_options("concat", {}) == {"layer_norm": "per_layer"}
+
+
+@dataclass(frozen=True)
+class WordOptions:
+    form: Literal["round", "square"] | None = None
+    size: Literal["small"] | int = "small"
+
+
+def test_a_set_of_words_takes_its_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "STRATEGIES", {})
+    register_strategy("words", options=WordOptions, uses_levels=True)(Sound)
+    for options in ({"form": "round", "size": "small"}, {"form": None, "size": 3}):
+        assert canonical_options("words", options) == options
+    with pytest.raises(WorkbenchError, match=r"option 'form' of strategy 'words' is 'sqare'\. Did you mean 'square'\?"):
+        canonical_options("words", {"form": "sqare"})
+    with pytest.raises(WorkbenchError, match="is 2; it takes 'round' or 'square' or nothing"):
+        canonical_options("words", {"form": 2})
 
 
 def test_one_name_one_class(monkeypatch: pytest.MonkeyPatch) -> None:

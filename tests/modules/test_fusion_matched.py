@@ -86,6 +86,7 @@ def test_levels_set_the_budget_and_are_not_read() -> None:
         ({"like_options": "attention"}, "like_options has 'attention'; write key=value"),
         ({"like_options": "head=2"}, "'mmfuser' has no option 'head'"),
         ({"like_options": "attention=globl"}, "Did you mean 'global'"),
+        ({"like": "dci", "like_options": "groups=4"}, "groups=4, and the 3 levels make 1 to 3 groups"),
         ({"budget": "flop"}, "Did you mean 'flops'"),
     ],
 )
