@@ -232,9 +232,7 @@ class Look:
         """Layers before fusion, then cells after it; PCA over all images of a column together."""
         from modules.maps import on_grid, pca_rgb
 
-        first = [i for i in dict.fromkeys([chosen.featured, *chosen.shown]) if i is not None]
-        if not first and chosen.baseline is not None:
-            first = [chosen.baseline]
+        first = [i for i in dict.fromkeys([chosen.featured, *chosen.shown, chosen.baseline]) if i is not None]
         shown_cells = [self.cells[i] for i in first]
         shown_layers = choose_layers(shown_cells)
         layers = sorted({layer for cell in shown_cells for layer in cell.selection.layers} | set(shown_layers))

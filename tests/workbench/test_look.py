@@ -153,6 +153,17 @@ def test_the_map_after_fusion_is_the_trained_fuser_s(done: Done) -> None:
     assert abs(strip.reshape(len(images), 64, 3) - expected.numpy()).max() <= 2
 
 
+@pytest.mark.parametrize(("strategy", "layers", "cells"), [("deep_only", [3], 0), ("concat", [1, 2, 3], 1)])
+def test_a_study_of_one_cell(done: Done, strategy: str, layers: list[int], cells: int) -> None:
+    alone = [v for v in done.variants if v.cell.strategy == strategy]
+    files = Look(done.parts, done.tracker, done.run_id, alone, done.ledger).files()
+    look = json.loads(str(files["look/look.json"]))
+    assert [c["layer"] for c in look["columns"] if c["kind"] == "layer"] == layers
+    assert sum(c["kind"] == "cell" for c in look["columns"]) == cells
+    assert {e["why"]["kind"] for e in look["examples"]} == {"random", "hardest"}
+    assert len(look["examples"]) == 4 + 2 * 3
+
+
 def test_a_second_look_at_the_same_is_not_taken(done: Done) -> None:
     done.ledger.remember("look", None)
     assert done.log()[0]
