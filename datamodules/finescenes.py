@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datamodules.boxes import padded, points_inside
 from datamodules.finescenes_parts import CLASSES, Parts
 from datamodules.sources import SPLITS, Array, Source, register_source
 from workbench.errors import WorkbenchError
@@ -40,7 +41,8 @@ class FineScenesOptions:
     val: int = 300
     test: int = 400
     size: int = NATIVE
-    glyphs: int = 6
+    glyphs: int = 6  # in every scene; at most so many where ``fewest`` is set
+    fewest: int = 0  # a random number of glyphs from this on; 0: always ``glyphs``
     seed: int = 0
 
 
@@ -81,7 +83,8 @@ class FineScenes(Source):
     """The source ``finescenes``.
 
     Targets: ``read.label`` int64 [N, G], ``read.box`` float32 [N, G, 4] (x1, y1, x2, y2 in [0, 1]), ``read.valid``
-    bool [N, G], ``digit.label`` int64 [N], ``digit.box`` float32 [N, 4].
+    bool [N, G], ``digit.label`` int64 [N], ``digit.box`` float32 [N, 4]. The glyphs are also the foreground of
+    ``segment`` and what ``count`` counts; ``locate`` asks for the boxes of the digit and of every glyph.
 
     Raises:
         WorkbenchError: options that no scene can meet.
@@ -89,6 +92,7 @@ class FineScenes(Source):
 
     options = FineScenesOptions
     version = "finescenes/1"
+    group_name = "photograph"
 
     def __init__(self, options: FineScenesOptions | None = None, folders: Mapping[str, Path] | None = None) -> None:
         self.chosen = options or FineScenesOptions()
@@ -115,6 +119,8 @@ class FineScenes(Source):
 
     def fingerprint(self, split: str) -> str:
         facts = {key: value for key, value in asdict(self.chosen).items() if key not in SPLITS}
+        if not facts["fewest"]:
+            del facts["fewest"]  # the scenes of before this option was there, and their stored features
         return hashlib.sha256(f"{self.version}|{split}|{sorted(facts.items())}".encode()).hexdigest()
 
     def classes(self) -> dict[str, list[str]]:
@@ -131,9 +137,10 @@ class FineScenes(Source):
         side = int(draw.randint(min(size, height, width), min(height, width) + 1))
         crop = (int(draw.randint(width - side + 1)), int(draw.randint(height - side + 1)), side)
         flip = bool(draw.randint(2))
+        number = self._number(split, index)
         for _ in range(_TRIES):
             digit = self._digit(draw, split)
-            glyphs = self._glyphs(draw, split, digit)
+            glyphs = self._glyphs(draw, split, digit, number)
             if glyphs is not None:
                 return Layout(photograph, crop, flip, digit, glyphs)
         raise WorkbenchError(
@@ -146,9 +153,15 @@ class FineScenes(Source):
         left, top = self._corner(draw, side, side)
         return Placed(which, self.parts.handwriting_label(which), left, top, side, side)
 
-    def _glyphs(self, draw: np.random.RandomState, split: str, digit: Placed) -> tuple[Placed, ...] | None:
+    def _number(self, split: str, index: int) -> int:
+        """How many glyphs the scene holds; a stream of its own, so that the default scenes stay what they were."""
+        if not self.chosen.fewest:
+            return self.chosen.glyphs
+        return int(self._random(split, index, "number").randint(self.chosen.fewest, self.chosen.glyphs + 1))
+
+    def _glyphs(self, draw: np.random.RandomState, split: str, digit: Placed, number: int) -> tuple[Placed, ...] | None:
         placed = [digit]
-        for _ in range(self.chosen.glyphs):
+        for _ in range(number):
             face = int(draw.choice(self.parts.typefaces_of(split)))
             label = int(draw.randint(len(CLASSES)))
             height = self._scaled(int(draw.randint(GLYPH_HEIGHT[0], GLYPH_HEIGHT[1] + 1)))
@@ -196,13 +209,24 @@ class FineScenes(Source):
 
     def targets(self, split: str) -> dict[str, Array]:
         scenes = self._all(split)
-        glyphs = [[_box(g, self.chosen.size) for g in scene.glyphs] for scene in scenes]
+        size = self.chosen.size
+        glyphs, valid = padded([[_box(g, size) for g in scene.glyphs] for scene in scenes])
+        labels = np.zeros(valid.shape, np.int64)
+        labels[valid] = [g.label for scene in scenes for g in scene.glyphs]
+        objects, there = padded([[_box(g, size) for g in (scene.digit, *scene.glyphs)] for scene in scenes])
+        draws = [self._random(split, index, "points") for index in range(len(scenes))]
         return {
-            "read.label": np.array([[g.label for g in scene.glyphs] for scene in scenes], np.int64),
-            "read.box": np.array(glyphs, np.float32),
-            "read.valid": np.ones((len(scenes), self.chosen.glyphs), bool),
+            "read.label": labels,
+            "read.box": glyphs,
+            "read.valid": valid,
             "digit.label": np.array([scene.digit.label for scene in scenes], np.int64),
-            "digit.box": np.array([_box(scene.digit, self.chosen.size) for scene in scenes], np.float32),
+            "digit.box": np.array([_box(scene.digit, size) for scene in scenes], np.float32),
+            "segment.box": glyphs,
+            "segment.valid": valid,
+            "count.number": valid.sum(1).astype(np.float32),
+            "locate.box": objects,
+            "locate.valid": there,
+            "locate.point": points_inside(objects, draws),
         }
 
     def identity(self, split: str) -> pd.DataFrame:
@@ -249,3 +273,8 @@ def _check(options: FineScenesOptions) -> None:
         raise WorkbenchError(f"source.options.size is {options.size}; scenes are 56 to 300 px.")
     if not 1 <= options.glyphs <= 12:
         raise WorkbenchError(f"source.options.glyphs is {options.glyphs}; a scene holds 1 to 12.")
+    if not 0 <= options.fewest <= options.glyphs:
+        raise WorkbenchError(
+            f"source.options.fewest is {options.fewest}; it must be 0 (always {options.glyphs} glyphs) or 1 to "
+            f"{options.glyphs}."
+        )

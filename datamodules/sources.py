@@ -25,11 +25,12 @@ class Source(ABC):
     name: ClassVar[str]
     options: ClassVar[type]  # a dataclass; what a study's source.options may say
     version: str  # changes whenever any byte of any sample would
+    group_name: ClassVar[str] = "group"  # what a group is: photograph, document, speaker
 
     @property
     @abstractmethod
-    def image_size(self) -> int:
-        """Pixels of the square images."""
+    def image_size(self) -> int | tuple[int, int]:
+        """Pixels of the images: of a side of the square, or height and width."""
 
     @abstractmethod
     def size(self, split: str) -> int:
@@ -77,7 +78,7 @@ def build_source(name: str, options: Mapping[str, Any], folders: Mapping[str, Pa
     Raises:
         WorkbenchError: an unknown source or option, or an option of the wrong type or value.
     """
-    from datamodules import finescenes  # noqa: F401 - registers itself
+    from datamodules import crowns, finescenes  # noqa: F401 - they register themselves
 
     if name not in SOURCES:
         raise WorkbenchError(f"unknown source '{name}'.{nearest(name, SOURCES)}")

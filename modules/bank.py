@@ -56,6 +56,7 @@ class Evaluation:
     index: Tensor  # [N]
     scores: dict[str, Tensor]  # task → [N]
     items: dict[str, Tensor]  # task → [N]
+    statistics: dict[str, dict[str, Tensor]]  # task → what its metric needs beyond these → [N]
     metrics: dict[str, float]  # "read/accuracy" → value
     loss: float
 
@@ -262,6 +263,7 @@ class _Gathered:
         self.index: list[Tensor] = []
         self.scores: dict[str, list[Tensor]] = {task.name: [] for task in tasks}
         self.items: dict[str, list[Tensor]] = {task.name: [] for task in tasks}
+        self.statistics: dict[str, list[dict[str, Tensor]]] = {task.name: [] for task in tasks}
         self.loss: Tensor | float = 0.0
         self.seen = 0
 
@@ -273,6 +275,7 @@ class _Gathered:
             scores, items = task.scores(logits[task.name], batch)
             self.scores[task.name].append(scores)
             self.items[task.name].append(items)
+            self.statistics[task.name].append(task.statistics(logits[task.name], batch))
             task.update(self.metrics[task.name], logits[task.name], batch)
             self.loss = self.loss + task.loss(logits[task.name], batch).detach() * count
 
@@ -281,6 +284,10 @@ class _Gathered:
             index=torch.cat(self.index).cpu(),
             scores={name: torch.cat(parts).float().cpu() for name, parts in self.scores.items()},
             items={name: torch.cat(parts).cpu() for name, parts in self.items.items()},
+            statistics={
+                name: {key: torch.cat([part[key] for part in parts]).float().cpu() for key in parts[0]}
+                for name, parts in self.statistics.items()
+            },
             metrics={
                 f"{task.name}/{task.metric_name}": float(self.metrics[task.name].compute()) for task in self.tasks
             },
@@ -289,9 +296,16 @@ class _Gathered:
 
 
 def objective(metrics: Mapping[str, float], tasks: Sequence[Task]) -> float:
-    """One number to search by: the mean of the tasks' primary metrics, each turned so that more is better."""
-    signed = [metrics[f"{t.name}/{t.metric_name}"] * (1 if t.direction == "maximize" else -1) for t in tasks]
-    return sum(signed) / len(signed)
+    """One number to search by, more is better: the mean of the tasks' primary metrics.
+
+    Metrics in one unit are averaged as they are. Where units differ (a share and an absolute error) each is first
+    turned into its gain over chance, 0 for chance and 1 for perfect, or the largest number would decide alone.
+    """
+    values = {task.name: metrics[f"{task.name}/{task.metric_name}"] for task in tasks}
+    if len({(task.unit, task.direction) for task in tasks}) > 1:
+        return sum(task.gain(values[task.name]) for task in tasks) / len(tasks)
+    sign = 1 if tasks[0].direction == "maximize" else -1
+    return sign * sum(values.values()) / len(tasks)
 
 
 def gate_rms(probe: Probe) -> dict[str, float]:

@@ -192,6 +192,27 @@ _TYPEFACES = Asset(
     digest="f8d99ec7e880de6fe0bc41327d85a30d8c5047405d9f4d71b65607cba10e2cbe",
 )
 
+_CROWNS = Asset(
+    name="crowns",
+    what="four aerial photographs with 951 hand-drawn tree-crown boxes",
+    wheels=(
+        Wheel(
+            "deepforest-2.1.0-py3-none-any.whl",
+            "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54",
+            20_639_595,
+            _beside(
+                "deepforest/data",
+                "2019_YELL_2_528000_4978000_image_crop2.png 2019_YELL_2_528000_4978000_image_crop2.xml "
+                "2019_YELL_2_541000_4977000_image_crop.png 2019_YELL_2_541000_4977000_image_crop.xml "
+                "OSBS_029.png OSBS_029.xml SOAP_061.png SOAP_061.xml",
+            )
+            | {"deepforest-2.1.0.dist-info/licenses/LICENSE": "LICENSE-deepforest.txt"},
+        ),
+    ),
+    bytes=19_300_000,
+    digest="74036ea28f628a7deafe574baae163c11e438c0298b6def0c03f5d6229182a8c",
+)
+
 _LANGUAGE_MODEL = Asset(
     name="language-model",
     what="SmolLM2-135M-Instruct, from GGUF Q4_1 (transformers folder)",
@@ -211,5 +232,5 @@ _LANGUAGE_MODEL = Asset(
 )
 
 TABLE: Mapping[str, Asset] = {
-    asset.name: asset for asset in (_ENCODER, _PHOTOGRAPHS, _DIGITS, _TYPEFACES, _LANGUAGE_MODEL)
+    asset.name: asset for asset in (_ENCODER, _PHOTOGRAPHS, _DIGITS, _TYPEFACES, _CROWNS, _LANGUAGE_MODEL)
 }

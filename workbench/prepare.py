@@ -87,7 +87,8 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
     encoder = load_encoder(study.encoder, progress)
     space = build_space(study, encoder.depth, traits)
     source = build_source(study.source.name, study.source.options)
-    tasks = [build_task(name, source.classes()) for name in study.tasks]
+    classes, targets = source.classes(), source.targets("train")
+    tasks = [build_task(name, classes, targets) for name in study.tasks]
     if source.image_size != encoder.image_size:
         raise WorkbenchError(
             f"the source '{study.source.name}' makes images of {source.image_size} px and the encoder reads "

@@ -41,6 +41,7 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
                 "sizes": {split: source.size(split) for split in groups},
                 "classes": {task: list(names) for task, names in source.classes().items()},
                 "groups": groups,
+                "group_name": source.group_name,
             }
         ),
         "tasks.json": to_json(
@@ -48,7 +49,9 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
                 task.name: {
                     "metric": task.metric_name,
                     "direction": task.direction,
+                    "unit": task.unit,
                     "chance": task.chance,
+                    "perfect": task.perfect,
                     "title": task.title,
                 }
                 for task in parts.tasks
@@ -156,7 +159,7 @@ def child_files(member: Member, parts: Parts, variant: Variant, phase: str) -> d
 
 
 def _outcomes(evaluation: Evaluation, parts: Parts, split: str) -> bytes:
-    """Per-example outcomes as Parquet: example_id, group, task, score, items."""
+    """Per-example outcomes as Parquet: example_id, group, task, score, items, and a column ``stat.…`` a statistic."""
     import pandas as pd
 
     identity = parts.source.identity(split).iloc[evaluation.index.numpy()]
@@ -169,6 +172,7 @@ def _outcomes(evaluation: Evaluation, parts: Parts, split: str) -> bytes:
                 "score": evaluation.scores[task.name].numpy(),
                 "items": evaluation.items[task.name].numpy().astype("int32"),
             }
+            | {f"stat.{key}": values.numpy() for key, values in evaluation.statistics[task.name].items()}
         )
         for task in parts.tasks
     ]
