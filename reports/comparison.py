@@ -9,7 +9,7 @@ import numpy as np
 
 from reports.records import Cell, Floats, Outcomes, StudyRecord
 from reports.statistics import ALPHA, NONE, Estimate, estimate, holm, provisional, verdict
-from reports.units import SHARE, Unit, common, unit_of
+from reports.units import GAIN, SHARE, Unit, common, unit_of
 
 OVERALL = "overall"  # the mean of the tasks, each turned so that more is better: what validation picks by
 DEEPEST, PENULTIMATE, BEST_SINGLE, MIDDLE = "deepest layer", "penultimate layer", "best single layer", "middle concat"
@@ -144,7 +144,12 @@ class Analysis:
         replicates = tuple(r for r in known[0].replicates if all(r in o.replicates for o in known))
         if not examples or not replicates:
             return None
-        signed = [task.sign * _cut(o, replicates, examples) for task, o in zip(self.record.tasks, known, strict=True)]
+        gains = measure.unit is GAIN
+        signed = [
+            task.gain(scores) if gains else task.sign * scores
+            for task, o in zip(self.record.tasks, known, strict=True)
+            for scores in (_cut(o, replicates, examples),)
+        ]
         return Outcomes(replicates, examples, np.asarray(np.mean(signed, axis=0), dtype=float))
 
     def _trained(self, cell: str) -> frozenset[str]:
@@ -186,6 +191,9 @@ def _measures(record: StudyRecord) -> tuple[Measure, ...]:
     tasks = tuple(Measure(t.name, t.title or t.name, t.metric, t.sign, t.chance, unit_of(t.unit)) for t in record.tasks)
     if len(tasks) < 2:
         return tasks or (Measure(OVERALL, "the validation objective", "objective", 1, None),)
+    if len({(t.unit, t.direction) for t in record.tasks}) > 1 and all(t.spans for t in record.tasks):
+        title = "mean over the tasks of the gain over chance (0: chance, 100: perfect)"
+        return (*tasks, Measure(OVERALL, title, "gain over chance", 1, 0.0, GAIN))
     chances = [t.sign * t.chance for t in tasks if t.chance is not None]
     chance = sum(chances) / len(tasks) if len(chances) == len(tasks) else None
     signed = " (less is better counts as negative)" if any(m.minimised for m in tasks) else ""

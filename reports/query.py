@@ -239,6 +239,7 @@ class _Reader:
                     chance=None if chance is None else float(chance),
                     title=str(entry.get("title", "")),
                     unit=str(entry.get("unit") or "share"),
+                    perfect=_number(entry.get("perfect")),
                 )
             )
         return tuple(tasks)

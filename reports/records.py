@@ -38,11 +38,23 @@ class Task:
     chance: float | None = None
     title: str = ""
     unit: str = "share"  # of the scores; see reports/units.py
+    perfect: float | None = None  # the metric of a model that is always right
 
     @property
     def sign(self) -> int:
         """+1 where more is better, -1 where less is."""
         return 1 if self.direction == "maximize" else -1
+
+    @property
+    def spans(self) -> bool:
+        """Whether it is known how far it is from chance to perfect."""
+        return self.chance is not None and self.perfect is not None and self.chance != self.perfect
+
+    def gain(self, scores: Floats) -> Floats:
+        """Scores as shares of the way from chance (0) to perfect (1). Only where :attr:`spans`."""
+        assert self.chance is not None
+        assert self.perfect is not None
+        return (scores - self.chance) / (self.perfect - self.chance)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from synthetic_study import MIDDLE, cell_id, planted
 from reports.answer import answer, snippet
 from reports.comparison import BEST_SINGLE, DEEPEST, ITSELF, OVERALL, PENULTIMATE, Analysis
 from reports.comparison import MIDDLE as MIDDLE_CONCAT
-from reports.records import Cell
+from reports.records import Cell, Task
 from reports.statistics import BETTER, NONE, SAME, WORSE
+from reports.units import GAIN
 from workbench.config import study_from_yaml
 
 L3, L5, L10, L11, L12 = (("deep_only", (), n) for n in (3, 5, 10, 11, 12))
@@ -221,3 +222,23 @@ def test_the_snippet_is_a_study() -> None:
     alone = study_from_yaml(snippet(Cell("x", "deep_only", (), 5, "deep_only 5", chosen_lr=1e-5)), "snippet")
     assert (alone.selections[0].levels, alone.selections[0].query) == ([], 5)
     assert alone.search.learning_rates == [1e-5]
+
+
+def test_tasks_of_different_units_meet_as_gains_over_chance() -> None:
+    """An error of one object and an IoU: each counts as its share of the way from chance to perfect."""
+    scores = {
+        L12: {"count": noise(1.5, 1), "segment": noise(0.40, 2)},
+        CONCAT: {"count": noise(1.0, 3), "segment": noise(0.55, 4)},
+    }
+    record = planted(scores, directions={"count": "minimize"})
+    tasks = (
+        Task("count", "mae", "minimize", chance=2.0, unit="count", perfect=0.0),
+        Task("segment", "iou", chance=0.25, perfect=1.0),
+    )
+    analysis = Analysis(replace(record, tasks=tasks))
+    assert analysis.objective.unit is GAIN
+    assert analysis.objective.chance == 0
+    overall = analysis.means[cell_id(CONCAT), OVERALL].mean
+    expected = np.mean([(2.0 - scores[CONCAT]["count"].mean()) / 2, (scores[CONCAT]["segment"].mean() - 0.25) / 0.75])
+    assert overall == pytest.approx(float(expected))
+    assert analysis.comparisons[OVERALL, DEEPEST, cell_id(CONCAT)].verdict == BETTER
