@@ -135,6 +135,7 @@ class BankTrainer:
                 projector=training.projector,
                 width=training.width,
                 head_hidden=training.head_hidden,
+                grid=self._grid,
             ),
             optimizer=OptimizerConfig(
                 lr=job.variant.lr,
