@@ -36,7 +36,7 @@ class StoreUsage:
     encoder: str
     source: str
     dtype: str
-    image_size: int
+    image_size: str  # 112, or 112 × 224: height and width
     splits: tuple[SplitUsage, ...]
 
     @property
@@ -63,13 +63,14 @@ def list_stores(root: Path) -> list[StoreUsage]:
 def usage(folder: Path) -> StoreUsage:
     """What the store in ``folder`` holds, by its indexes."""
     facts = read_json(folder / KEY_FILE)
+    size = facts.get("image_size", "?")
     splits = [_split_usage(path.parent) for path in sorted(folder.glob(f"*/{INDEX}"))]
     return StoreUsage(
         key=folder.name,
         encoder=str(facts.get("encoder", "unknown")),
         source=str(facts.get("source", "unknown")),
         dtype=str(facts.get("dtype", "unknown")),
-        image_size=int(facts.get("image_size", 0)),
+        image_size=" × ".join(map(str, size if isinstance(size, list) else [size])),
         splits=tuple(splits),
     )
 

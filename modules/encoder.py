@@ -1,8 +1,6 @@
 """The frozen vision encoder: a transformers vision model, read at exactly the layers that are asked for.
 
-Families differ in three facts (which class holds the vision tower, how many prefix tokens stand before the patches,
-whether a final norm follows the last block). They are the rows of :data:`FAMILIES`; nothing else in this file knows a
-family's name.
+What sets families of encoders apart is in :mod:`modules.families`; nothing in this file knows a family's name.
 """
 
 from __future__ import annotations
@@ -10,10 +8,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workbench.errors import WorkbenchError, nearest
+from modules.families import Family, family_of, read, square
+from workbench.errors import WorkbenchError
 
-
-@dataclass(frozen=True)
-class Family:
-    """What sets one family of vision encoders apart."""
-
-    model_class: str  # in transformers
-    prefix_tokens: Callable[[Any], int]  # from the vision config: CLS, registers
-    final_norm: bool  # last_hidden_state = norm(hidden_states[-1])
-    interpolate: bool  # position table interpolated on request (DINOv2 does it unasked)
-
-
-FAMILIES: dict[str, Family] = {
-    "dinov2": Family("Dinov2Model", lambda config: 1, final_norm=True, interpolate=False),
-    "dinov2_with_registers": Family(
-        "Dinov2WithRegistersModel", lambda config: 1 + config.num_register_tokens, final_norm=True, interpolate=False
-    ),
-    "clip": Family("CLIPVisionModel", lambda config: 1, final_norm=False, interpolate=True),
-    "clip_vision_model": Family("CLIPVisionModel", lambda config: 1, final_norm=False, interpolate=True),
-    "siglip": Family("SiglipVisionModel", lambda config: 0, final_norm=True, interpolate=True),
-    "siglip_vision_model": Family("SiglipVisionModel", lambda config: 0, final_norm=True, interpolate=True),
-    "vit": Family("ViTModel", lambda config: 1, final_norm=True, interpolate=True),
-}
+Size = int | tuple[int, int]  # pixels: the side of a square, or height and width
 
 
 class VisionEncoder(nn.Module):
@@ -53,34 +31,46 @@ class VisionEncoder(nn.Module):
     Args:
         name: a transformers folder, or a hub name such as ``openai/clip-vit-large-patch14-336``.
         revision: commit or tag of a hub name.
-        image_size: pixels of the square input, a multiple of the patch size; 0 for the size it was trained at.
+        image_size: pixels of the input, multiples of the patch size: a side, or height and width; 0 for the size it was
+            trained at.
         precision: ``float32``, ``bf16`` (autocast), or ``auto``: bf16 where the hardware gains from it.
+
+    Attributes:
+        image_size: an int for squares, else height and width.
+        revision: the commit that a hub name was resolved to; None for folders.
 
     Raises:
         WorkbenchError: no such model, an unknown family, or an image size the encoder cannot take.
     """
 
     def __init__(
-        self, name: str, *, image_size: int, revision: str | None = None, precision: str = "auto", device: str = "cpu"
+        self,
+        name: str,
+        *,
+        image_size: int | Sequence[int],
+        revision: str | None = None,
+        precision: str = "auto",
+        device: str = "cpu",
     ) -> None:
         super().__init__()
         config = _read_config(name, revision)
-        family = _family(config, name)
+        family = family_of(config, name)
         self.name = name
-        self.revision: str | None = getattr(config, "_commit_hash", None) or revision
+        self.revision = _commit(name, revision)
+        self.pinned = revision is not None or Path(name).is_dir()
         self.config = getattr(config, "vision_config", config)
         self.family_name: str = config.model_type
         self.family = family
+        if family.sound:
+            raise WorkbenchError(
+                f"encoder '{name}' is of the family '{self.family_name}', whose tokens are moments of sound. Its "
+                "hidden states can be read and fused (modules.families.read), but there is no source of sound yet."
+            )
         self.depth: int = self.config.num_hidden_layers
         self.dim: int = self.config.hidden_size
-        self.patch: int = self.config.patch_size
-        self.image_size = image_size = image_size or self.config.image_size
+        self.patch: int = square(self.config.patch_size)
+        self.image_size: Size = _size(image_size, self.config, self.patch, name)
         self.prefix_tokens = family.prefix_tokens(self.config)
-        if image_size % self.patch or image_size < self.patch:
-            raise WorkbenchError(
-                f"encoder.image_size is {image_size}; {name} has patches of {self.patch} px, so it must be a multiple "
-                f"of {self.patch}, such as {max(self.patch, round(image_size / self.patch) * self.patch)}."
-            )
         self.mean, self.std = _normalisation(name, revision)
         self.precision = resolve_precision(precision, device)
         self.model = _load(name, revision, family).eval().requires_grad_(False).to(device)
@@ -89,10 +79,10 @@ class VisionEncoder(nn.Module):
         """Stays in eval mode: the encoder is frozen, whatever Lightning asks of the modules around it."""
         return super().train(False)
 
-    def grid(self, size: int | None = None) -> tuple[int, int]:
-        """Rows and columns of the patch grid of a square image of ``size`` pixels."""
-        side = (size or self.image_size) // self.patch
-        return side, side
+    def grid(self, size: Size | None = None) -> tuple[int, int]:
+        """Rows and columns of the patch grid of an image of ``size`` pixels."""
+        height, width = both(size or self.image_size)
+        return height // self.patch, width // self.patch
 
     @property
     def device(self) -> torch.device:
@@ -121,35 +111,32 @@ class VisionEncoder(nn.Module):
         """uint8 images ``[B, H, W, 3]`` to the encoder's input ``[B, 3, H, W]``, float32, on its device."""
         pixels = torch.as_tensor(images).to(self.device)
         pixels = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        scale, shift = self._scale_shift()
-        return pixels.mul_(scale.to(self.device)).add_(shift.to(self.device))
-
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - one encoder a process
-    def _scale_shift(self) -> tuple[Tensor, Tensor]:
-        mean, std = torch.tensor(self.mean).view(1, 3, 1, 1), torch.tensor(self.std).view(1, 3, 1, 1)
-        return 1 / (255 * std), -mean / std
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1).to(self.device) for values in (self.mean, self.std))
+        return pixels.mul_(1 / (255 * std)).add_(-mean / std)
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray[Any, Any] | Tensor, layers: Sequence[int]) -> Tensor:
         """Hidden states of ``layers`` for uint8 images ``[B, H, W, 3]`` → ``[layers, B, tokens, dim]``.
 
-        Patch tokens only: prefix tokens are split off by the config's count. Under bf16 autocast the residual stream
-        keeps the dtype that transformers gives it.
+        Patch tokens only: prefix tokens are split off by the config's count. Blocks deeper than the deepest layer that
+        is asked for do not run. Under bf16 autocast the residual stream keeps the dtype that transformers gives it.
         """
         return self.hidden_states(self.normalise(images), layers)
 
     def hidden_states(self, pixels: Tensor, layers: Sequence[int]) -> Tensor:
         """The same from normalised pixels ``[B, 3, H, W]``."""
-        extra = {"interpolate_pos_encoding": True} if self.family.interpolate else {}
+        inputs: dict[str, Any] = dict(self.family.inputs(pixels, self.patch))
+        if self.family.interpolate:
+            inputs["interpolate_pos_encoding"] = True
         with self.autocast():
-            output = self.model(pixel_values=pixels, output_hidden_states=True, **extra)
-        states = output.hidden_states
-        if len(states) != self.depth + 1:
+            states = read(self.model, self.family, inputs, layers, self.prefix_tokens)
+        rows, columns = pixels.shape[2] // self.patch, pixels.shape[3] // self.patch
+        if states.shape[2] != rows * columns:
             raise WorkbenchError(
-                f"{self.name} returned {len(states)} hidden states; {self.depth + 1} were expected (embeddings and "
-                f"{self.depth} blocks). Its family '{self.family_name}' is not read correctly."
+                f"{self.name} gave {states.shape[2]} tokens beyond {self.prefix_tokens} prefix tokens for a grid of "
+                f"{rows} × {columns}; its family '{self.family_name}' is not read correctly."
             )
-        return torch.stack([states[layer][:, self.prefix_tokens :] for layer in layers])
+        return states
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that the encoder runs in."""
@@ -167,15 +154,40 @@ class VisionEncoder(nn.Module):
             "depth": self.depth,
             "dim": self.dim,
             "patch": self.patch,
-            "image_size": self.image_size,
+            "image_size": self.image_size if isinstance(self.image_size, int) else list(self.image_size),
             "grid": list(grid),
             "tokens": grid[0] * grid[1],
             "prefix_tokens": self.prefix_tokens,
             "final_norm": self.family.final_norm,
+            "positions": self.family.positions,
             "precision": self.precision,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "fingerprint": self.fingerprint,
         }
+
+
+def both(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _size(wanted: int | Sequence[int], config: Any, patch: int, name: str) -> Size:
+    """The size to encode at, an int for squares. Raises WorkbenchError for one that is no multiple of the patch."""
+    sides = [wanted or _trained_at(config, patch)] * 2 if isinstance(wanted, int) else [int(side) for side in wanted]
+    if len(sides) != 2 or any(side % patch or side < patch for side in sides):
+        right = [max(patch, round(side / patch) * patch) for side in sides]
+        example = right[0] if len(set(right)) == 1 else right
+        raise WorkbenchError(
+            f"encoder.image_size is {wanted}; {name} has patches of {patch} px, so it must be a multiple of {patch}, "
+            f"such as {example}, or [height, width] of such."
+        )
+    return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
+
+
+def _trained_at(config: Any, patch: int) -> int:
+    """The side of the square that a model was trained at; where it only names a number of patches, their square."""
+    size = getattr(config, "image_size", None)
+    return square(size) if size else math.isqrt(config.num_patches) * patch
 
 
 def resolve_precision(precision: str, device: str) -> str:
@@ -213,13 +225,14 @@ def _read_config(name: str, revision: str | None) -> Any:
         ) from None
 
 
-def _family(config: Any, name: str) -> Family:
-    kind = config.model_type
-    if kind not in FAMILIES:
-        raise WorkbenchError(
-            f"encoder '{name}' is of the family '{kind}', which is not known.{nearest(kind, FAMILIES)}"
-        )
-    return FAMILIES[kind]
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit that a hub name was resolved to; None for a folder."""
+    from transformers.utils import cached_file
+
+    if Path(name).is_dir():
+        return None
+    file = cached_file(name, "config.json", revision=revision)
+    return Path(str(file)).parent.name  # …/snapshots/COMMIT/config.json
 
 
 def _load(name: str, revision: str | None, family: Family) -> nn.Module:
@@ -243,14 +256,24 @@ def _load(name: str, revision: str | None, family: Family) -> nn.Module:
 
 
 def _normalisation(name: str, revision: str | None) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the pixels, from the model's preprocessor_config.json."""
+    """Mean and standard deviation of pixels in [0, 1], from the model's preprocessor_config.json.
+
+    A model that rescales otherwise than by 1/255, or does not normalise, is put into the same two numbers.
+    """
     from transformers.image_processing_utils import BaseImageProcessor
 
     try:
         processor, _ = BaseImageProcessor.get_image_processor_dict(name, revision=revision)
-        return [float(v) for v in processor["image_mean"]], [float(v) for v in processor["image_std"]]
+        mean, std = [0.0] * 3, [1.0] * 3
+        if processor.get("do_normalize", True):
+            mean, std = [[float(v) for v in processor[key]] for key in ("image_mean", "image_std")]
     except (OSError, KeyError, TypeError) as error:
         raise WorkbenchError(
             f"encoder '{name}' has no preprocessor_config.json with image_mean and image_std, so its input scale is "
             f"unknown ({type(error).__name__})."
         ) from None
+    factor = float(processor.get("rescale_factor", 1 / 255)) if processor.get("do_rescale", True) else 1.0
+    scale = 255 * factor  # (255 · x · factor - mean) / std = (x - mean / scale) / (std / scale)
+    if not math.isclose(scale, 1.0, rel_tol=1e-9):
+        mean, std = [v / scale for v in mean], [v / scale for v in std]
+    return mean, std

@@ -33,7 +33,7 @@ class EncoderConfig:
 
     name: str = "assets:encoder"  # assets:encoder, a folder, or a Hugging Face name
     revision: str | None = None  # commit of a Hugging Face name
-    image_size: int = 112  # pixels; a multiple of the patch size
+    image_size: Any = 112  # pixels, a multiple of the patch size: of a square, or [height, width]
     batch_size: int = 64  # images a forward pass
     precision: str = "auto"  # auto: bf16 where the hardware gains from it
 
@@ -300,7 +300,7 @@ def check(study: StudyConfig, where: str = "study") -> None:
     one_of("search.sampler", study.search.sampler, SAMPLERS)
     one_of("search.scope", study.search.scope, SCOPES)
     at_least("replicates", study.replicates, 1)
-    at_least("encoder.image_size", study.encoder.image_size, 1)
+    _check_size(study.encoder.image_size, where)
     at_least("encoder.batch_size", study.encoder.batch_size, 1)
     for name in ("epochs", "batch_size", "bank_size", "devices", "head_hidden"):
         at_least(f"training.{name}", getattr(study.training, name), 1)
@@ -328,6 +328,15 @@ def check(study: StudyConfig, where: str = "study") -> None:
         raise WorkbenchError(
             f"{where}: training.precision 16-mixed scales gradients, which couples the members of a bank; "
             "set training.bank_size=1, or use bf16-mixed."
+        )
+
+
+def _check_size(size: Any, where: str) -> None:
+    sides = size if isinstance(size, list) and len(size) == 2 else [size]
+    if any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
+        raise WorkbenchError(
+            f"{where}: encoder.image_size is {size!r}; it must be pixels, such as 224, or [height, width], such as "
+            "[224, 448]."
         )
 
 

@@ -16,6 +16,8 @@ def show(console: Console, name: str, image_size: int, revision: str | None) -> 
     """Print the passport of encoder ``name``. Raises WorkbenchError when it cannot be loaded."""
     from rich.table import Table
 
+    from modules.encoder import both
+
     encoder = load_encoder(EncoderConfig(name=name, revision=revision, image_size=image_size, precision="float32"))
     facts = encoder.passport()
     norm = (
@@ -26,11 +28,13 @@ def show(console: Console, name: str, image_size: int, revision: str | None) -> 
     head = Table.grid(padding=(0, 2))
     for key, value in {
         "family": facts["family"],
+        "revision": facts["revision"] or "a folder: its fingerprint is kept instead",
         "parameters": f"{facts['parameters'] / 1e6:.2f} M",
         "depth": f"{facts['depth']} blocks, layers 0 to {facts['depth']}",
         "dim": str(facts["dim"]),
-        "input": f"{facts['image_size']} × {facts['image_size']} px, patches of {facts['patch']} px",
+        "input": f"{' × '.join(map(str, both(encoder.image_size)))} px, patches of {facts['patch']} px",
         "grid": f"{facts['grid'][0]} × {facts['grid'][1]} = {facts['tokens']} patch tokens",
+        "positions": facts["positions"],
         "prefix tokens": f"{facts['prefix_tokens']} (split off, never fused)",
         "final norm": norm,
     }.items():

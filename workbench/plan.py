@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from workbench.prepare import Parts
 
 
+def _unpinned(parts: Parts) -> str:
+    """What to add to a study whose encoder may be another one tomorrow."""
+    if parts.encoder.pinned or not parts.encoder.revision:
+        return ""
+    return f"\n             not pinned: add encoder.revision={parts.encoder.revision}"
+
+
 def show_plan(console: Console, parts: Parts) -> None:
     """Print cells, trainings, steps and disk use. Raises WorkbenchError when the features would not fit on the disk."""
     from sweeps.planner import Planner
@@ -33,7 +40,7 @@ def show_plan(console: Console, parts: Parts) -> None:
         f"  training   {study.replicates} replicates + {searched} runs for the learning rate "
         f"({', '.join(f'{r:g}' for r in rates)}); "
         f"{steps} steps of {training.batch_size} images each\n"
-        f"  encoder    {parts.encoder.name}, layers {planner.layers()}, {parts.encoder.precision}",
+        f"  encoder    {parts.encoder.name}, layers {planner.layers()}, {parts.encoder.precision}{_unpinned(parts)}",
         highlight=False,
     )
     if parts.store is not None:

@@ -69,6 +69,7 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
             wrong type, an image size that the source does not make, a task without labels.
     """
     from datamodules.sources import build_source
+    from modules.encoder import both
     from modules.projector import Projector
     from modules.tasks import TASKS, build_task
     from sweeps.space import build_space
@@ -89,11 +90,12 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
     source = build_source(study.source.name, study.source.options)
     classes, targets = source.classes(), source.targets("train")
     tasks = [build_task(name, classes, targets) for name in study.tasks]
-    if source.image_size != encoder.image_size:
+    made, read = both(source.image_size), both(encoder.image_size)
+    if made != read:
         raise WorkbenchError(
-            f"the source '{study.source.name}' makes images of {source.image_size} px and the encoder reads "
-            f"{encoder.image_size} px; set encoder.image_size={source.image_size} or source.options.size="
-            f"{encoder.image_size}."
+            f"the source '{study.source.name}' makes images of {_pixels(made)} px and the encoder reads "
+            f"{_pixels(read)} px; set encoder.image_size={_plain(made)}, or let the source make {_plain(read)} "
+            "(source.options.size)."
         )
     if source.size("train") < study.training.batch_size:
         raise WorkbenchError(
@@ -162,6 +164,15 @@ def _writable(folder: Path) -> None:
         raise WorkbenchError(
             f"the workspace {folder} cannot be written ({error.strerror or error}); choose another with --workspace."
         ) from None
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"
+
+
+def _plain(size: tuple[int, int]) -> str:
+    """As a study writes it."""
+    return str(size[0]) if size[0] == size[1] else f"[{size[0]},{size[1]}]"
 
 
 def _device() -> str:
