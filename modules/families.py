@@ -45,6 +45,7 @@ class Family:
         model_class: in transformers; what ``from_pretrained`` is called on.
         blocks: where its list of blocks is, as a dotted path from the model.
         prefix_tokens: how many tokens stand before the patches, from the vision config (CLS, distillation, registers).
+        prefix_words: the same in words, for the documents.
         final_norm: a norm follows the last block, so that last_hidden_state is not hidden_states[-1].
         positions: how it knows places, in words; every row here takes other sizes and rectangles.
         interpolate: another size than the trained one has to be asked for (``interpolate_pos_encoding``).
@@ -57,6 +58,7 @@ class Family:
     model_class: str
     blocks: str
     prefix_tokens: Callable[[Any], int] = lambda config: 1
+    prefix_words: str = "1 (CLS)"
     final_norm: bool = True
     positions: str = "learned table, interpolated"
     interpolate: bool = True
@@ -72,12 +74,14 @@ _SIGLIP = Family(
     "SiglipVisionModel",
     "encoder.layers",
     prefix_tokens=lambda config: 0,
+    prefix_words="none",
     models="google/siglip-so400m-patch14-384, google/siglip2-base-patch16-224",
 )
 _SIGLIP2 = Family(
     "Siglip2VisionModel",
     "encoder.layers",
     prefix_tokens=lambda config: 0,
+    prefix_words="none",
     positions="learned table, resized to each image's own grid",
     interpolate=False,
     inputs=patch_sequence,
@@ -104,6 +108,7 @@ FAMILIES: dict[str, Family] = {
         "Dinov2WithRegistersModel",
         "encoder.layer",
         prefix_tokens=lambda config: 1 + int(config.num_register_tokens),
+        prefix_words="1 (CLS) and the registers",
         positions=_DINOV2,
         interpolate=False,
         models="facebook/dinov2-with-registers-base",
@@ -112,6 +117,7 @@ FAMILIES: dict[str, Family] = {
         "DINOv3ViTModel",
         "model.layer",
         prefix_tokens=lambda config: 1 + int(config.num_register_tokens),
+        prefix_words="1 (CLS) and the registers",
         positions="rotary, no table",
         interpolate=False,
         models="facebook/dinov3-vits16-pretrain-lvd1689m",
@@ -120,7 +126,8 @@ FAMILIES: dict[str, Family] = {
     "deit": Family(
         "DeiTModel",
         "layers",
-        prefix_tokens=lambda config: 2,  # CLS and the distillation token
+        prefix_tokens=lambda config: 2,
+        prefix_words="2 (CLS, distillation)",
         models="facebook/deit-base-distilled-patch16-224",
     ),
     "beit": Family(
@@ -150,6 +157,7 @@ FAMILIES: dict[str, Family] = {
         "WhisperModel",
         "encoder.layers",
         prefix_tokens=lambda config: 0,
+        prefix_words="none",
         final_norm=False,
         positions="sinusoids for 30 s",
         interpolate=False,
@@ -161,6 +169,7 @@ FAMILIES: dict[str, Family] = {
         "Wav2Vec2Model",
         "encoder.layers",
         prefix_tokens=lambda config: 0,
+        prefix_words="none",
         final_norm=False,
         positions="convolutional",
         interpolate=False,
@@ -271,8 +280,8 @@ def explain(config: Any, name: str) -> str:
     )
     return (
         f"{known} Run without weights, {found['class']} gives {found['states']} hidden states of {found['tokens']} "
-        f"tokens for {found['cells']} patches, so {found['prefix']} prefix tokens. If that is right, this makes it known: "
-        f"register_family('{kind}', {row})."
+        f"tokens for {found['cells']} patches, so {found['prefix']} prefix tokens. If that is right, this makes it "
+        f"known: register_family('{kind}', {row})."
     )
 
 

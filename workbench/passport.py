@@ -51,3 +51,37 @@ def show(console: Console, name: str, image_size: int, revision: str | None) -> 
     console.print(
         "any of these notations works in a study: [bold]selections: [{levels: [hs:3, 50%, -4]}][/]", highlight=False
     )
+
+
+def families_markdown() -> str:
+    """The table of families, as ``docs/encoders.md`` has it."""
+    head = "| model type | class | prefix tokens | final norm | positions | such as |\n|---|---|---|---|---|---|\n"
+    return head + "".join(f"| {' | '.join(row)} |\n" for row in _families(code="`"))
+
+
+def show_families(console: Console) -> None:
+    """Print the families of encoders that are known."""
+    from rich.table import Table
+
+    title = "families of encoders, by transformers' model_type"
+    table = Table("model type", "class", "prefix", "final norm", "positions", "such as", title=title)
+    for row in _families():
+        table.add_row(*row)
+    console.print(table)
+    console.print("one encoder's layers: [bold]workbench layers NAME[/]", highlight=False)
+
+
+def _families(code: str = "") -> list[tuple[str, ...]]:
+    """A row a family; model types that are read alike share one."""
+    from modules.families import FAMILIES
+
+    alike: dict[int, list[str]] = {}
+    for model_type, family in FAMILIES.items():
+        alike.setdefault(id(family), []).append(model_type)
+    rows = []
+    for family in dict.fromkeys(FAMILIES.values()):
+        types = ", ".join(f"{code}{name}{code}" for name in alike[id(family)])
+        norm = "yes" if family.final_norm else "no"
+        where = family.positions + ("; sound: no source yet" if family.sound else "")
+        rows.append((types, f"{code}{family.model_class}{code}", family.prefix_words, norm, where, family.models))
+    return rows
