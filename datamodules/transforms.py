@@ -28,10 +28,14 @@ def load_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise WorkbenchError(f"image {path} cannot be read, it may be cut off or damaged: {error}.") from None
 
 
-def fit(image: np.ndarray[Any, np.dtype[np.uint8]], size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The centred square of an image, resized to ``[size, size, 3]`` by bicubic interpolation."""
+def fit(image: np.ndarray[Any, np.dtype[np.uint8]], size: int | tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The largest centred part of an image that has the shape of ``size`` (a side, or height and width), resized to it.
+
+    Bicubic, ``[H, W, 3] → [height, width, 3]``.
+    """
+    rows, columns = (size, size) if isinstance(size, int) else size
     height, width = image.shape[:2]
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
-    square = Image.fromarray(image).crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+    tall, wide = min(height, width * rows // columns), min(width, height * columns // rows)
+    left, top = (width - wide) // 2, (height - tall) // 2
+    part = Image.fromarray(image).crop((left, top, left + wide, top + tall))
+    return np.asarray(part.resize((columns, rows), Image.Resampling.BICUBIC))

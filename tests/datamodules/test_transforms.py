@@ -26,6 +26,14 @@ def test_fit_takes_the_centre() -> None:
     assert fit(image, 20).min() == 255
 
 
+def test_fit_keeps_the_shape_that_is_asked_for() -> None:
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[10:30] = 255
+    assert fit(image, (20, 40)).shape == (20, 40, 3)
+    assert fit(image, (20, 40)).min() == 255
+    assert fit(image.transpose(1, 0, 2), (40, 20)).min() == 255
+
+
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match=r"none\.png does not exist"):
         load_image(tmp_path / "none.png")

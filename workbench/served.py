@@ -1,0 +1,34 @@
+"""The code of an exported connector as an MLflow model. MLflow copies this file and runs it; nothing is pickled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from workbench.export import load_connector
+
+
+class ServedConnector(PythonModel):  # type: ignore[misc]
+    """From pictures to the tokens that a model reads."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        self.connector = load_connector(context.artifacts["connector"])
+
+    def predict(self, context: PythonModelContext, model_input: Any, params: Any = None) -> np.ndarray[Any, Any]:
+        """Tokens float32 ``[B, T, width]``.
+
+        Args:
+            model_input: a picture or a list of them (paths, PIL images, uint8 arrays ``[H, W, 3]``), or a data frame
+                with a column ``image`` of these.
+        """
+        import torch
+
+        pictures = list(model_input["image"]) if hasattr(model_input, "columns") else model_input
+        with torch.inference_mode():
+            return self.connector(pictures).float().cpu().numpy()
+
+
+mlflow.models.set_model(ServedConnector())
