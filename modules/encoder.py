@@ -227,7 +227,7 @@ def _read_config(name: str, revision: str | None) -> Any:
 
 def _commit(name: str, revision: str | None) -> str | None:
     """The commit that a hub name was resolved to; None for a folder."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     if Path(name).is_dir():
         return None

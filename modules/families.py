@@ -29,7 +29,7 @@ def patch_sequence(pixels: Tensor, patch: int) -> dict[str, Tensor]:
     """What SigLIP 2 of native aspect takes: patches ``[B, h·w, patch²·3]``, a mask, and the grid of each image."""
     images, _, height, width = pixels.shape
     rows, columns = height // patch, width // patch
-    cut = pixels.unflatten(3, (columns, patch)).unflatten(2, (rows, patch))  # [B, 3, rows, patch, columns, patch]
+    cut = pixels.reshape(images, 3, rows, patch, columns, patch)
     return {
         "pixel_values": cut.permute(0, 2, 4, 3, 5, 1).reshape(images, rows * columns, -1),
         "pixel_attention_mask": torch.ones(images, rows * columns, dtype=torch.long, device=pixels.device),
@@ -226,7 +226,7 @@ def read(model: nn.Module, family: Family, inputs: Mapping[str, Any], layers: Se
     if max(layers) < len(blocks):
         states = _until(target, blocks, inputs, max(layers))
     else:  # transformers' own: of some models the last is normed, and only they know
-        states = target(**inputs, output_hidden_states=True).hidden_states or ()
+        states = list(target(**inputs, output_hidden_states=True).hidden_states or ())
         if len(states) != len(blocks) + 1:
             raise WorkbenchError(
                 f"{type(model).__name__} gave {len(states)} hidden states for {len(blocks)} blocks; embeddings and one "
@@ -292,7 +292,8 @@ def _look(config: Any) -> dict[str, Any]:
 
     side, patch = square(config.image_size), square(config.patch_size)
     with torch.device("meta"), torch.no_grad():
-        model = AutoModel.from_config(config, trust_remote_code=False).eval()
+        auto: Any = AutoModel
+        model = auto.from_config(config, trust_remote_code=False).eval()
         output = model(pixel_values=torch.zeros(1, 3, side, side), output_hidden_states=True)
     lists = [
         path

@@ -78,7 +78,7 @@ def _families(code: str = "") -> list[tuple[str, ...]]:
     alike: dict[int, list[str]] = {}
     for model_type, family in FAMILIES.items():
         alike.setdefault(id(family), []).append(model_type)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for family in dict.fromkeys(FAMILIES.values()):
         types = ", ".join(f"{code}{name}{code}" for name in alike[id(family)])
         norm = "yes" if family.final_norm else "no"

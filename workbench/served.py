@@ -6,12 +6,12 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from workbench.export import load_connector
 
 
-class ServedConnector(PythonModel):  # type: ignore[misc]
+class ServedConnector(PythonModel):
     """From pictures to the tokens that a model reads."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -28,7 +28,8 @@ class ServedConnector(PythonModel):  # type: ignore[misc]
 
         pictures = list(model_input["image"]) if hasattr(model_input, "columns") else model_input
         with torch.inference_mode():
-            return self.connector(pictures).float().cpu().numpy()
+            tokens: np.ndarray[Any, Any] = self.connector(pictures).float().cpu().numpy()
+        return tokens
 
 
 mlflow.models.set_model(ServedConnector())

@@ -98,7 +98,7 @@ class TokenReader(nn.Module):
 
     def forward(self, tokens: Tensor, batch: Batch, grid: Grid) -> Tensor:
         logits: Tensor = self.layers(tokens[:, : grid[0] * grid[1]])
-        return logits.squeeze(-1).unflatten(1, grid)
+        return logits.view(-1, *grid)
 
 
 class AttentivePooling(nn.Module):

@@ -34,7 +34,8 @@ def test_all_951_crowns_are_read(crowns: Crowns) -> None:
         boxes = crowns.crowns(name)
         assert (boxes[:, :2] < boxes[:, 2:]).all()
         assert boxes.min() >= 0
-        assert (boxes[:, 2].max() <= width) and (boxes[:, 3].max() <= height)
+        assert boxes[:, 2].max() <= width
+        assert boxes[:, 3].max() <= height
 
 
 def test_no_photograph_is_in_two_splits(crowns: Crowns) -> None:
@@ -71,7 +72,8 @@ def test_targets_are_whole(crowns: Crowns, split: str) -> None:
     real, inside = boxes[valid], points[valid]
     assert real.min() >= 0
     assert real.max() <= 1
-    assert (real[:, :2] < inside).all() and (inside < real[:, 2:]).all()
+    assert (real[:, :2] < inside).all()
+    assert (inside < real[:, 2:]).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -93,7 +95,7 @@ def test_boxes_turn_with_the_picture(crowns: Crowns, data: st.DataObject, turns:
 
 def test_a_crown_counts_when_half_of_it_is_seen() -> None:
     crowns = Crowns(CrownsOptions())
-    x1, y1, x2, y2 = (int(value) for value in crowns.crowns("OSBS_029")[0])
+    x1, y1, x2, _ = (int(value) for value in crowns.crowns("OSBS_029")[0])
     width = x2 - x1
     for hidden, seen in ((width // 2 - 1, True), (width // 2 + 2, False)):
         tile = Tile("OSBS_029", x1 + hidden, max(0, y1 - 20), 0, False)
