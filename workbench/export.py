@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from reports.records import Cell
 
 CONFIG_SCHEMA = 1
+_TAG = 8000  # characters that MLflow keeps of a tag
 WEIGHTS, HEADS, CONFIG, CARD = "model.safetensors", "heads.safetensors", "config.json", "README.md"
 
 
@@ -340,7 +341,7 @@ def _log(client: MlflowClient, uri: str, run_id: str, folder: Path) -> str:
 
     config = read_config(folder)
     tokens = TensorSpec(np.dtype(np.float32), (-1, -1, config["width"]), "tokens")
-    before, status = mlflow.get_tracking_uri(), client.get_run(run_id).info.status
+    before, was = mlflow.get_tracking_uri(), client.get_run(run_id).info
     mlflow.set_tracking_uri(uri)
     try:
         with mlflow.start_run(run_id=run_id):
@@ -350,9 +351,10 @@ def _log(client: MlflowClient, uri: str, run_id: str, folder: Path) -> str:
                 artifacts={"connector": str(folder)},
                 signature=ModelSignature(outputs=Schema([tokens])),
                 pip_requirements=[f"fusion-workbench=={__version__}"],
-                metadata={"card": (folder / CARD).read_text(encoding="utf-8")},
             )
+        text = (folder / CARD).read_text(encoding="utf-8").split("---\n", 2)[-1].strip()[:_TAG]
+        client.set_logged_model_tags(logged.model_id, {"mlflow.note.content": text})  # shown on the model's page
     finally:
         mlflow.set_tracking_uri(before)
-        client.set_terminated(run_id, status)
+        client.set_terminated(run_id, was.status, was.end_time)  # logging to a run opens it again
     return str(logged.model_uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import mlflow
@@ -11,13 +12,17 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from workbench.export import load_connector
 
 
+# Hints would be taken for a schema that pictures do not fit; MLflow asks for them all the same.
+warnings.filterwarnings("ignore", message=r"(?s).*Add type hints to the `predict` method")
+
+
 class ServedConnector(PythonModel):
     """From pictures to the tokens that a model reads."""
 
     def load_context(self, context: PythonModelContext) -> None:
         self.connector = load_connector(context.artifacts["connector"])
 
-    def predict(self, context: PythonModelContext, model_input: Any, params: Any = None) -> np.ndarray[Any, Any]:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Tokens float32 ``[B, T, width]``.
 
         Args:

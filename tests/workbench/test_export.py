@@ -226,12 +226,16 @@ def test_mlflow_serves_it_from_another_folder(trained: Any, tmp_path: Path) -> N
     from mlflow.tracking import MlflowClient
 
     uri, _, runs = trained
+    before = MlflowClient(tracking_uri=uri).get_run(runs["concat", "2"])
     exported = export_run(uri, runs["concat", "2"], tmp_path / "it", log=True)
     shown = Console(file=io.StringIO(), width=300)
     show(shown, exported)
     assert exported.model_uri.startswith("models:/")
-    run = MlflowClient(tracking_uri=uri).get_run(exported.run_id)
-    assert run.info.status == "FINISHED"
+    client = MlflowClient(tracking_uri=uri)
+    run = client.get_run(exported.run_id)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", before.info.end_time)
+    model = client.get_logged_model(exported.model_uri.removeprefix("models:/"))
+    assert "What is not known" in model.tags["mlflow.note.content"]
     assert run.outputs.model_outputs, "the run's page shows its model"
     picture = tmp_path / "a.png"
     Image.fromarray(pictures()[0]).save(picture)
