@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import mlflow
@@ -12,12 +11,11 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from workbench.export import load_connector
 
 
-# Hints would be taken for a schema that pictures do not fit; MLflow asks for them all the same.
-warnings.filterwarnings("ignore", message=r"(?s).*Add type hints to the `predict` method")
-
-
 class ServedConnector(PythonModel):
     """From pictures to the tokens that a model reads."""
+
+    # Hints of ``predict`` would be taken for a schema, which pictures do not fit; without this MLflow asks for them.
+    _skip_type_hint_validation = True
 
     def load_context(self, context: PythonModelContext) -> None:
         self.connector = load_connector(context.artifacts["connector"])
