@@ -28,6 +28,22 @@ search: {{learning_rates: [0.003]}}
 training: {{epochs: 2, batch_size: 8, head_hidden: 16}}
 """
 
+# A strategy that says it reads its levels and forgets them.
+OWN = """
+from dataclasses import dataclass
+from modules.fusion import Fusion, register_strategy
+
+@dataclass(frozen=True)
+class SloppyOptions:
+    scale: float = 1.0
+
+@register_strategy("sloppy", options=SloppyOptions, uses_levels=True)
+class Sloppy(Fusion):
+    def forward(self, features, grid):
+        self.check(features, grid)
+        return self.options.scale * features[-1]
+"""
+
 
 def run(*words: str, workspace: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "workbench.cli", *words, *(["--workspace", str(workspace)] if workspace else [])]
@@ -106,6 +122,31 @@ def test_train_tracks_one_variant(workspace: Path) -> None:
     result = run("train", "concat", "-l", "1,2", "--study", study, "training.epochs=1", workspace=workspace)
     assert result.returncode == 0, result.stderr
     assert "trained 1" in result.stdout
+
+
+def test_a_trained_connector_is_exported(workspace: Path) -> None:
+    result = run("export", "cli:concat [1,2]→3", "--no-log", workspace=workspace)
+    assert result.returncode == 0, result.stderr
+    folder = workspace / "exports" / "cli-concat-1-2-3"
+    assert {path.name for path in folder.iterdir()} == {
+        "model.safetensors",
+        "heads.safetensors",
+        "config.json",
+        "README.md",
+    }
+    assert f'load_connector("{folder}")' in result.stdout
+    assert "give --overwrite" in said(run("export", "cli:concat [1,2]→3", "--no-log", workspace=workspace))
+
+
+def test_a_strategy_of_ones_own_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text(OWN)
+    command = [sys.executable, "-m", "workbench.cli", "check-strategy", "theirs:Sloppy"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=300, check=False)
+    assert result.returncode == 1, result.stderr
+    assert "every layer it says it uses moves the output" in " ".join(result.stdout.split())
+    assert "Traceback" not in result.stderr
+    assert "nowhere" in said(run("check-strategy", "nowhere:Fusion"))
 
 
 def test_plan_trains_nothing(workspace: Path, tmp_path: Path) -> None:
