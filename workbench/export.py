@@ -94,12 +94,13 @@ def export_run(
     return Exported(out, run_id, analysis.record.name, cell.label, tuple(written["layers"]), model_uri)
 
 
-def load_connector(folder: str | Path, device: str | None = None) -> VisualConnector:
+def load_connector(folder: str | Path, device: str | None = None, encoder: str | None = None) -> VisualConnector:
     """A folder of :func:`export_run` as a module: ``load_connector(folder)(["photo.jpg"])`` gives its tokens.
 
     Args:
         folder: what was exported.
         device: where to; None: CUDA if there is one.
+        encoder: where the encoder lies now, if its folder has moved; held against the fingerprint all the same.
 
     Raises:
         WorkbenchError: not such a folder, one of a newer workbench, damaged weights, a strategy that is not installed,
@@ -117,19 +118,23 @@ def load_connector(folder: str | Path, device: str | None = None) -> VisualConne
     config = read_config(folder)
     wanted = config["encoder"]
     size = wanted["image_size"]
-    encoder = load_encoder(
-        EncoderConfig(wanted["encoder"], wanted["revision"], size, precision=wanted["precision"]), progress=False
-    )
-    if encoder.fingerprint != wanted["fingerprint"]:
+    name = encoder or wanted["encoder"]
+    if wanted["revision"] is None and not name.startswith("assets:") and not Path(name).is_dir():
         raise WorkbenchError(
-            f"{folder} was trained on another '{wanted['encoder']}' (fingerprint {wanted['fingerprint'][:12]}, this "
-            f"one is {encoder.fingerprint[:12]}): other weights, config or preprocessing, so its tokens would mean "
+            f"{folder} was trained on the encoder in the folder {name}, which is not here; say where it is: "
+            'load_connector(…, encoder="its/folder").'
+        )
+    read = load_encoder(EncoderConfig(name, wanted["revision"], size, precision=wanted["precision"]), progress=False)
+    if read.fingerprint != wanted["fingerprint"]:
+        raise WorkbenchError(
+            f"{folder} was trained on another '{name}' (fingerprint {wanted['fingerprint'][:12]}, this "
+            f"one is {read.fingerprint[:12]}): other weights, config or preprocessing, so its tokens would mean "
             "nothing."
         )
     fuser = build(
         config["strategy"], Selection(tuple(config["levels"]), config["query"]), wanted["dim"], config["options"]
     )
-    projector = fuser.projector(config["projector"], config["width"], encoder.grid())
+    projector = fuser.projector(config["projector"], config["width"], read.grid())
     weights = _tensors(folder / WEIGHTS)
     for part, module in (("fuser", fuser), ("projector", projector)):
         own = {key.removeprefix(f"{part}."): value for key, value in weights.items() if key.startswith(f"{part}.")}
@@ -138,8 +143,8 @@ def load_connector(folder: str | Path, device: str | None = None) -> VisualConne
         except RuntimeError as error:
             first = str(error).strip().splitlines()[-1].strip()
             raise WorkbenchError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {first}") from None
-    connector = VisualConnector(encoder, fuser, projector, config["width"], partial(opened, size=encoder.image_size))
-    return connector.to(device or encoder.device).eval()
+    connector = VisualConnector(read, fuser, projector, config["width"], partial(opened, size=read.image_size))
+    return connector.to(device or read.device).eval()
 
 
 def opened(images: Any, size: int | tuple[int, int]) -> Any:
@@ -209,6 +214,8 @@ def _run_of(client: MlflowClient, target: str) -> tuple[str | None, str]:
     if tags.get("workbench.phase") != "final":
         what = "a step of a learning-rate search" if "workbench.phase" in tags else "not a variant's"
         raise WorkbenchError(f"run {target} is {what}: only runs of the replicates keep their weights.")
+    if run.info.status != "FINISHED":
+        raise WorkbenchError(f"run {target} was not trained to its end ({run.info.status}), so it has no weights.")
     return target, str(tags["workbench.study_id"])
 
 
@@ -251,8 +258,12 @@ def _slug(text: str) -> str:
 
 def _write(client: MlflowClient, analysis: Analysis, cell: Cell, run_id: str, out: Path) -> dict[str, Any]:
     """The folder, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-")
+    except OSError as error:
+        raise WorkbenchError(f"{out} cannot be written ({error.strerror}); name another folder with --out.") from None
+    with beside as scratch:
         made = Path(scratch) / "folder"
         made.mkdir()
         trained = _artifact(client, run_id, "fuser/config.json", Path(scratch))
@@ -289,7 +300,7 @@ def _config(
         "layers": list(fuser.uses),
         "projector": trained["projector"],
         "width": trained["width"],
-        "encoder": {**trained["encoder"], "dim": trained["dim"]},
+        "encoder": {**trained["encoder"], "encoder": _place(trained["encoder"]["encoder"]), "dim": trained["dim"]},
         "training": {**trained["training"], "lr": trained["lr"]},
         "study": {
             "name": record.name,
@@ -300,6 +311,11 @@ def _config(
             "command": record.tags.get("workbench.command", ""),
         },
     }
+
+
+def _place(encoder: str) -> str:
+    """A folder by its full path, so that it is found from elsewhere; other names as they are."""
+    return str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder
 
 
 def _artifact(client: MlflowClient, run_id: str, path: str, scratch: Path) -> Path:

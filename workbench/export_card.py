@@ -26,7 +26,7 @@ def card(analysis: Analysis, cell: Cell, config: Mapping[str, Any]) -> str:
     said, encoder, study = answer(analysis), config["encoder"], config["study"]
     recommended = said.cell is not None and said.cell.id == cell.id
     front: dict[str, Any] = {"library_name": "fusion-workbench", "tags": ["visual-layer-fusion", config["strategy"]]}
-    if ":" not in encoder["encoder"] and "/" in encoder["encoder"] and not encoder["encoder"].startswith(("/", ".")):
+    if encoder["revision"]:  # a hub's model has a commit; a folder and an asset have none
         front["base_model"] = encoder["encoder"]
     tokens = " × ".join(map(str, encoder["grid"]))
     layers = ", ".join(map(str, config["layers"]))
@@ -52,14 +52,22 @@ def card(analysis: Analysis, cell: Cell, config: Mapping[str, Any]) -> str:
         _evidence(analysis, cell),
         "## What is not known\n",
         "".join(f"- {caveat}\n" for caveat in (*said.caveats, _GENERAL)),
+        "## What it costs\n",
+        _costs(analysis, cell),
         "## Where it comes from\n",
+        _data(analysis.record.source),
         f"```yaml\n{yaml.safe_dump(dict(config['training']), sort_keys=False)}```\n",
         f"MLflow run `{study['run']}`, command `{study['command']}`, commit `{study['commit']}`, encoder fingerprint "
         f"`{encoder['fingerprint'][:16]}`.\n",
+        _LICENCES,
     ]
     return "\n".join(lines)
 
 
+_LICENCES = (
+    "The encoder and the data keep the licences that they came with; what these say of weights trained on them holds "
+    "for this folder too.\n"
+)
 _GENERAL = "Scores are of heads trained on these tokens; a language model may use them otherwise."
 
 
@@ -86,3 +94,31 @@ def _evidence(analysis: Analysis, cell: Cell) -> str:
                 verdicts.append(f"{found.verdict}, {unit.effect(found.difference)}")
         rows.append(f"| {unit.after(f'{measure.name} ({measure.metric})')} | {score} | {' | '.join(verdicts)} |")
     return "\n".join(rows) + "\n"
+
+
+def _costs(analysis: Analysis, cell: Cell) -> str:
+    """Fuser and projector, means over the replicates; the encoder's own cost is the same for every cell."""
+    mean = analysis.record.mean_metric
+    rows = [
+        (what, value)
+        for what, name, form in _COSTS
+        if (found := mean(cell.id, name)) is not None and (value := form.format(found))
+    ]
+    return "Fuser and projector, without the encoder:\n\n" + "".join(f"- {what}: {value}\n" for what, value in rows)
+
+
+_COSTS = (
+    ("parameters", "cost/parameters", "{:,.0f}"),
+    ("FLOPs an image", "cost/flops_per_image", "{:.3g}"),
+    ("milliseconds an image, forward, on the machine of the study", "cost/ms_per_image_forward", "{:.3g}"),
+    ("seconds of training, with the heads, a replicate", "cost/seconds", "{:.3g}"),
+)
+
+
+def _data(source: Mapping[str, Any]) -> str:
+    """What it was trained, chosen and tested on."""
+    sizes = source.get("sizes") or {}
+    counts = ", ".join(f"{sizes[split]:,} {split}" for split in ("train", "val", "test") if split in sizes)
+    return (
+        f"Data: `{source.get('version') or source.get('name') or 'unknown'}`{f', {counts} images' if counts else ''}.\n"
+    )

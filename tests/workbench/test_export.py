@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import shutil
@@ -151,9 +152,11 @@ def test_the_card_says_what_is_known_and_what_is_not(folder: Path) -> None:
     text = (folder / CARD).read_text(encoding="utf-8")
     front = yaml.safe_load(text.split("---")[1])
     assert front["library_name"] == "fusion-workbench"
+    assert "base_model" not in front, "a folder is no model of the hub"
     for word in (
         "Does it load elsewhere?", "hidden states 1, 2, 3", "replicate 1", "against deepest layer", "read (accuracy)",
-        "3 of 3 replicates", "What is not known", "load_connector",
+        "3 of 3 replicates", "What is not known", "load_connector", "16 train, 8 val, 12 test images", "FLOPs an image",
+        "keep the licences",
     ):  # fmt: skip
         assert word in text, word
 
@@ -198,6 +201,55 @@ def test_the_studys_own_run_has_no_weights(trained: Any, tmp_path: Path) -> None
         export_run(uri, parent, None, folder=tmp_path)
 
 
+def test_runs_without_weights_say_why(trained: Any, tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri, _, runs = trained
+    client = MlflowClient(tracking_uri=uri)
+    whole = client.get_run(runs["concat", "1"])
+    tags = {key: value for key, value in whole.data.tags.items() if key.startswith("workbench.")}
+
+    def left(status: str, **other: str) -> str:
+        """A run beside the study's, as a kill or a search leaves one."""
+        run = client.create_run(whole.info.experiment_id, tags=tags | {f"workbench.{k}": v for k, v in other.items()})
+        client.set_terminated(run.info.run_id, status)
+        return str(run.info.run_id)
+
+    for run, message in (
+        (left("KILLED"), r"was not trained to its end \(KILLED\), so it has no weights"),
+        (left("FINISHED", phase="search"), "is a step of a learning-rate search"),
+        (left("FINISHED"), "has no fuser/config.json, so there is nothing to export"),
+    ):
+        with pytest.raises(WorkbenchError, match=message) as caught:
+            export_run(uri, run, tmp_path / "it")
+        assert "\n" not in str(caught.value)
+        client.delete_run(run)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_said(trained: Any, tmp_path: Path) -> None:
+    uri, _, runs = trained
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkbenchError, match=r"cannot be written .*; name another folder with --out"):
+        export_run(uri, runs["concat", "0"], tmp_path / "file" / "it")
+
+
+def test_an_encoder_that_moved_is_found_again(folder: Path, tiny_dinov2: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((copy / CONFIG).read_text())
+    assert config["encoder"]["encoder"] == str(tiny_dinov2.resolve())
+    config["encoder"]["encoder"] = str(tmp_path / "was")
+    (copy / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(WorkbenchError, match=r"the encoder in the folder .*was, which is not here; say where it is"):
+        load_connector(copy)
+    shutil.copytree(tiny_dinov2, tmp_path / "is")
+    with torch.no_grad():
+        moved = load_connector(copy, encoder=str(tmp_path / "is"))(pictures())
+        assert torch.equal(moved, load_connector(folder)(pictures()))
+    with pytest.raises(WorkbenchError, match="was trained on another"):
+        load_connector(copy, encoder=str(tiny_clip))
+
+
 def test_a_folder_that_cannot_be_loaded_says_why(folder: Path, tmp_path: Path) -> None:
     def spoilt(name: str, **changes: Any) -> Path:
         copy = shutil.copytree(folder, tmp_path / name)
@@ -239,6 +291,7 @@ def test_mlflow_serves_it_from_another_folder(trained: Any, tmp_path: Path) -> N
     assert run.outputs.model_outputs, "the run's page shows its model"
     picture = tmp_path / "a.png"
     Image.fromarray(pictures()[0]).save(picture)
+    data = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
     program = (
         "import mlflow, numpy, pandas\n"
         "from PIL import Image\n"
@@ -247,6 +300,10 @@ def test_mlflow_serves_it_from_another_folder(trained: Any, tmp_path: Path) -> N
         f"tokens = model.predict([{str(picture)!r}])\n"
         f"assert (model.predict([Image.open({str(picture)!r})]) == tokens).all()\n"
         f"assert (model.predict(numpy.asarray(Image.open({str(picture)!r}))[None]) == tokens).all()\n"
+        f"assert (model.predict({data!r}) == tokens).all()\n"
+        "whole = numpy.asarray(Image.open('a.png'), numpy.int64)\n"
+        "assert (model.predict(whole[None]) == tokens).all()\n"
+        f"assert (model.predict(numpy.asarray([{str(picture)!r}])) == tokens).all()\n"
         f"assert (model.predict(pandas.DataFrame({{'image': [{str(picture)!r}]}})) == tokens).all()\n"
         "numpy.save('tokens.npy', tokens)\n"
     )
