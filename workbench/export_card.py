@@ -109,7 +109,7 @@ def _costs(analysis: Analysis, cell: Cell) -> str:
 
 _COSTS = (
     ("parameters", "cost/parameters", "{:,.0f}"),
-    ("FLOPs an image", "cost/flops_per_image", "{:.3g}"),
+    ("FLOPs an image", "cost/flops_per_image", "{:,.0f}"),
     ("milliseconds an image, forward, on the machine of the study", "cost/ms_per_image_forward", "{:.3g}"),
     ("seconds of training, with the heads, a replicate", "cost/seconds", "{:.3g}"),
 )
