@@ -230,7 +230,7 @@ def test_two_processes_cannot_run_one_study(text: str, tmp_path: Path) -> None:
         ("selections[0].levels=[1,hs:1]", "both layer 1"),
         ("source.name=finescene", "Did you mean 'finescenes'"),
         ("source.options.trian=3", "Did you mean 'train'"),
-        ("encoder.image_size=56", "images of 112 px"),
+        ("encoder.image_size=56", "images of 112 × 112 px"),
         ("encoder.image_size=113", "multiple of 14"),
         ("encoder.name=nowhere/at-all", "neither a transformers folder"),
         ("training.projector=lineer", "Did you mean 'linear'"),
