@@ -263,6 +263,22 @@ def _nothing(analysis: Analysis) -> str:
     return f"No answer yet: the study {state} no finished replicate."
 
 
+def _blind(analysis: Analysis) -> list[str]:
+    """Tasks on which no cell does better than a guess that looks at no image."""
+    out = []
+    for task in analysis.record.tasks:
+        measure = analysis.measure(task.name)
+        means = [measure.sign * e.mean for (_, name), e in analysis.means.items() if name == task.name]
+        if measure.chance is not None and means and max(means) <= measure.sign * measure.chance:
+            unit = measure.unit
+            out.append(
+                f"Nothing was learned of {task.name} that holds on test: the best cell has "
+                f"{unit.after(unit.score(measure.sign * max(means)))}, and a guess that looks at no image "
+                f"{unit.score(measure.chance)}; differences between cells there say little."
+            )
+    return out
+
+
 def _caveats(analysis: Analysis) -> tuple[str, ...]:
     """What bounds everything that the report says."""
     record, out = analysis.record, []
@@ -289,6 +305,7 @@ def _caveats(analysis: Analysis) -> tuple[str, ...]:
             f"Conditional on {'this' if number == 1 else 'these'} {noun}: the test images come from {number} {noun}; "
             "nothing here speaks for other ones."
         )
+    out.extend(_blind(analysis))
     replicates = [e.replicates for e in analysis.means.values()]
     few, most = min(replicates, default=0), max(replicates, default=0)
     if 0 < few < FEWEST:

@@ -18,6 +18,9 @@ ITSELF = "the baseline itself"
 FEW_GROUPS = 10
 
 
+_ACRONYMS = {"iou": "IoU", "mae": "MAE"}
+
+
 @dataclass(frozen=True)
 class Measure:
     """A task, or the mean of all of them."""
@@ -26,8 +29,13 @@ class Measure:
     title: str
     metric: str
     sign: int
-    chance: float | None
+    chance: float | None  # of a guess that looks at no image: fitted to the training images, scored on test
     unit: Unit = SHARE
+
+    @property
+    def shown(self) -> str:
+        """The metric as people write it."""
+        return _ACRONYMS.get(self.metric, self.metric)
 
     @property
     def minimised(self) -> bool:
@@ -188,12 +196,13 @@ class Analysis:
 
 def _measures(record: StudyRecord) -> tuple[Measure, ...]:
     """The tasks in the study's order; with several, their mean comes last."""
-    tasks = tuple(Measure(t.name, t.title or t.name, t.metric, t.sign, t.chance, unit_of(t.unit)) for t in record.tasks)
+    tasks = tuple(Measure(t.name, t.title or t.name, t.metric, t.sign, t.blind, unit_of(t.unit)) for t in record.tasks)
     if len(tasks) < 2:
         return tasks or (Measure(OVERALL, "the validation objective", "objective", 1, None),)
     if len({(t.unit, t.direction) for t in record.tasks}) > 1 and all(t.spans for t in record.tasks):
         title = "mean over the tasks of the gain over chance (0: chance, 100: perfect)"
-        return (*tasks, Measure(OVERALL, title, "gain over chance", 1, 0.0, GAIN))
+        blind = float(np.mean([t.gain(np.asarray(t.blind)) for t in record.tasks]))
+        return (*tasks, Measure(OVERALL, title, "gain over chance", 1, blind, GAIN))
     chances = [t.sign * t.chance for t in tasks if t.chance is not None]
     chance = sum(chances) / len(tasks) if len(chances) == len(tasks) else None
     signed = " (less is better counts as negative)" if any(m.minimised for m in tasks) else ""

@@ -31,6 +31,8 @@ from reports.svg import (
 from reports.units import SHARE, Unit
 from reports.wording import count, listed
 
+_CHANCE = " Chance: a guess that looks at no image, fitted to the training images."
+
 
 def figures(analysis: Analysis, answer: Answer) -> list[Figure]:
     """All that the study has data for."""
@@ -55,7 +57,7 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
         return None
     unit = measure.unit
     with canvas(WIDTH, 3.7) as figure:
-        axes = figure.add_axes((0.065, 0.13, 0.60, 0.83))
+        axes = figure.add_axes((0.065, 0.13, 0.60, 0.83))  # narrower once the labels are known
         x = [layer for layer, _ in points]
         y = np.array([e.mean for _, e in points]) * unit.factor
         bars = np.array([e.half for _, e in points]) * unit.factor
@@ -90,6 +92,8 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
         axes.set_ylabel(_axis(measure))
         axes.set_ylim(*_room([*(y - bars), *(y + bars), *(v for v, _, _ in lines)], unit))
         axes.grid(axis="y")
+        widest = max((len(text) for _, text, _ in lines), default=0)
+        axes.set_position((0.065, 0.13, min(0.60, 0.91 - CHARACTER * widest / (72 * WIDTH)), 0.83))
         line_labels(axes, lines)
         best = max(points, key=lambda p: measure.sign * p[1].mean)
         said = "; ".join(f"layer {layer}: {unit.score(e.mean)} {unit.half(e)}" for layer, e in points)
@@ -97,9 +101,10 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             figure,
             f"curve-{slug(measure.name)}",
             f"{measure.name}: every layer alone",
-            f"Test {measure.metric} of single layers with 95 % intervals. Lines: the baselines"
+            f"Test {measure.shown} of single layers with 95 % intervals. Lines: the baselines"
             f"{' and the recommended cell' if answer.cell is not None else ''}. "
-            "Equals signs join baselines that are the same cell; the best single layer was picked on validation.",
+            "Equals signs join baselines that are the same cell; the best single layer was picked on validation."
+            f"{_CHANCE if measure.chance is not None else ''}",
             f"{_axis(measure)}, by layer. {said}. Best at layer {best[0]}. "
             f"Lines: {listed([text for _, text, _ in lines])}.",
         )
@@ -224,7 +229,7 @@ def _last_epoch(curves: Sequence[tuple[Cell, Mapping[int, float]]]) -> int:
 
 def _axis(measure: Measure) -> str:
     """What a score axis shows."""
-    return measure.unit.after(f"{measure.name}: test {measure.metric}") + (", less is better" * measure.minimised)
+    return measure.unit.after(f"{measure.name}: test {measure.shown}") + (", less is better" * measure.minimised)
 
 
 def _room(values: Sequence[float], unit: Unit) -> tuple[float, float]:

@@ -230,16 +230,16 @@ class _Reader:
         for name in names:
             entry = known.get(name)
             entry = entry if isinstance(entry, Mapping) else {}
-            chance = entry.get("chance")
             tasks.append(
                 Task(
                     name=str(name),
                     metric=str(entry.get("metric", "accuracy")),
                     direction=str(entry.get("direction", "maximize")),
-                    chance=None if chance is None else float(chance),
+                    chance=_number(entry.get("chance")),
                     title=str(entry.get("title", "")),
                     unit=str(entry.get("unit") or "share"),
                     perfect=_number(entry.get("perfect")),
+                    chance_test=_number(entry.get("chance_test")),
                 )
             )
         return tuple(tasks)

@@ -39,6 +39,7 @@ class Task:
     title: str = ""
     unit: str = "share"  # of the scores; see reports/units.py
     perfect: float | None = None  # the metric of a model that is always right
+    chance_test: float | None = None  # of the guess that ``chance`` is of, on test; they differ where the splits do
 
     @property
     def sign(self) -> int:
@@ -49,6 +50,11 @@ class Task:
     def spans(self) -> bool:
         """Whether it is known how far it is from chance to perfect."""
         return self.chance is not None and self.perfect is not None and self.chance != self.perfect
+
+    @property
+    def blind(self) -> float | None:
+        """What a guess that looks at no image reaches on test."""
+        return self.chance if self.chance_test is None else self.chance_test
 
     def gain(self, scores: Floats) -> Floats:
         """Scores as shares of the way from chance (0) to perfect (1). Only where :attr:`spans`."""

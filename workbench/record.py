@@ -29,6 +29,7 @@ _TIMED_BATCH = 32
 def study_files(parts: Parts) -> dict[str, str | bytes]:
     """The artifacts of the parent run that are known before training."""
     source = parts.source
+    fitted, scored = source.targets("train"), source.targets("test")
     groups = {split: sorted(source.identity(split)["group"].unique().tolist()) for split in ("train", "val", "test")}
     return {
         "study.yaml": to_yaml(parts.study),
@@ -51,6 +52,7 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
                     "direction": task.direction,
                     "unit": task.unit,
                     "chance": task.chance,
+                    "chance_test": task.guess(fitted, scored),
                     "perfect": task.perfect,
                     "title": task.title,
                 }

@@ -13,7 +13,8 @@ from torchmetrics import Metric
 from workbench.errors import WorkbenchError, nearest
 
 Batch = Mapping[str, Tensor]
-Targets = Mapping[str, np.ndarray[Any, Any]]
+Array = np.ndarray[Any, Any]
+Targets = Mapping[str, Array]
 
 
 class Task(ABC):
@@ -27,7 +28,7 @@ class Task(ABC):
         needs: the targets that it reads.
         metric_name, direction, unit: of the primary metric; ``unit`` is ``share`` (of 1) or ``count``.
         perfect: the primary metric of a model that is always right.
-        chance: the primary metric of the best guess that does not look at the image.
+        chance: the primary metric, on the training images, of the best guess that does not look at the image.
     """
 
     name: ClassVar[str]
@@ -43,8 +44,11 @@ class Task(ABC):
         self.classes = classes
         self.chance = self.guess(targets or {})
 
-    def guess(self, targets: Targets) -> float:
-        """The chance level: of equally likely classes, unless a task knows better."""
+    def guess(self, targets: Targets, scored: Targets | None = None) -> float:
+        """The metric of a guess that looks at no image, fitted to ``targets`` and scored on ``scored``, or on the same.
+
+        Equally likely classes, unless a task knows better.
+        """
         return 1 / self.classes
 
     @abstractmethod

@@ -45,7 +45,7 @@ class Count(Task):
     unit = "count"
     perfect = 0.0
 
-    def guess(self, targets: Targets) -> float:
+    def guess(self, targets: Targets, scored: Targets | None = None) -> float:
         """Of always saying the median."""
         numbers = targets["count.number"]
         if len(np.unique(numbers)) < 2:
@@ -53,7 +53,7 @@ class Count(Task):
                 f"task 'count' has nothing to learn: every training image holds {numbers[0]:g} objects; let the source "
                 "vary them (finescenes: source.options.fewest=2), or leave the task out."
             )
-        return float(np.abs(numbers - np.median(numbers)).mean())
+        return float(np.abs((scored or targets)["count.number"] - np.median(numbers)).mean())
 
     def head(self, width: int, hidden: int) -> nn.Module:
         return DensityCounter(width, hidden)

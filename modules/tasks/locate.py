@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
-from modules.tasks.base import Batch, Targets, Task, register_task
+from modules.tasks.base import Array, Batch, Targets, Task, register_task
 from modules.tasks.heads import PointReader, box_iou, generalised_iou
 
 _L1, _GIOU = 5.0, 2.0  # weights of the loss: DETR's (arXiv 2005.12872, appendix A.4)
@@ -22,12 +22,11 @@ class Locate(Task):
     needs = ("locate.point", "locate.box", "locate.valid")
     metric_name = "iou"
 
-    def guess(self, targets: Targets) -> float:
+    def guess(self, targets: Targets, scored: Targets | None = None) -> float:
         """Of the same box around every point: the median distance to each side."""
-        point, box, valid = (targets[name] for name in self.needs)
-        point, box = point[valid], box[valid]
-        sides = np.concatenate([point - box[:, :2], box[:, 2:] - point], 1)
-        low, high = np.split(np.median(sides, 0), 2)
+        point, box = self._known(targets)
+        low, high = np.split(np.median(np.concatenate([point - box[:, :2], box[:, 2:] - point], 1), 0), 2)
+        point, box = self._known(scored or targets)
         same = np.clip(np.concatenate([point - low, point + high], 1), 0, 1)
         return float(box_iou(torch.from_numpy(same), torch.from_numpy(box)).mean())
 
@@ -51,3 +50,8 @@ class Locate(Task):
 
     def update(self, metric: Metric, logits: Tensor, batch: Batch) -> None:
         metric.update(box_iou(logits.float(), batch["locate.box"])[batch["locate.valid"]])
+
+    def _known(self, targets: Targets) -> tuple[Array, Array]:
+        """Points ``[N, 2]`` and boxes ``[N, 4]`` of all images, without the padding."""
+        point, box, valid = (targets[name] for name in self.needs)
+        return point[valid], box[valid]

@@ -30,9 +30,9 @@ class Segment(Task):
     needs = ("segment.box", "segment.valid")
     metric_name = "iou"
 
-    def guess(self, targets: Targets) -> float:
+    def guess(self, targets: Targets, scored: Targets | None = None) -> float:
         """Of calling everything foreground: the foreground's share."""
-        boxes, valid = (torch.from_numpy(targets[name]) for name in self.needs)
+        boxes, valid = (torch.from_numpy((scored or targets)[name]) for name in self.needs)
         return float((coverage(boxes, valid, (_GUESSED, _GUESSED)) >= FOREGROUND).float().mean())
 
     def head(self, width: int, hidden: int) -> nn.Module:

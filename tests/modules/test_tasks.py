@@ -136,6 +136,13 @@ def test_chance_is_what_guessing_reaches() -> None:
     median = torch.full((200,), float(batch["count.number"].median()))
     assert count.chance == pytest.approx(float(count.scores(median, batch)[0].mean()))
     assert 0.1 < locate.chance < 0.7
+    fitted, other = ({key: value.numpy() for key, value in b.items()} for b in (batch, batch_of(100, seed=2)))
+    for task in (segment, count, locate):
+        assert task.guess(fitted) == task.chance == task.guess(fitted, fitted)
+    few = np.median(fitted["count.number"])
+    assert count.guess(fitted, other) == pytest.approx(np.abs(other["count.number"] - few).mean())
+    assert segment.guess(fitted, other) == segment.guess(other)  # nothing is fitted
+    assert locate.guess(fitted, other) != locate.guess(other)
     assert (Read(34).chance, Digit(10).chance) == (1 / 34, 1 / 10)
 
 

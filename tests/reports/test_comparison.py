@@ -242,3 +242,21 @@ def test_tasks_of_different_units_meet_as_gains_over_chance() -> None:
     expected = np.mean([(2.0 - scores[CONCAT]["count"].mean()) / 2, (scores[CONCAT]["segment"].mean() - 0.25) / 0.75])
     assert overall == pytest.approx(float(expected))
     assert analysis.comparisons[OVERALL, DEEPEST, cell_id(CONCAT)].verdict == BETTER
+
+
+def test_a_guess_that_looks_at_no_image_is_scored_on_test_and_named_where_nothing_does_better() -> None:
+    scores = {
+        L12: {"count": noise(1.5, 1), "segment": noise(0.40, 2)},
+        CONCAT: {"count": noise(1.0, 3), "segment": noise(0.55, 4)},
+    }
+    record = planted(scores, directions={"count": "minimize"})
+    count = Task("count", "mae", "minimize", chance=2.0, unit="count", perfect=0.0, chance_test=0.9)
+    segment = Task("segment", "iou", chance=0.25, perfect=1.0, chance_test=0.3)
+    analysis = Analysis(replace(record, tasks=(count, segment)))
+    assert [m.chance for m in analysis.measures] == pytest.approx([0.9, 0.3, (1.1 / 2 + 0.05 / 0.75) / 2])
+    said = [c for c in answer(analysis).caveats if c.startswith("Nothing was learned of")]
+    assert len(said) == 1
+    assert said[0].startswith("Nothing was learned of count that holds on test: the best cell has 1.0")
+    assert "looks at no image 0.90;" in said[0]
+    learned = Analysis(replace(record, tasks=(replace(count, chance_test=1.1), segment)))
+    assert not [c for c in answer(learned).caveats if c.startswith("Nothing was learned")]

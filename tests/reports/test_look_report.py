@@ -197,7 +197,7 @@ def test_errors_are_not_shown_as_shares(counted: tuple[ReportPaths, str]) -> Non
         assert SHARE.score(analysis.means[cell.id, "read"].mean) in text
     assert "Test score (shares in per cent, others as they are)" in text
     assert "Less is better." in text
-    assert "digit: test mae, less is better" in text
+    assert "digit: test MAE, less is better" in text
     assert "shares in per cent, others as they are" in text
     assert "difference in the unit of each column" in text
     assert "digit 50.0" not in text  # in the look neither
@@ -216,7 +216,7 @@ def test_less_is_better_where_it_is(counted: tuple[ReportPaths, str]) -> None:
     assert worst.verdict == "worse"
     curve = (paths.html.parent / "figures" / "curve-digit.svg").read_text(encoding="utf-8")
     assert "Best at layer 10" in curve
-    assert "digit: test mae, less is better" in curve
+    assert "digit: test MAE, less is better" in curve
     assert "mae, %" not in curve
     drawn = (paths.html.parent / "figures" / "verdict.svg").read_text(encoding="utf-8")
     assert "Difference on test, with 95 % intervals" in drawn
