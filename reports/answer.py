@@ -270,11 +270,13 @@ def _blind(analysis: Analysis) -> list[str]:
         measure = analysis.measure(task.name)
         means = [measure.sign * e.mean for (_, name), e in analysis.means.items() if name == task.name]
         if measure.chance is not None and means and max(means) <= measure.sign * measure.chance:
-            unit = measure.unit
+            best, blind = (
+                f"{measure.unit.score(v)} {measure.unit.symbol}".strip()
+                for v in (measure.sign * max(means), measure.chance)
+            )
             out.append(
-                f"Nothing was learned of {task.name} that holds on test: the best cell has "
-                f"{unit.after(unit.score(measure.sign * max(means)))}, and a guess that looks at no image "
-                f"{unit.score(measure.chance)}; differences between cells there say little."
+                f"Nothing was learned of {task.name} that holds on test: the best cell has {best}, and a guess that "
+                f"looks at no image {blind}; differences between cells there say little."
             )
     return out
 

@@ -258,5 +258,9 @@ def test_a_guess_that_looks_at_no_image_is_scored_on_test_and_named_where_nothin
     assert len(said) == 1
     assert said[0].startswith("Nothing was learned of count that holds on test: the best cell has 1.0")
     assert "looks at no image 0.90;" in said[0]
+    blind = Analysis(replace(record, tasks=(replace(count, chance_test=1.1), replace(segment, chance_test=0.6))))
+    assert any(
+        "segment that holds on test: the best cell has 54." in c and " %, and a" in c for c in answer(blind).caveats
+    )
     learned = Analysis(replace(record, tasks=(replace(count, chance_test=1.1), segment)))
     assert not [c for c in answer(learned).caveats if c.startswith("Nothing was learned")]
