@@ -24,7 +24,7 @@ source: {{name: finescenes, options: {{train: 32, val: 8, test: 8}}}}
 strategies: [{{name: deep_only}}, {{name: concat}}, {{name: average}}]
 selections: [{{levels: [1, 2]}}]
 baselines: false
-replicates: 3
+replicates: {replicates}
 search: {{learning_rates: [0.001, 0.003]}}
 training: {{epochs: 3, batch_size: 8, head_hidden: 16, bank_size: 2}}
 tracking: {{uri: "{uri}"}}
@@ -46,12 +46,15 @@ def done_rows(workspace: Path) -> dict[tuple[str, str], str]:
     return rows
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(12, marks=pytest.mark.long)])
-def test_kill_anywhere_then_the_same_command(kills: int, tiny_dinov2: Path, mlflow_uri: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kills", "replicates"), [(3, 3), pytest.param(12, 20, marks=pytest.mark.long)])
+def test_kill_anywhere_then_the_same_command(
+    kills: int, replicates: int, tiny_dinov2: Path, mlflow_uri: str, tmp_path: Path
+) -> None:
+    """The study is long enough that no kill comes after its end."""
     from mlflow.tracking import MlflowClient
 
     file = tmp_path / "killed.yaml"
-    file.write_text(STUDY.format(encoder=tiny_dinov2, uri=mlflow_uri))
+    file.write_text(STUDY.format(encoder=tiny_dinov2, uri=mlflow_uri, replicates=replicates))
     workspace = tmp_path / "workspace"
     draw = random.Random(kills)
     committed: dict[tuple[str, str], str] = {}
@@ -76,7 +79,7 @@ def test_kill_anywhere_then_the_same_command(kills: int, tiny_dinov2: Path, mlfl
     assert last.returncode == 0, last.stderr
     final = done_rows(workspace)
     assert committed.items() <= final.items()
-    assert len(final) == 3 * 2 + 3 * 3
+    assert len(final) == 3 * 2 + 3 * replicates
 
     client = MlflowClient(tracking_uri=mlflow_uri)
     experiment = client.get_experiment_by_name("fusion-workbench")
