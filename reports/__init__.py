@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
 
 claim(__name__, __file__)
 
-__all__ = ["ReportPaths", "write_report"]
+__all__ = ["ReportPaths", "is_decided", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -45,3 +45,17 @@ def write_report(tracking_uri: str, study: str, out: Path, experiment: str | Non
     from reports.render import write  # imports are seconds; the command line's help does not wait for them
 
     return write(tracking_uri, study, out, experiment)
+
+
+def is_decided(tracking_uri: str, study: str, experiment: str | None = None) -> bool:
+    """Whether the replicates so far settle a study: the recommended cell has a verdict, on the primary measure and
+    other than *not distinguishable*, against every baseline.
+
+    Raises:
+        WorkbenchError: MLflow cannot be opened, or holds no such study.
+    """
+    from reports.answer import decided
+    from reports.comparison import Analysis
+    from reports.query import read_study
+
+    return decided(Analysis(read_study(tracking_uri, study, experiment)))

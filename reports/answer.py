@@ -9,9 +9,11 @@ import yaml
 
 from reports.comparison import BASELINES, BEST_SINGLE, MIDDLE, Analysis, Comparison, holds_zero
 from reports.records import FINISHED, RUNNING, Cell
-from reports.statistics import BETTER, FEWEST, FIRM, NONE, SAME, WORSE, Estimate
+from reports.statistics import Estimate
 from reports.task_picks import TaskPick, task_picks, task_words
+from reports.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
 from reports.wording import correction_sentence, listed, plural
+from workbench.analysis_plan import FEWEST
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,6 @@ def _words(
     over = _over(analysis)
     if best is None or head is None:
         return use, "It is the best on validation. The study holds no baseline that it could be judged by."
-    maybe = ", provisionally" if head.provisional else ""
     if head.difference is None:
         hint = _hint(analysis, head)
         lead = _baseline_won(analysis, cell, ranked, over) + hint
@@ -122,25 +123,51 @@ def _words(
         return f"Nothing here beats the best baseline: use {cell.name}{rate}.", lead
     size = f"{analysis.objective.unit.size(head.difference)} on {over}"
     if head.verdict == BETTER:
-        return use, f"On test it is better than the best baseline, {best.name}{maybe}: {size}."
+        return use, f"On test it is better than the best baseline, {best.name}: {size}."
     hint = _hint(analysis, head)
+    if head.verdict == EQUIVALENT:
+        return (
+            f"Nothing here beats the best baseline: {cell.name} and {best.name} are as good as each other.",
+            f"Validation points to {cell.name}{rate}; on test it is equivalent to the best baseline, {best.name}, "
+            f"within ± {_margin(analysis)}: {size}.{hint}",
+        )
     if head.verdict == SAME:
         return (
             "Nothing here beats the best baseline beyond the noise.",
             f"Validation points to {cell.name}{rate}; on test it is not distinguishable from the best baseline, "
-            f"{best.name}{maybe}: {size}.{correction_sentence(head)}{hint}",
+            f"{best.name}: {size}.{correction_sentence(head)}{hint}",
         )
     if head.verdict == WORSE:
         return (
             f"Nothing here is shown to beat the best baseline, {best.name}.",
-            f"Validation points to {cell.name}{rate}, but on test it is worse{maybe}: {size}.{hint}",
+            f"Validation points to {cell.name}{rate}, but on test it is worse: {size}.{hint}",
         )
     few = head.difference.replicates
+    takes = f"a verdict takes {FEWEST}" if few < FEWEST else f"the plan reads verdicts at {_looks(analysis)}"
     return (
         f"No verdict yet: {cell.name} is the best on validation{rate}.",
         f"Against the best baseline, {best.name}, it makes {size} on test, "
-        f"from {few} replicate{'s' if few != 1 else ''}; a verdict takes {FEWEST}.",
+        f"from {few} replicate{'s' if few != 1 else ''}; {takes}.",
     )
+
+
+def _margin(analysis: Analysis) -> str:
+    measure = analysis.objective
+    margin = analysis.margin(measure) or 0.0
+    return " ".join(filter(None, [measure.unit.score(margin), measure.unit.difference]))
+
+
+def _looks(analysis: Analysis) -> str:
+    return listed([str(n) for n in analysis.plan.looks])
+
+
+def decided(analysis: Analysis) -> bool:
+    """Whether the recommended cell has a firm verdict against every baseline on the primary measure."""
+    measure = analysis.objective.name
+    ranked = analysis.ranked(measure)
+    found = [c for b in BASELINES if ranked and (c := analysis.comparisons.get((measure, b, ranked[0].id)))]
+    judged = [c for c in found if c.difference is not None]
+    return bool(judged) and all(c.verdict in (BETTER, WORSE, EQUIVALENT) for c in judged)
 
 
 def _baseline_won(analysis: Analysis, cell: Cell, ranked: list[Cell], over: str) -> str:
@@ -150,16 +177,23 @@ def _baseline_won(analysis: Analysis, cell: Cell, ranked: list[Cell], over: str)
     lead = "It is itself a baseline, and no fusion did better on validation."
     if not others:
         return lead
-    family = {c.cell: c for c in analysis.family(measure, "recommended", cell.id)}
-    found = family.get(others[0].id)
+    found = next(
+        (
+            c
+            for b in BASELINES
+            if (c := analysis.comparisons.get((measure, b, others[0].id))) is not None and c.against == cell.id
+        ),
+        None,
+    )
     if found is None or found.difference is None:
         return lead
-    maybe = ", provisionally" if found.provisional else ""
-    word = {NONE: "cannot be judged yet", SAME: "is not distinguishable from it"}.get(
-        found.verdict, f"is {found.verdict} than it"
-    )
+    word = {
+        NONE: "cannot be judged yet",
+        SAME: "is not distinguishable from it",
+        EQUIVALENT: "is equivalent to it",
+    }.get(found.verdict, f"is {found.verdict} than it")
     size = analysis.objective.unit.size(found.difference)
-    return f"{lead} The best other fusion there, {others[0].name}, {word} on test{maybe}: {size} on {over}."
+    return f"{lead} The best other fusion there, {others[0].name}, {word} on test: {size} on {over}."
 
 
 def _losses(analysis: Analysis, compared: Sequence[Comparison]) -> str:
@@ -308,12 +342,10 @@ def _caveats(analysis: Analysis) -> tuple[str, ...]:
             "nothing here speaks for other ones."
         )
     out.extend(_blind(analysis))
-    replicates = [e.replicates for e in analysis.means.values()]
-    few, most = min(replicates, default=0), max(replicates, default=0)
+    few = min((e.replicates for e in analysis.means.values()), default=0)
     if 0 < few < FEWEST:
         out.append(f"Some cells have {few} replicate{'s' if few > 1 else ''}; a verdict takes {FEWEST}.")
-    elif 0 < most < FIRM:
-        out.append(f"Provisional: {most} replicates; verdicts are firm from {FIRM} on.")
-    elif 0 < few < FIRM:
-        out.append(f"Some cells have {few} replicates: their verdicts are provisional (°).")
+    elif few and analysis.reached < analysis.plan.looks[0]:
+        out.append(f"Verdicts are read at {_looks(analysis)} replicates, as planned; {analysis.reached} have ended.")
+    out.extend(f"Departed from its plan: {change}." for change in record.departures)
     return tuple(out)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from reports.answer import Answer
 from reports.comparison import BASELINES, Analysis, Comparison, Measure
-from reports.statistics import BETTER, WORSE
 from reports.svg import ACCENT, INK, MUTED, PAPER, WIDTH, Figure, canvas, finish, short
 from reports.units import Unit
+from reports.verdicts import BETTER, WORSE
 
 _ROW = 0.36  # inches
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
-from reports.records import Cell, Floats, Outcomes, StudyRecord
-from reports.statistics import ALPHA, NONE, Estimate, estimate, holm, provisional, verdict
+from reports.records import ENDED, Cell, Family, Floats, Outcomes, Plan, StudyRecord
+from reports.statistics import FEW_GROUPS, Estimate, estimate
 from reports.units import GAIN, SHARE, Unit, common, unit_of
+from reports.verdicts import Pair, judge, verdict
+from workbench.analysis_plan import OVERALL
 
-OVERALL = "overall"  # the mean of the tasks, each turned so that more is better: what validation picks by
 DEEPEST, PENULTIMATE, BEST_SINGLE, MIDDLE = "deepest layer", "penultimate layer", "best single layer", "middle concat"
 BASELINES = (DEEPEST, PENULTIMATE, BEST_SINGLE, MIDDLE)
 ITSELF = "the baseline itself"
-FEW_GROUPS = 10
 
 
 _ACRONYMS = {"iou": "IoU", "mae": "MAE"}
@@ -51,12 +53,9 @@ class Comparison:
     against: str  # the baseline's cell
     cell: str
     difference: Estimate | None  # None: the cell is the baseline
-    p: float  # Holm-corrected within the family: this measure, this baseline, every cell
+    p: float  # corrected for the family and the looks, to be held against the plan's level; nan: not judged
+    p_equivalent: float  # the same of the difference lying within the margin
     verdict: str
-
-    @property
-    def provisional(self) -> bool:
-        return self.difference is not None and self.verdict != NONE and provisional(self.difference.replicates)
 
 
 class Analysis:
@@ -66,6 +65,7 @@ class Analysis:
         record: the study.
 
     Attributes:
+        plan: the study's; of one from before there were plans, the default, without equivalence.
         core: replicates that at least half of the cells have; picks are made among cells that have them all, on them
             alone, so that a study that is not complete still compares like with like.
         means: (cell, measure) → test mean with its interval.
@@ -77,6 +77,7 @@ class Analysis:
     def __init__(self, record: StudyRecord) -> None:
         self.record = record
         self.measures = _measures(record)
+        self.plan = record.plan or _unplanned(record, self.measures)
         self._scores = {
             (cell.id, measure.name, split): scores
             for cell in record.cells
@@ -87,23 +88,28 @@ class Analysis:
         self.core = self._core()
         self.eligible = tuple(c for c in record.cells if self.core and self.core <= self._trained(c.id))
         self.means = {
-            (cell, measure): estimate(o.scores)
+            (cell, measure): estimate(o.scores, codes(o.groups))
             for (cell, measure, split), o in self._scores.items()
             if split == "test" and o.scores.size
         }
         self.validation = self._validation()
         self.baselines = self._baselines()
-        self.comparisons: dict[tuple[str, str, str], Comparison] = {}
-        for (measure, baseline), against in self.baselines.items():
-            for comparison in self.family(measure, baseline, against):
-                self.comparisons[measure, baseline, comparison.cell] = comparison
+        self.comparisons = self._compare()
 
     # --- reading ------------------------------------------------------------------------------------------------
 
     @property
     def objective(self) -> Measure:
-        """What the recommended cell is picked by."""
-        return self.measures[-1]
+        """What the recommended cell is picked by: the plan's primary measure."""
+        return next((m for m in self.measures if m.name == self.plan.primary), self.measures[-1])
+
+    @property
+    def reached(self) -> int:
+        """Replicates that every cell has ended, one way or another, from the first on."""
+        for number, replicate in enumerate(self.record.replicates):
+            if any(self.record.state(c.id, replicate) not in ENDED for c in self.record.cells):
+                return number
+        return len(self.record.replicates)
 
     @property
     def conditional(self) -> bool:
@@ -125,18 +131,18 @@ class Analysis:
     def difference(self, cell: str, against: str, measure: str, split: str = "test") -> Estimate | None:
         """Cell minus baseline, same replicate, same example; None where they share none."""
         paired = _paired(self.outcomes(cell, measure, split), self.outcomes(against, measure, split))
-        return None if paired is None else estimate(paired)
+        return None if paired is None else estimate(paired.scores, codes(paired.groups))
 
-    def family(self, measure: str, baseline: str, against: str) -> list[Comparison]:
-        """Every cell against one baseline on one measure, verdicts corrected together."""
-        sign = self.measure(measure).sign
-        cells = [c.id for c in self.record.cells if (c.id, measure) in self.means and c.id != against]
-        found = [(cell, d) for cell in cells if (d := self.difference(cell, against, measure)) is not None]
-        raw = [d.p if verdict(d, 0.0) != NONE else float("nan") for _, d in found]
-        out = [Comparison(measure, baseline, against, against, None, float("nan"), ITSELF)]
-        for (cell, d), p in zip(found, holm(raw), strict=True):
-            out.append(Comparison(measure, baseline, against, cell, d, float(p), verdict(d, float(p), sign)))
-        return out
+    def margin(self, measure: Measure) -> float | None:
+        """What is as good as no difference, in the measure's own unit."""
+        if self.plan.margin is None or measure.unit in (SHARE, GAIN):
+            return self.plan.margin
+        task = next((t for t in self.record.tasks if t.name == measure.name), None)
+        if task is None or not task.spans:
+            return None
+        assert task.perfect is not None
+        assert task.chance is not None
+        return self.plan.margin * abs(task.perfect - task.chance)
 
     # --- building -----------------------------------------------------------------------------------------------
 
@@ -158,7 +164,9 @@ class Analysis:
             for task, o in zip(self.record.tasks, known, strict=True)
             for scores in (_cut(o, replicates, examples),)
         ]
-        return Outcomes(replicates, examples, np.asarray(np.mean(signed, axis=0), dtype=float))
+        groups = dict(zip(known[0].examples, known[0].groups, strict=False))
+        mean = np.asarray(np.mean(signed, axis=0), dtype=float)
+        return Outcomes(replicates, examples, mean, tuple(groups[e] for e in examples) if groups else ())
 
     def _trained(self, cell: str) -> frozenset[str]:
         return frozenset(run.replicate for run in self.record.finals(cell))
@@ -178,6 +186,44 @@ class Analysis:
                     value = float(o.scores.mean())
                 if value is not None and np.isfinite(value):
                     out[cell.id, measure.name] = value
+        return out
+
+    def _compare(self) -> dict[tuple[str, str, str], Comparison]:
+        """Every cell against every baseline, judged together. A pair that meets twice is corrected for once."""
+        wanted = {
+            (measure, baseline, cell.id): against
+            for (measure, baseline), against in self.baselines.items()
+            for cell in self.record.cells
+            if (cell.id, measure) in self.means
+        }
+        place = {replicate: number for number, replicate in enumerate(self.record.replicates)}
+        pairs: dict[tuple[str, str, str], Pair] = {}
+        for (measure, _, cell), against in wanted.items():
+            one, other = sorted((cell, against))
+            if one == other or (measure, one, other) in pairs:
+                continue
+            found = _paired(self.outcomes(one, measure), self.outcomes(other, measure))
+            if found is not None:
+                rows = tuple(place[replicate] for replicate in found.replicates)
+                margin, groups = self.margin(self.measure(measure)), codes(found.groups)
+                pairs[measure, one, other] = Pair(measure, (one, other), found.scores, rows, margin, groups)
+        judged = judge(list(pairs.values()), self.plan, self.reached)
+        out: dict[tuple[str, str, str], Comparison] = {}
+        estimates: dict[tuple[str, str, str], Estimate | None] = {}
+        for key, against in wanted.items():
+            measure, baseline, cell = key
+            if cell == against:
+                nan = float("nan")
+                out[key] = Comparison(measure, baseline, against, cell, None, nan, nan, ITSELF)
+                continue
+            if (measure, cell, against) not in estimates:
+                estimates[measure, cell, against] = self.difference(cell, against, measure)
+            d = estimates[measure, cell, against]
+            if d is not None:
+                j = judged.get((measure, min(cell, against), max(cell, against)))
+                word = verdict(d.mean, j, self.plan.level, self.measure(measure).sign)
+                p, alike = (j.p, j.p_equivalent) if j else (float("nan"), float("nan"))
+                out[key] = Comparison(measure, baseline, against, cell, d, p, alike, word)
         return out
 
     def _baselines(self) -> dict[tuple[str, str], str]:
@@ -220,17 +266,33 @@ def _cut(outcomes: Outcomes, replicates: Sequence[str], examples: Sequence[str])
     return np.asarray(chosen, dtype=float)
 
 
-def _paired(one: Outcomes | None, other: Outcomes | None) -> Floats | None:
-    """``[R, N]`` differences over the replicates and examples that both have."""
+@lru_cache(maxsize=1024)
+def codes(groups: tuple[str, ...]) -> NDArray[np.int64] | None:
+    """Groups as numbers; None where none are known."""
+    return np.unique(groups, return_inverse=True)[1].reshape(-1) if groups else None
+
+
+def _unplanned(record: StudyRecord, measures: Sequence[Measure]) -> Plan:
+    """Of a study from before there were plans: the default families, read once, and no margin."""
+    primary, others = measures[-1].name, tuple(m.name for m in measures[:-1])
+    families = (Family((primary,), 0.8 if others else 1.0), *([Family(others, 0.2)] if others else []))
+    return Plan(primary, families, 0.05, None, (max(len(record.replicates), 1),))
+
+
+def _paired(one: Outcomes | None, other: Outcomes | None) -> Outcomes | None:
+    """Differences over the replicates and examples that both have."""
     if one is None or other is None:
         return None
     replicates = tuple(r for r in one.replicates if r in other.replicates)
-    common = one.examples if one.examples == other.examples else tuple(sorted({*one.examples} & {*other.examples}))
+    same = one.examples == other.examples
+    common = one.examples if same else tuple(sorted({*one.examples} & {*other.examples}))
     if not replicates or not common:
         return None
-    return _cut(one, replicates, common) - _cut(other, replicates, common)
+    group = dict(zip(one.examples, one.groups, strict=False))
+    groups = one.groups if same or not group else tuple(group[e] for e in common)
+    return Outcomes(replicates, common, _cut(one, replicates, common) - _cut(other, replicates, common), groups)
 
 
 def holds_zero(difference: Estimate) -> bool:
     """Whether the uncorrected interval leaves 'no difference' open."""
-    return difference.p >= ALPHA
+    return difference.low <= 0 <= difference.high

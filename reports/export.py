@@ -16,7 +16,7 @@ from reports.records import FINISHED, Cell
 from reports.statistics import Estimate
 from reports.tables import COSTS, health
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def to_json(analysis: Analysis, answer: Answer) -> dict[str, Any]:
@@ -59,6 +59,12 @@ def to_json(analysis: Analysis, answer: Answer) -> dict[str, Any]:
             "caveats": list(answer.caveats),
             "conditional_on_test_groups": analysis.conditional,
         },
+        "plan": {
+            **asdict(analysis.plan),
+            "tracked": record.plan is not None,
+            "hash": record.tags.get("workbench.plan"),
+            "departures": list(record.departures),
+        },
         "counts": {"expected": record.expected, **record.counts()},
         "tasks": [asdict(t) for t in record.tasks],
         "baselines": [
@@ -87,10 +93,11 @@ def results_csv(analysis: Analysis) -> str:
 
 def intervals_csv(analysis: Analysis) -> str:
     """One row a cell and measure: the mean with its interval, and the difference to every baseline."""
-    head = ["study", "cell", "strategy", "levels", "query", "measure", "mean", "low", "high", "se", "df", "replicates"]
+    head = ["study", "cell", "strategy", "levels", "query", "measure"]
+    head += ["mean", "low", "high", "se", "se_seeds", "replicates"]
     for baseline in BASELINES:
         name = baseline.replace(" ", "_")
-        head += [f"{name}_{part}" for part in ("difference", "low", "high", "p_holm", "verdict", "provisional")]
+        head += [f"{name}_{part}" for part in ("difference", "low", "high", "p", "p_equivalent", "verdict")]
     return _table(head, _intervals(analysis))
 
 
@@ -119,16 +126,17 @@ def _intervals(analysis: Analysis) -> Iterator[list[Any]]:
             if e is None:
                 continue
             row: list[Any] = [analysis.record.name, cell.id, cell.strategy, _levels(cell), cell.query, measure.name]
-            row += [e.mean, e.low, e.high, e.se, e.df, e.replicates]
+            row += [e.mean, e.low, e.high, e.se, e.se_seeds, e.replicates]
             for baseline in BASELINES:
                 c = analysis.comparisons.get((measure.name, baseline, cell.id))
                 if c is None:
                     row += [""] * 6
                 elif c.difference is None:
-                    row += ["", "", "", "", c.verdict, ""]
+                    row += ["", "", "", "", "", c.verdict]
                 else:
                     d = c.difference
-                    row += [d.mean, d.low, d.high, "" if math.isnan(c.p) else c.p, c.verdict, c.provisional]
+                    tests = ["" if math.isnan(p) else p for p in (c.p, c.p_equivalent)]
+                    row += [d.mean, d.low, d.high, *tests, c.verdict]
             yield row
 
 
@@ -169,9 +177,9 @@ def _comparison(c: Comparison) -> dict[str, Any]:
         "against": c.against,
         "cell": c.cell,
         "difference": asdict(c.difference) if c.difference else None,
-        "p_holm": c.p,
+        "p": c.p,
+        "p_equivalent": c.p_equivalent,
         "verdict": c.verdict,
-        "provisional": c.provisional,
     }
 
 

@@ -12,13 +12,22 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
-import yaml
 
 from reports.connect import children, connect, find_study, shown
 from reports.look import read_look
-from reports.records import FINISHED, RUNNING, STATES, UNREADABLE, Cell, Look, Outcomes, Run, StudyRecord, Task
+from reports.parsing import (
+    cell_of_entry,
+    cell_of_run,
+    example_scores,
+    natural,
+    plan_of,
+    ratio_of,
+    replicates_of,
+    run_of,
+    tasks_of,
+)
+from reports.records import FINISHED, UNREADABLE, Cell, Look, Outcomes, Plan, Run, StudyRecord
 from workbench.errors import WorkbenchError
-from workbench.layers import Selection
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +36,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("val", "test")
 _HISTORIES = ("train/loss", "val/objective")  # those that the report draws: each costs a request a run
-_COLUMNS = ["example_id", "group", "task", "score", "items"]
+_COLUMNS = {"example_id", "group", "task", "score", "items"}
 
 
 def read_study(tracking_uri: str, study: str, experiment: str | None = None) -> StudyRecord:
@@ -63,12 +72,13 @@ class _Reader:
         raw = children(self.client, self.parent)
         self.places |= {str(r.info.run_id): str(r.info.artifact_uri) for r in raw}
         cells = tuple(self._cells(self._json("variants.json", [])))
-        runs = [_run(r, str(info.status)) for r in raw]
+        runs = [run_of(r, str(info.status)) for r in raw]
         if not cells:  # stopped before its plan was written down: what was started tells it
-            cells = tuple({r.cell: _cell_of(r) for r in runs if r.phase == "final"}.values())
-        searched = {r.cell: _cell_of(r) for r in runs} | {cell.id: cell for cell in cells}
+            cells = tuple({r.cell: cell_of_run(r) for r in runs if r.phase == "final"}.values())
+        searched = {r.cell: cell_of_run(r) for r in runs} | {cell.id: cell for cell in cells}
         kept = self._latest(runs, {cell.id: cell.chosen_lr for cell in cells})
-        kept, outcomes = self._outcomes(kept)
+        known = self._json("tasks.json", {})
+        kept, outcomes = self._outcomes(kept, {str(task): ratio_of(entry) for task, entry in known.items()})
         listed = source.get("groups", {}).get("test", []) if isinstance(source.get("groups"), Mapping) else []
         return StudyRecord(
             name=tags.get("workbench.study", str(info.run_name)),
@@ -84,13 +94,15 @@ class _Reader:
             study_yaml=study_yaml,
             passport=self._json("passport.json", {}),
             source=source,
-            tasks=self._tasks(outcomes),
+            tasks=tasks_of(known, outcomes),
             cells=cells,
             searched=searched,
-            replicates=_replicates(study_yaml, kept),
+            replicates=replicates_of(study_yaml, kept, self._optional("plan.json").get("stopped")),
             runs=tuple(self._with_history(run) for run in kept),
             outcomes=outcomes,
             groups=tuple(sorted(self.groups or map(str, listed))),
+            plan=self._plan(),
+            departures=self._departures(),
             look=self._look(),
             notes=tuple(dict.fromkeys(self.notes)),
         )
@@ -99,7 +111,7 @@ class _Reader:
         """The planned cells; an entry that cannot be read is left out and told."""
         for number, entry in enumerate(plan, 1):
             try:
-                yield _cell(entry)
+                yield cell_of_entry(entry)
             except KeyError as error:
                 self.notes.append(f"Entry {number} of variants.json is left out: it names no {error}.")
             except (TypeError, ValueError, AttributeError):
@@ -121,7 +133,7 @@ class _Reader:
             key = (run.cell, run.phase, run.replicate, run.lr if run.phase == "search" else None)
             if key not in best or run.state == FINISHED or best[key].state != FINISHED:
                 best[key] = run
-        return sorted(best.values(), key=lambda r: (r.phase, _natural(r.replicate), r.started))
+        return sorted(best.values(), key=lambda r: (r.phase, natural(r.replicate), r.started))
 
     def _with_history(self, run: Run) -> Run:
         if run.phase != "final" or run.state != FINISHED:
@@ -135,9 +147,12 @@ class _Reader:
 
     # --- outcomes -----------------------------------------------------------------------------------------------
 
-    def _outcomes(self, runs: Sequence[Run]) -> tuple[list[Run], dict[tuple[str, str, str], Outcomes]]:
+    def _outcomes(
+        self, runs: Sequence[Run], ratios: Mapping[str, tuple[str, str] | None]
+    ) -> tuple[list[Run], dict[tuple[str, str, str], Outcomes]]:
         """Scores of the finished final runs; a run whose test outcomes cannot be read is no longer finished."""
         frames: dict[tuple[str, str, str], dict[str, pd.Series[float]]] = defaultdict(dict)
+        groups: dict[str, str] = {}
         out: list[Run] = []
         for run in runs:
             state = run.state
@@ -149,22 +164,27 @@ class _Reader:
                         continue
                     if split == "test":
                         self.groups |= set(table["group"].astype(str))
+                    groups |= dict(zip(table["example_id"].astype(str), table["group"].astype(str), strict=True))
                     for task, part in table[table["items"] > 0].groupby("task"):
-                        scores = part.drop_duplicates("example_id").set_index("example_id")["score"]
+                        scores = example_scores(
+                            part.drop_duplicates("example_id").set_index("example_id"), ratios.get(str(task))
+                        )
                         frames[run.cell, str(task), split][run.replicate] = scores.astype(float)
             out.append(Run(**{**run.__dict__, "state": state}))
-        return out, {key: self._align(by_replicate) for key, by_replicate in frames.items()}
+        return out, {key: self._align(by_replicate, groups) for key, by_replicate in frames.items()}
 
-    def _align(self, by_replicate: Mapping[str, pd.Series[float]]) -> Outcomes:
+    def _align(self, by_replicate: Mapping[str, pd.Series[float]], groups: Mapping[str, str]) -> Outcomes:
         """Examples that every replicate scored, in one order."""
         import pandas as pd
 
-        names = tuple(sorted(by_replicate, key=_natural))
+        names = tuple(sorted(by_replicate, key=natural))
         table = pd.concat([by_replicate[name] for name in names], axis=1, join="outer")
         whole = table.dropna().sort_index()
         if len(whole) < len(table):
             self.notes.append("Examples that not every replicate scored are left out.")
-        return Outcomes(names, tuple(map(str, whole.index)), np.ascontiguousarray(whole.to_numpy(dtype=float).T))
+        examples = tuple(map(str, whole.index))
+        scores = np.ascontiguousarray(whole.to_numpy(dtype=float).T)
+        return Outcomes(names, examples, scores, tuple(groups[example] for example in examples))
 
     def _parquet(self, run_id: str, split: str) -> pd.DataFrame | None:
         import pandas as pd
@@ -173,7 +193,10 @@ class _Reader:
         if path is None:
             return None
         try:
-            return pd.read_parquet(path, columns=_COLUMNS)
+            table = pd.read_parquet(path)
+            if lacking := sorted(_COLUMNS - {*table.columns}):
+                raise KeyError(", ".join(lacking))
+            return table
         except Exception as error:  # torn or foreign: pyarrow raises many kinds
             self.notes.append(f"outcomes/{split}.parquet of run {run_id} cannot be read ({type(error).__name__}).")
             return None
@@ -208,6 +231,27 @@ class _Reader:
             return default
         return value if isinstance(value, type(default)) else default
 
+    def _plan(self) -> Plan | None:
+        """The plan that stands; None where the study tracked none, or none that can be read."""
+        try:
+            return plan_of(self._optional("plan.json").get("plan"))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self.notes.append("plan.json describes no plan; the default one is used.")
+            return None
+
+    def _departures(self) -> tuple[str, ...]:
+        return tuple(str(change) for change in self._optional("plan.json").get("changes", ()))
+
+    def _optional(self, path: str) -> Mapping[str, Any]:
+        """A JSON object that older studies do not have; empty without it."""
+        file = self._file(path, str(self.parent.info.run_id))
+        try:
+            found = json.loads(file.read_bytes()) if file else {}
+        except (OSError, ValueError):
+            self.notes.append(f"{path} is not valid JSON.")
+            found = {}
+        return found if isinstance(found, Mapping) else {}
+
     def _look(self) -> Look | None:
         """What the study's last step left to look at; None where there is nothing, or nothing that can be read."""
         run = str(self.parent.info.run_id)
@@ -221,106 +265,4 @@ class _Reader:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"look.json lacks something or holds nonsense ({type(error).__name__}: {error})"
         self.notes.append(f"The look at test images is left out: {reason}.")
-        return None
-
-    def _tasks(self, outcomes: Mapping[tuple[str, str, str], Outcomes]) -> tuple[Task, ...]:
-        known = self._json("tasks.json", {})
-        names = dict.fromkeys([*known, *(task for _, task, _ in outcomes)])
-        tasks = []
-        for name in names:
-            entry = known.get(name)
-            entry = entry if isinstance(entry, Mapping) else {}
-            tasks.append(
-                Task(
-                    name=str(name),
-                    metric=str(entry.get("metric", "accuracy")),
-                    direction=str(entry.get("direction", "maximize")),
-                    chance=_number(entry.get("chance")),
-                    title=str(entry.get("title", "")),
-                    unit=str(entry.get("unit") or "share"),
-                    perfect=_number(entry.get("perfect")),
-                    chance_test=_number(entry.get("chance_test")),
-                )
-            )
-        return tuple(tasks)
-
-
-def _run(raw: MlflowRun, parent_status: str) -> Run:
-    tags, params = raw.data.tags, raw.data.params
-    return Run(
-        run_id=str(raw.info.run_id),
-        cell=str(tags.get("workbench.cell", "")),
-        phase=str(tags.get("workbench.phase", "final")),
-        replicate=str(tags.get("workbench.replicate", "")),
-        state=_state(str(raw.info.status), str(tags.get("workbench.outcome", "")), parent_status),
-        lr=_number(params.get("lr")),
-        started=int(raw.info.start_time or 0),
-        metrics={str(k): float(v) for k, v in raw.data.metrics.items()},
-        params={str(k): str(v) for k, v in params.items()},
-    )
-
-
-def _state(status: str, outcome: str, parent_status: str) -> str:
-    if status == "FINISHED" and outcome == "finished":
-        return FINISHED
-    if outcome in STATES and outcome != FINISHED:
-        return outcome
-    if status in ("RUNNING", "SCHEDULED"):
-        return RUNNING if parent_status == "RUNNING" else "killed"
-    return "killed" if status == "KILLED" else "failed"
-
-
-def _cell(entry: Mapping[str, Any]) -> Cell:
-    lr = entry.get("chosen_lr")
-    return Cell(
-        id=str(entry["cell"]),
-        strategy=str(entry["strategy"]),
-        levels=tuple(int(level) for level in entry.get("levels") or ()),
-        query=int(entry["query"]),
-        label=str(entry.get("label") or entry["strategy"]),
-        options=dict(entry.get("options") or {}),
-        alias=str(entry.get("alias") or ""),
-        baselines=tuple(map(str, entry.get("baselines") or ())),
-        chosen_lr=None if lr is None else float(lr),
-    )
-
-
-def _cell_of(run: Run) -> Cell:
-    """A cell as its run's params tell it."""
-    params = run.params
-    levels = tuple(int(x) for x in params.get("levels", "").split(",") if x.strip())
-    query, strategy = int(_number(params.get("query")) or 0), params.get("strategy", "?")
-    alias = params.get("alias", "")
-    return Cell(
-        id=run.cell,
-        strategy=strategy,
-        levels=levels,
-        query=query,
-        label=f"{strategy} {Selection(levels, query).label}" + (f" ({alias})" if alias else ""),
-        options={k.removeprefix("options."): v for k, v in params.items() if k.startswith("options.")},
-        alias=alias,
-        baselines=("single layer",) if strategy == "deep_only" and not levels else (),
-        chosen_lr=run.lr if run.phase == "final" else None,
-    )
-
-
-def _replicates(study_yaml: str, runs: Sequence[Run]) -> tuple[str, ...]:
-    """Those that the study asks for, and any that it has besides."""
-    seen = {run.replicate for run in runs if run.phase == "final"}
-    try:
-        plain = yaml.safe_load(study_yaml) or {}
-        asked = int(plain.get("replicates", 0)) if isinstance(plain, dict) else 0
-    except (yaml.YAMLError, TypeError, ValueError):
-        asked = 0
-    return tuple(sorted(seen | {str(number) for number in range(asked)}, key=_natural))
-
-
-def _natural(word: str) -> tuple[int, str]:
-    return (int(word), "") if word.isdigit() else (1 << 62, word)
-
-
-def _number(text: Any) -> float | None:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
         return None

@@ -26,6 +26,7 @@ STATES: dict[str, str] = {
     RUNNING: "still training",
     MISSING: "not started yet",
 }
+ENDED = frozenset(STATES) - {RUNNING, MISSING}  # nothing more comes
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Task:
     title: str = ""
     unit: str = "share"  # of the scores; see reports/units.py
     perfect: float | None = None  # the metric of a model that is always right
+    ratio: tuple[str, str] | None = None  # statistics whose sums' quotient the metric is; None: a mean over examples
     chance_test: float | None = None  # of the guess that ``chance`` is of, on test; they differ where the splits do
 
     @property
@@ -61,6 +63,39 @@ class Task:
         assert self.chance is not None
         assert self.perfect is not None
         return (scores - self.chance) / (self.perfect - self.chance)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Measures whose comparisons are corrected together, at ``share`` of the study's level."""
+
+    measures: tuple[str, ...]
+    share: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was to count as a result, fixed before the first run.
+
+    Attributes:
+        primary: the measure that the recommended cell is picked by.
+        families: what is corrected together; their shares add up to at most 1.
+        level: the chance of any false better or worse in the whole study.
+        margin: a difference within it is as good as none, in scores where they are shares, else as a share of the way
+            from chance to perfect. None: nothing is called equivalent.
+        looks: numbers of replicates after which verdicts are read. The level is spent in proportion, so that looking
+            and then adding replicates stays honest; the last look is the planned end.
+    """
+
+    primary: str
+    families: tuple[Family, ...]
+    level: float
+    margin: float | None
+    looks: tuple[int, ...]
+
+    def spent(self) -> tuple[float, ...]:
+        """The share of the level at each look: in proportion to the replicates that it adds."""
+        return tuple((b - a) / self.looks[-1] for a, b in zip((0, *self.looks), self.looks, strict=False))
 
 
 @dataclass(frozen=True)
@@ -117,12 +152,15 @@ class Outcomes:
     Attributes:
         replicates: R names, in order.
         examples: N identifiers, sorted.
-        scores: ``[R, N]``, the mean over each example's items.
+        scores: ``[R, N]``, the mean over each example's items; of a metric that is a ratio of sums, each example's
+            share of it, so that the mean over examples is the metric.
+        groups: of each example; empty where it is not known.
     """
 
     replicates: tuple[str, ...]
     examples: tuple[str, ...]
     scores: Floats
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,6 +231,8 @@ class StudyRecord:
     runs: tuple[Run, ...]
     outcomes: Mapping[tuple[str, str, str], Outcomes]  # (cell, task, split)
     groups: tuple[str, ...]  # of the test split
+    plan: Plan | None = None  # None: of a study from before there were plans
+    departures: tuple[str, ...] = ()  # from the plan, in words
     notes: tuple[str, ...] = ()  # what the query had to leave out
     look: Look | None = None  # None: the study logged none
 

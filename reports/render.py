@@ -25,9 +25,10 @@ from reports.figures import figures
 from reports.look import look_page
 from reports.query import read_study
 from reports.records import FINISHED, STATES
-from reports.statistics import BETTER, FEWEST, FIRM, NONE, SAME, WORSE
 from reports.svg import Figure
 from reports.units import SHARE, Unit
+from reports.verdicts import BETTER, NONE, SAME, WORSE
+from workbench.analysis_plan import FEWEST
 from workbench.errors import WorkbenchError
 from workbench.version import __version__
 
@@ -119,7 +120,13 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         **look_page(analysis),
         "words": {"better": BETTER, "worse": WORSE, "same": SAME, "none": NONE, "itself": ITSELF},
         "fewest": FEWEST,
-        "firm": FIRM,
+        "symbols": wording.SYMBOLS,
+        "plan": analysis.plan,
+        "level": f"{analysis.plan.level:g}".removeprefix("0"),
+        "families": "; ".join(
+            f"{wording.listed(list(f.measures))} {100 * f.share:g} %" for f in analysis.plan.families
+        ),
+        "margin": wording.listed([f"{size} {of}".strip() for size, of in _margins(analysis)]),
         "version": __version__,
         "script": Markup(_script()),
         "script_hash": _script_hash(),
@@ -132,6 +139,18 @@ def _scores_in(units: list[Unit]) -> str:
     if all(unit is SHARE for unit in units):
         return "in per cent"
     return "shares in per cent, others as they are" if SHARE in units else "in the task's own unit"
+
+
+def _margins(analysis: Analysis) -> list[tuple[str, str]]:
+    """Each margin as people write it, with the measures that it is of."""
+    by_size: dict[str, list[str]] = {}
+    for measure in analysis.measures:
+        if (margin := analysis.margin(measure)) is not None:
+            words = " ".join(filter(None, [measure.unit.score(margin), measure.unit.difference]))
+            by_size.setdefault(words, []).append(measure.name)
+    if len(by_size) == 1:
+        return [(next(iter(by_size)), "")]
+    return [(words, f"({', '.join(names)})") for words, names in by_size.items()]
 
 
 def _answer_rows(analysis: Analysis, said: Answer) -> list[dict[str, Any]]:

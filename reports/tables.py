@@ -18,7 +18,6 @@ class Mark:
 
     verdict: str
     symbol: str
-    provisional: bool
     effect: str  # with interval; empty for the baseline itself
     value: float  # the difference, to sort by
     p: str
@@ -66,7 +65,6 @@ def mark(comparison: Comparison | None, analysis: Analysis) -> Mark | None:
     return Mark(
         verdict=comparison.verdict,
         symbol=SYMBOLS[comparison.verdict],
-        provisional=comparison.provisional,
         effect=analysis.measure(comparison.measure).unit.effect(d) if d else "",
         value=d.mean if d else 0.0,
         p=pvalue(comparison.p),

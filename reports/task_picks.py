@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reports.comparison import BEST_SINGLE, Analysis, Comparison
 from reports.records import Cell
-from reports.statistics import NONE, SAME
+from reports.verdicts import EQUIVALENT, NONE, SAME
 from reports.wording import listed
 
 
@@ -46,7 +46,7 @@ def _judged(analysis: Analysis, found: Comparison | None) -> str:
     word = {
         NONE: f"no verdict yet against {against}",
         SAME: f"not distinguishable from {against}",
+        EQUIVALENT: f"equivalent to {against}",
     }.get(found.verdict, f"{found.verdict} than {against}")
     unit = analysis.measure(found.measure).unit
-    maybe = ", provisionally" if found.provisional else ""
-    return f" ({word} on test{maybe}: {unit.effect(found.difference)})"
+    return f" ({word} on test: {unit.effect(found.difference)})"

@@ -6,11 +6,11 @@ import math
 from datetime import UTC, datetime
 
 from reports.comparison import ITSELF, Comparison, holds_zero
-from reports.statistics import BETTER, NONE, SAME, WORSE
 from reports.units import MINUS
+from reports.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
 
 DASH = "–"
-SYMBOLS = {BETTER: "▲", WORSE: "▼", SAME: "≈", NONE: "○", ITSELF: "◆"}
+SYMBOLS = {BETTER: "▲", WORSE: "▼", EQUIVALENT: "=", SAME: "≈", NONE: "○", ITSELF: "◆"}
 
 
 def plural(noun: str, count: int) -> str:

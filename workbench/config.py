@@ -19,6 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from workbench.analysis_plan import FamilyConfig, PlanConfig, check_plan
 from workbench.errors import WorkbenchError, nearest
 
 PRECISIONS = ("auto", "float32", "bf16")
@@ -132,13 +133,14 @@ class StudyConfig:
     single_layers: list[Any] = field(default_factory=list)  # deep-only variants; ["all"]: every layer
     baselines: bool = True  # deepest, penultimate, best single layer, middle concat
     replicates: int = 5
+    plan: PlanConfig = field(default_factory=PlanConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 # What may change without making it another study: it moves no result of any variant-replicate.
-_NOT_IDENTITY = ("name", "question", "replicates", "tracking", "training.bank_size", "encoder.batch_size")
+_NOT_IDENTITY = ("name", "question", "replicates", "plan", "tracking", "training.bank_size", "encoder.batch_size")
 
 
 def bundled() -> dict[str, Path]:
@@ -268,6 +270,8 @@ _PARTS: dict[tuple[type, str], tuple[type, bool]] = {
     (StrategyConfig, "selections"): (SelectionConfig, True),
     (StudyConfig, "selections"): (SelectionConfig, True),
     (StudyConfig, "space"): (SpaceConfig, False),
+    (StudyConfig, "plan"): (PlanConfig, False),
+    (PlanConfig, "families"): (FamilyConfig, True),
     (StudyConfig, "search"): (SearchConfig, False),
     (StudyConfig, "training"): (TrainingConfig, False),
     (StudyConfig, "tracking"): (TrackingConfig, False),
@@ -320,6 +324,7 @@ def check(study: StudyConfig, where: str = "study") -> None:
         raise WorkbenchError(f"{where}: tasks is empty; name at least one, such as [read, digit].")
     if not study.strategies:
         raise WorkbenchError(f"{where}: strategies is empty; name at least one, such as - name: concat.")
+    check_plan(study.plan, study.tasks, study.replicates, where)
     if not study.name or any(not (c.isalnum() or c in "-_.") for c in study.name) or study.name.startswith("."):
         raise WorkbenchError(
             f"{where}: name '{study.name}' must be letters, digits, '-', '_' and '.', as it names a folder."

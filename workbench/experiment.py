@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from workbench import provenance
 from workbench.config import to_dict, to_yaml
 from workbench.errors import WorkbenchError
+from workbench.freeze import freeze, write_plan
 from workbench.ledger import DONE, RUNNING, Ledger
 from workbench.look import log_look
 from workbench.prepare import Parts, flat, variant
@@ -26,7 +27,7 @@ from workbench.training import SEARCH, BankTrainer, Job
 
 if TYPE_CHECKING:
     from sweeps.planner import Planner
-    from sweeps.space import Cell
+    from sweeps.space import Cell, Variant
     from workbench.progress import Display
 
 
@@ -117,14 +118,35 @@ class Experiment:
         cells = planner.finalists()
         self.tracker.log_files(self.run_id, {"variants.json": to_json([_describe(c, rates[c.id]) for c in cells])})
         variants = [variant(self.study, cell, rates[cell.id]) for cell in cells]
-        jobs = [Job(v, str(r)) for r in range(self.study.replicates) for v in variants]
-        self.banks.train(jobs, "final")
+        jobs = self._replicate(variants)
         for cell, v in zip(cells, variants, strict=True):
             values = [e.result["val/objective"] for j in jobs if j.variant.id == v.id and (e := self.banks.finished(j))]
             planner.tell(cell, sum(values) / len(values) if values else None)
         done = [self.ledger.find(job.variant.id, job.replicate) for job in jobs]
         self.failed = sum(1 for entry in done if entry is None or not entry.finished)
         log_look(self.parts, self.tracker, self.run_id, variants, self.ledger, self.display)
+
+    def _replicate(self, variants: list[Variant]) -> list[Job]:
+        """Train replicate by replicate; between two looks of the plan, stop where the answer is decided."""
+        jobs: list[Job] = []
+        for look in self.plan["looks"]:
+            fresh = [Job(v, str(r)) for r in range(len(jobs) // len(variants), look) for v in variants]
+            self.banks.train(fresh, "final")
+            jobs += fresh
+            if look < self.plan["looks"][-1] and self._decided(look):
+                self.ledger.remember("stopped", look)
+                self.display.say(f"decided after {look} replicates, as planned: no more are needed")
+                break
+        else:
+            self.ledger.remember("stopped", None)
+        write_plan(self.ledger, self.tracker, self.run_id)
+        return jobs
+
+    def _decided(self, look: int) -> bool:
+        from reports import is_decided
+
+        with self.display.step(f"looking at {look} replicates"):
+            return is_decided(self.tracker.uri, self.parts.study_id, self.study.tracking.experiment)
 
     def _build_store(self, planner: Planner) -> None:
         if self.parts.store is None:
@@ -199,6 +221,7 @@ class Experiment:
         if known != self.run_id:
             self.tracker.log_params(self.run_id, flat(to_dict(self.study)))
         self.tracker.log_files(self.run_id, study_files(parts))
+        self.plan = freeze(self.study, self.ledger, self.tracker, self.run_id)
         self._reconcile()
 
     def _place(self) -> str:

@@ -54,6 +54,7 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
                     "chance": task.chance,
                     "chance_test": task.guess(fitted, scored),
                     "perfect": task.perfect,
+                    "ratio": list(task.ratio) if task.ratio else None,
                     "title": task.title,
                 }
                 for task in parts.tasks

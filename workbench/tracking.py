@@ -108,8 +108,7 @@ class Tracker:
         }
         if known_run is not None and self.exists(known_run):
             self.client.update_run(known_run, status="RUNNING")
-            for key, value in tags.items():
-                self.client.set_tag(known_run, key, value)
+            self.set_tags(known_run, tags)
             return known_run
         orphans = f"tags.`workbench.study_id` = '{study_id}' and attributes.status = 'RUNNING'"
         for orphan in self.client.search_runs([self.experiment_id], orphans):
@@ -140,6 +139,11 @@ class Tracker:
                 else:
                     path.write_bytes(content)
             self.client.log_artifacts(run_id, folder)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set or replace tags."""
+        for key, value in tags.items():
+            self.client.set_tag(run_id, key, value)
 
     # --- variant-replicates -------------------------------------------------------------------------------------
 

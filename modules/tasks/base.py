@@ -28,6 +28,7 @@ class Task(ABC):
         needs: the targets that it reads.
         metric_name, direction, unit: of the primary metric; ``unit`` is ``share`` (of 1) or ``count``.
         perfect: the primary metric of a model that is always right.
+        ratio: two of :meth:`statistics` whose sums' quotient the primary metric is; None: it is a mean over items.
         chance: the primary metric, on the training images, of the best guess that does not look at the image.
     """
 
@@ -38,6 +39,7 @@ class Task(ABC):
     direction: ClassVar[str] = "maximize"
     unit: ClassVar[str] = "share"
     perfect: ClassVar[float] = 1.0
+    ratio: ClassVar[tuple[str, str] | None] = None
     chance: float
 
     def __init__(self, classes: int = 0, targets: Targets | None = None) -> None:

@@ -29,6 +29,7 @@ class Segment(Task):
     title = "foreground of each token"
     needs = ("segment.box", "segment.valid")
     metric_name = "iou"
+    ratio = ("intersection", "union")
 
     def guess(self, targets: Targets, scored: Targets | None = None) -> float:
         """Of calling everything foreground: the foreground's share."""

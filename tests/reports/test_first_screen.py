@@ -15,8 +15,8 @@ from reports.answer import answer
 from reports.answer_figure import answer_figure
 from reports.comparison import BEST_SINGLE, Analysis
 from reports.records import Floats
-from reports.statistics import BETTER, SAME
 from reports.tables import mark
+from reports.verdicts import BETTER, SAME
 from reports.wording import correction
 from workbench.errors import WorkbenchError
 

@@ -164,7 +164,7 @@ def test_what_a_look_says_is_escaped(own: tuple[str, Path], tmp_path: Path) -> N
 
 
 def test_units_in_words() -> None:
-    e = Estimate(-0.534, -0.8, -0.27, 0.1, 8.0, 0.001, 5, 100)
+    e = Estimate(-0.534, -0.8, -0.27, -0.75, -0.32, 0.1, 0.05, 0.09, 0.001, 5, 100)
     assert SHARE.size(e) == "−53.4 [−80.0, −27.0] points"
     assert COUNT.size(e) == "−0.53 [−0.80, −0.27]"
     assert [COUNT.score(1.234), COUNT.half(e), COUNT.signed(-0.001)] == ["1.23", "± 0.27", "0.00"]

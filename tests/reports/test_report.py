@@ -158,7 +158,7 @@ def test_figures_have_words_and_text(html: str, paths: ReportPaths) -> None:
 
 def test_json(paths: ReportPaths) -> None:
     found = json.loads(paths.json.read_text(encoding="utf-8"))
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     assert found["counts"] == {"expected": 55, "finished": 55}
     assert len(found["cells"]) == 11
     assert found["answer"]["cell"]["lr"] == 0.003

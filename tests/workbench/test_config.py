@@ -85,6 +85,16 @@ def test_bundled_studies_are_valid_and_say_what_they_ask(name: str) -> None:
         (GOOD, ["tasks=[]"], "tasks is empty"),
         (GOOD, ["strategies=[]"], "strategies is empty"),
         (GOOD, ["name=../x"], "names a folder"),
+        (GOOD, ["plan.primary=reed"], "plan names the measure 'reed'. Did you mean 'read'"),
+        (GOOD, ["plan.level=5"], "chance of a false verdict"),
+        (GOOD, ["plan.margin=0"], "as good as none"),
+        (GOOD, ["plan.families=[{measures: [read], share: 0.5}]"], "leaves out the primary measure 'overall'"),
+        (GOOD, ["plan.families=[{measures: [overall], share: 1.5}]"], "add up to more than 1"),
+        (GOOD, ["plan.families=[{measures: [overall]}, {measures: [overall]}]"], "no measure stands in two"),
+        (GOOD, ["plan.families=[{measure: [overall]}]"], "families"),
+        (GOOD, ["plan.looks=[3,5]"], "must rise from 5 or more to replicates"),
+        (GOOD, ["plan.looks=[5,10]"], r"to replicates \(5\)"),
+        (GOOD + "\nplan: {margn: 1}", [], "unknown key 'plan.margn'. Did you mean 'margin'"),
     ],
 )
 def test_mistakes_are_one_clear_line(text: str, overrides: list[str], message: str) -> None:

@@ -14,6 +14,11 @@ import pytest
 import safetensors.torch
 from rich.console import Console
 
+from reports.answer import answer
+from reports.comparison import ITSELF, Analysis
+from reports.query import read_study
+from reports.records import StudyRecord
+from reports.verdicts import BETTER, EQUIVALENT, WORSE
 from workbench.config import StudyConfig, study_from_yaml
 from workbench.errors import WorkbenchError
 from workbench.experiment import Experiment, StudyResult
@@ -133,6 +138,61 @@ def test_more_replicates_are_the_same_study(text: str, tmp_path: Path) -> None:
     more, _ = run(study(text, "search.learning_rates=[0.003]", "replicates=3"), tmp_path)
     assert (first.trained, more.trained, more.kept) == (6, 3, 6)
     assert more.run_id == first.run_id
+
+
+def read(result: StudyResult) -> StudyRecord:
+    return read_study(result.tracking_uri, result.study_id)
+
+
+def test_the_plan_is_tracked_and_leaving_it_is_told(text: str, tmp_path: Path) -> None:
+    config = study(text, "search.learning_rates=[0.003]")
+    first, _ = run(config, tmp_path)
+    kept = read(first)
+    assert kept.plan is not None
+    assert (kept.plan.primary, kept.plan.looks, kept.plan.margin) == ("overall", (2,), 0.01)
+    assert [(f.measures, f.share) for f in kept.plan.families] == [(("overall",), 0.8), (("read", "digit"), 0.2)]
+    planned = kept.tags["workbench.plan"]
+    assert len(planned) == 16
+    assert kept.departures == ()
+    run(config, tmp_path)
+    assert read(first).departures == ()
+
+    more, _ = run(study(text, "search.learning_rates=[0.003]", "replicates=3", "plan.margin=0.05"), tmp_path)
+    left = read(more)
+    assert more.run_id == first.run_id
+    assert left.tags["workbench.plan"] == planned  # the one that stood first
+    (told,) = left.departures
+    assert "after 6 finished variant-replicates: margin from 0.01 to 0.05" in told
+    assert "replicates at which verdicts are read from [2] to [3]" in told
+    assert any(told in caveat for caveat in answer(Analysis(left)).caveats)
+
+
+def test_a_plan_changed_before_anything_was_trained_is_the_plan(text: str, tmp_path: Path) -> None:
+    parts = prepare(study(text, "search.learning_rates=[0.003]"), tmp_path, progress=False)
+    parts.folder.mkdir(parents=True)
+    ledger = Ledger(parts.folder / "ledger.db")
+    other = {"primary": "read", "families": [], "level": 0.05, "margin": None, "looks": [2]}
+    ledger.remember("plan", {"first": other, "last": other, "changes": []})
+    ledger.close()
+    result, _ = run(study(text, "search.learning_rates=[0.003]", "replicates=1"), tmp_path)
+    assert read(result).departures == ()
+
+
+def test_a_look_that_decides_ends_the_study(text: str, tmp_path: Path) -> None:
+    """With a margin that holds everything, all is equivalent at the first look, and no more is trained."""
+    plan = ["plan.looks=[5,7]", "replicates=7", "baselines=true", "tasks=[digit]", "training.epochs=1"]
+    wide = study(text, "search.learning_rates=[0.003]", *plan, "plan.margin=0.99")
+    result, _ = run(wide, tmp_path)
+    record = read(result)
+    assert record.replicates == tuple("01234")
+    assert record.complete
+    words = {c.verdict for c in Analysis(record).comparisons.values()}
+    assert EQUIVALENT in words
+    assert words <= {EQUIVALENT, ITSELF, BETTER, WORSE}
+    again, _ = run(wide, tmp_path)
+    assert again.trained == 0
+    narrow, _ = run(study(text, "search.learning_rates=[0.003]", *plan, "plan.margin=null"), tmp_path)
+    assert read(narrow).replicates == tuple("0123456")  # chance against chance: nothing is decided
 
 
 def test_bank_size_moves_no_result(text: str, tmp_path: Path) -> None:
