@@ -20,16 +20,19 @@ def freeze(study: StudyConfig, ledger: Ledger, tracker: Tracker, run_id: str) ->
     down with the number of replicates that could have been looked at by then.
     """
     plan = full_plan(study.plan, study.tasks, study.replicates)
-    known: dict[str, Any] = ledger.fact("plan") or {"first": plan, "last": plan, "changes": []}
+    finished = sum(1 for entry in ledger.entries() if entry.finished and entry.replicate.isdigit())
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    known: dict[str, Any] | None = ledger.fact("plan")
+    if known is None:
+        late = [f"{now}, after {finished} finished variant-replicates: a plan was tracked for the first time"]
+        known = {"first": plan, "last": plan, "changes": late if finished else []}
     if known["last"] != plan:
-        finished = sum(1 for entry in ledger.entries() if entry.finished and entry.replicate.isdigit())
         if finished:
             told = ", ".join(
                 f"{_WORDS.get(key, key)} from {known['last'][key]} to {plan[key]}"
                 for key in plan
                 if known["last"][key] != plan[key]
             )
-            now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
             known["changes"].append(f"{now}, after {finished} finished variant-replicates: {told}")
         else:
             known["first"] = plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,16 @@ def test_the_plan_is_tracked_and_leaving_it_is_told(text: str, tmp_path: Path) -
     assert "after 6 finished variant-replicates: margin from 0.01 to 0.05" in told
     assert "replicates at which verdicts are read from [2] to [3]" in told
     assert any(told in caveat for caveat in answer(Analysis(left)).caveats)
+
+
+def test_a_plan_that_comes_after_the_runs_is_no_plan(text: str, tmp_path: Path) -> None:
+    config = study(text, "search.learning_rates=[0.003]", "replicates=1")
+    _, parts = run(config, tmp_path)
+    with sqlite3.connect(parts.folder / "ledger.db") as db:  # a study from before there were plans
+        db.execute("DELETE FROM facts WHERE name = 'plan'")
+    again, _ = run(config, tmp_path)
+    (told,) = read(again).departures
+    assert "after 3 finished variant-replicates: a plan was tracked for the first time" in told
 
 
 def test_a_plan_changed_before_anything_was_trained_is_the_plan(text: str, tmp_path: Path) -> None:
