@@ -71,6 +71,8 @@ class Member:
         self.history: list[dict[str, float]] = []  # one dict an epoch
         self.evaluations: dict[str, Evaluation] = {}
         self.diagnostics: dict[str, float] = {}
+        self.inside: dict[str, Tensor] = {}  # what the fuser does, as arrays: Fusion.inspect without its regions
+        self.gates: dict[str, list[Tensor]] = {name: [] for name in gate_parameters(self.probe)}  # one [dim] an epoch
         self.step_seconds = 0.0
         self.images = 0
         generator = torch.Generator().manual_seed(config.dropout_seed)
@@ -195,6 +197,8 @@ class FusionBank(L.LightningModule):
                 continue
             row = {"train/loss": member.take_loss(), "lr": optimizers[number].param_groups[-1]["lr"]}
             row |= gate_rms(member.probe)
+            for name, gate in gate_parameters(member.probe).items():
+                member.gates[name].append(gate.detach().float().cpu().clone())
             if "val" in member.evaluations:
                 last = member.evaluations["val"]
                 row |= {f"val/{key}": value for key, value in last.metrics.items()} | {"val/loss": last.loss}
@@ -230,7 +234,10 @@ class FusionBank(L.LightningModule):
             features = self._features(batch)
             for number, member in enumerate(self.members):
                 if member.outcome in (None, FINISHED):
-                    member.diagnostics = member.probe.fuser.diagnose(features[list(self._rows[number])], self.grid)
+                    own, fuser = features[list(self._rows[number])], member.probe.fuser
+                    member.diagnostics = fuser.diagnose(own, self.grid)
+                    found = fuser.inspect(own, self.grid)
+                    member.inside = {key: value.float().cpu() for key, value in found.items() if key != "regions"}
 
     def on_test_epoch_end(self) -> None:
         self._close("test")
@@ -308,13 +315,17 @@ def objective(metrics: Mapping[str, float], tasks: Sequence[Task]) -> float:
     return sign * sum(values.values()) / len(tasks)
 
 
+def gate_parameters(probe: Probe) -> dict[str, nn.Parameter]:
+    """The fuser's gates by name; empty for strategies without."""
+    gates = {id(parameter) for parameter in probe.fuser.gates()}
+    return {name: parameter for name, parameter in probe.fuser.named_parameters() if id(parameter) in gates}
+
+
 def gate_rms(probe: Probe) -> dict[str, float]:
     """Root mean square of each gate: how far the fuser has opened. Empty for strategies without gates."""
-    gates = {id(parameter) for parameter in probe.fuser.gates()}
     return {
         f"gate/{name}_rms": float(parameter.detach().float().square().mean().sqrt())
-        for name, parameter in probe.fuser.named_parameters()
-        if id(parameter) in gates
+        for name, parameter in gate_parameters(probe).items()
     }
 
 

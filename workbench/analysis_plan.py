@@ -31,6 +31,8 @@ class PlanConfig:
     level: float = 0.05  # chance of any false better or worse in the whole study
     margin: float | None = 0.01  # of equivalence: in scores where they are shares, else as a share of chance to perfect
     looks: list[int] = field(default_factory=list)  # replicates after which verdicts are read; empty: all, once
+    confirm: list[int] = field(default_factory=lambda: [5])  # looks at fresh replicates of winner and baselines
+    confirm_share: float = 0.5  # of the level, for what is judged on fresh replicates; the rest is for all cells
 
 
 def check_plan(plan: PlanConfig, tasks: Sequence[str], replicates: int, where: str) -> None:
@@ -61,6 +63,17 @@ def check_plan(plan: PlanConfig, tasks: Sequence[str], replicates: int, where: s
         raise WorkbenchError(
             f"{where}: plan.looks is {looks}; it must rise from {FEWEST} or more to replicates ({replicates})."
         )
+    confirm = plan.confirm
+    if confirm and (confirm != sorted(set(confirm)) or confirm[0] < FEWEST):
+        raise WorkbenchError(
+            f"{where}: plan.confirm is {confirm}; it must rise from {FEWEST} or more fresh replicates; empty: nothing "
+            "is trained again."
+        )
+    if not 0 < plan.confirm_share < 1:
+        raise WorkbenchError(
+            f"{where}: plan.confirm_share is {plan.confirm_share}; it is the part of the level that is kept for the "
+            "fresh replicates, above 0 and below 1, such as 0.5."
+        )
 
 
 def measures(tasks: Sequence[str]) -> list[str]:
@@ -83,6 +96,8 @@ def full_plan(plan: PlanConfig, tasks: Sequence[str], replicates: int) -> dict[s
         "level": plan.level,
         "margin": plan.margin,
         "looks": list(plan.looks) or [replicates],
+        "confirm": list(plan.confirm),
+        "confirm_share": plan.confirm_share if plan.confirm else 0.0,
     }
 
 

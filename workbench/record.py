@@ -149,6 +149,11 @@ def child_files(member: Member, parts: Parts, variant: Variant, phase: str) -> d
         )
         for key, value in module.state_dict().items()
     }
+    if inside := member.inside | {f"gate/{name}": torch.stack(gates) for name, gates in member.gates.items() if gates}:
+        plain = {key: value.contiguous() for key, value in inside.items()}
+        files["inside.safetensors"] = safetensors.torch.save(
+            plain, metadata={"levels": ",".join(map(str, cell.selection.levels))}
+        )
     files["fuser/model.safetensors"] = safetensors.torch.save(weights, metadata={"format": "pt"})
     config = described | {
         "encoder": parts.encoder.passport(),

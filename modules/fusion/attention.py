@@ -34,12 +34,13 @@ class Deformable(DeformableAttention):
     @torch.no_grad()
     def describe(
         self, query: Tensor, tokens: Tensor, grid: Grid, query_norm: nn.LayerNorm, token_norm: nn.LayerNorm
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Each level's mean share of the attention ``[L]``, and the distance of the samples from their cell."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Each level's share of a query's attention ``[B, Q, H, L]``; root mean square distance of the samples from
+        their cell ``[L, H]``, in cells."""
         *offsets, logits = self.look(query, query_norm)  # [H, L·P, B·Q] each
-        shares = logits.softmax(1).mean((0, 2)).view(self.levels, -1).sum(-1)
-        distance = float((offsets[0] ** 2 + offsets[1] ** 2).mean().sqrt())
-        return shares, {"sampling_offset_rms_cells": distance}
+        shares = logits.softmax(1).unflatten(1, (self.levels, -1)).sum(2)  # [H, L, B·Q]
+        squares = (offsets[0] ** 2 + offsets[1] ** 2).unflatten(1, (self.levels, -1))
+        return shares.permute(2, 0, 1).unflatten(0, query.shape[:2]), squares.mean((2, 3)).sqrt().T
 
 
 class GlobalAttention(nn.Module):
@@ -81,15 +82,16 @@ class GlobalAttention(nn.Module):
     @torch.no_grad()
     def describe(
         self, query: Tensor, tokens: Tensor, grid: Grid, query_norm: nn.LayerNorm, token_norm: nn.LayerNorm
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Each level's mean share of the attention ``[L]``; an image at a time, for the ``[H, Q, N]`` weights."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Each level's share of a query's attention ``[B, Q, H, L]``; an image at a time, for the ``[H, Q, N]``
+        weights. There are no offsets."""
         keys, _ = self._keys_values(tokens, grid, token_norm)
         queries = self._by_head(F.linear(query, *fold(self.query_proj, query_norm)))
-        shares = query.new_zeros(self.levels, dtype=torch.float32)
+        shares = []
         for q, k in zip(queries, self._by_head(keys), strict=True):
             attention = (q.float() @ k.float().mT * q.shape[-1] ** -0.5).softmax(-1)
-            shares += attention.mean((0, 1)).view(self.levels, -1).sum(-1)
-        return shares / len(queries), {}
+            shares.append(attention.unflatten(-1, (self.levels, -1)).sum(-1).movedim(0, 1))  # [Q, H, L]
+        return torch.stack(shares), None
 
     def _keys_values(self, tokens: Tensor, grid: Grid, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         weight = self.key_proj.weight

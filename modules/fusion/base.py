@@ -100,6 +100,10 @@ class Fusion(nn.Module, ABC):
         """What the trained module does with ``features``, as named numbers for the report."""
         return {}
 
+    def inspect(self, features: Tensor, grid: Grid) -> dict[str, Tensor]:
+        """Where the trained module draws on which level, for pictures; see :meth:`modules.fusion.MMFuser.inspect`."""
+        return {}
+
     def flops(self, grid: Grid, batch: int = 1) -> int:
         """Forward floating-point operations, counted by :func:`modules.cost.flops`."""
         like = next(self.parameters(), torch.empty(0))

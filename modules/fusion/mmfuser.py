@@ -89,21 +89,30 @@ class MMFuser(Fusion):
     def gates(self) -> Iterable[nn.Parameter]:
         return (self.gamma1, self.gamma2) if self.options.self_attention else (self.gamma1,)
 
-    @torch.no_grad()
     def diagnose(self, features: Tensor, grid: Grid) -> dict[str, float]:
-        """How far the gates are open, how the cross-attention is shared out, and how far it looks.
+        """How the cross-attention is shared out, and how far it looks.
 
-        ``gate/gamma1_rms``, ``gate/gamma2_rms``: root mean square over the channels.
         ``attention_share/layer_k``: mean over images, queries and heads; the shares of the levels sum to 1.
         ``sampling_offset_rms_cells``: root mean square distance of the samples from their cell, where deformable.
         """
+        found = self.inspect(features, grid)
+        shares = found["attention"].mean(1).tolist()
+        named = {f"attention_share/layer_{k}": s for k, s in zip(self.selection.levels, shares, strict=True)}
+        if "offsets" in found:
+            named["sampling_offset_rms_cells"] = float(found["offsets"].square().mean().sqrt())
+        return named
+
+    @torch.no_grad()
+    def inspect(self, features: Tensor, grid: Grid) -> dict[str, Tensor]:
+        """``attention [M, heads]``: each level's share of each head's attention, the mean over images and queries;
+        ``offsets [M, heads]``: root mean square distance of the samples from their cell, in cells, where deformable;
+        ``regions [B, T, M]``: each level's share of what a token draws on, the mean over heads.
+        """
         self.check(features, grid)
         query, tokens = self._normalised(features)
-        shares, found = self.cross_attn.describe(query, tokens, grid, self.query_norm, self.feat_norm)
-        levels = zip(self.selection.levels, shares.tolist(), strict=True)
-        gates = zip(("gamma1", "gamma2"), self.gates(), strict=False)
-        found |= {f"gate/{name}_rms": _rms(gate) for name, gate in gates}
-        return found | {f"attention_share/layer_{level}": share for level, share in levels}
+        shares, offsets = self.cross_attn.describe(query, tokens, grid, self.query_norm, self.feat_norm)
+        found = {"attention": shares.mean((0, 1)).T, "regions": shares.mean(2)}
+        return found if offsets is None else found | {"offsets": offsets}
 
     def _normalised(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Query ``[B, T, dim]`` and levels ``[B, M·T, dim]`` with mean 0 and variance 1.
@@ -112,7 +121,3 @@ class MMFuser(Fusion):
         """
         hidden = F.layer_norm(features, (self.dim,), eps=EPS)
         return hidden[-1], hidden[:-1].transpose(0, 1).flatten(1, 2)
-
-
-def _rms(values: Tensor) -> float:
-    return float(values.float().square().mean().sqrt())

@@ -111,11 +111,14 @@ def test_diagnosis_of_the_golden_block(golden: Golden) -> None:
     fuser = golden.fuser()
     fuser.load_state_dict(golden.part("param."))
     found = fuser.diagnose(golden.tensors["features"], golden.grid)
-    for name in ("gamma1", "gamma2"):
-        expected = float(golden.tensors[f"param.{name}"].square().mean().sqrt())
-        assert found[f"gate/{name}_rms"] == pytest.approx(expected)
     shares = [found[f"attention_share/layer_{level}"] for level in range(4)]
     assert sum(shares) == pytest.approx(1, abs=1e-5)
+    inside = fuser.inspect(golden.tensors["features"], golden.grid)
+    batch, tokens = golden.tensors["features"].shape[1:3]
+    assert inside["attention"].shape == inside["offsets"].shape == (4, fuser.cross_attn.heads)
+    assert inside["regions"].shape == (batch, tokens, 4)
+    assert inside["regions"].mean((0, 1)).tolist() == pytest.approx(shares, abs=1e-5)
+    assert float(inside["offsets"].square().mean().sqrt()) == pytest.approx(found["sampling_offset_rms_cells"])
     if golden.facts["seed"] == 1:
         assert shares == pytest.approx([0.25] * 4)
         # heads 0 to 3 look 1 to 4 cells to the right, down, left and up: the root of (1 + 4 + 9 + 16) / 4
