@@ -1,8 +1,11 @@
 """The press: renders what is in MLflow, and nothing else."""
 
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 try:
     from workbench.guard import claim
@@ -14,7 +17,10 @@ except ModuleNotFoundError as error:
 
 claim(__name__, __file__)
 
-__all__ = ["ReportPaths", "is_decided", "write_report"]
+if TYPE_CHECKING:
+    from reports.confirm import Picks
+
+__all__ = ["ReportPaths", "find_picks", "is_confirmed", "is_decided", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,34 @@ def write_report(tracking_uri: str, study: str, out: Path, experiment: str | Non
     return write(tracking_uri, study, out, experiment)
 
 
+def find_picks(tracking_uri: str, study: str, experiment: str | None = None) -> Picks | None:
+    """What a study's validation points to: winner, best fusion, baselines; None where nothing has finished.
+
+    Raises:
+        WorkbenchError: MLflow cannot be opened, or holds no such study.
+    """
+    from reports.comparison import Analysis
+    from reports.confirm import picks
+    from reports.query import read_study
+
+    return picks(Analysis(read_study(tracking_uri, study, experiment)))
+
+
+def is_confirmed(tracking_uri: str, study: str, experiment: str | None = None) -> bool:
+    """As :func:`is_decided`, of the winner on its fresh replicates.
+
+    Raises:
+        WorkbenchError: MLflow cannot be opened, or holds no such study.
+    """
+    from reports.answer import decided
+    from reports.comparison import Analysis
+    from reports.confirm import confirmation
+    from reports.query import read_study
+
+    found = confirmation(Analysis(read_study(tracking_uri, study, experiment)))
+    return found is not None and found.winner is not None and decided(found.analysis, found.winner)
+
+
 def is_decided(tracking_uri: str, study: str, experiment: str | None = None) -> bool:
     """Whether the replicates so far settle a study: the recommended cell has a verdict, on the primary measure and
     other than *not distinguishable*, against every baseline.
@@ -58,4 +92,6 @@ def is_decided(tracking_uri: str, study: str, experiment: str | None = None) -> 
     from reports.comparison import Analysis
     from reports.query import read_study
 
-    return decided(Analysis(read_study(tracking_uri, study, experiment)))
+    analysis = Analysis(read_study(tracking_uri, study, experiment))
+    ranked = analysis.ranked(analysis.objective.name)
+    return bool(ranked) and decided(analysis, ranked[0])

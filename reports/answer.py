@@ -161,11 +161,9 @@ def _looks(analysis: Analysis) -> str:
     return listed([str(n) for n in analysis.plan.looks])
 
 
-def decided(analysis: Analysis) -> bool:
-    """Whether the recommended cell has a firm verdict against every baseline on the primary measure."""
-    measure = analysis.objective.name
-    ranked = analysis.ranked(measure)
-    found = [c for b in BASELINES if ranked and (c := analysis.comparisons.get((measure, b, ranked[0].id)))]
+def decided(analysis: Analysis, cell: Cell) -> bool:
+    """Whether a cell has a firm verdict against every baseline on the primary measure."""
+    found = [c for b in BASELINES if (c := analysis.comparisons.get((analysis.objective.name, b, cell.id)))]
     judged = [c for c in found if c.difference is not None]
     return bool(judged) and all(c.verdict in (BETTER, WORSE, EQUIVALENT) for c in judged)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +17,8 @@ from workbench.analysis_plan import OVERALL
 
 DEEPEST, PENULTIMATE, BEST_SINGLE, MIDDLE = "deepest layer", "penultimate layer", "best single layer", "middle concat"
 BASELINES = (DEEPEST, PENULTIMATE, BEST_SINGLE, MIDDLE)
+SAME_PARAMETERS, SAME_FLOPS = "one layer, same parameters", "one layer, same FLOPs"
+CONTROLS = (SAME_PARAMETERS, SAME_FLOPS)  # of the best fusion; trained on fresh replicates only
 ITSELF = "the baseline itself"
 
 
@@ -63,9 +65,12 @@ class Analysis:
 
     Args:
         record: the study.
+        baselines: (measure, baseline) → cell, where they were picked elsewhere; None: on this record's validation.
+        judged: the (cell, baseline) to compare; None: every cell with every baseline.
 
     Attributes:
-        plan: the study's; of one from before there were plans, the default, without equivalence.
+        plan: the study's, its part that is for comparing all cells; of one from before there were plans, the default,
+            without equivalence.
         core: replicates that at least half of the cells have; picks are made among cells that have them all, on them
             alone, so that a study that is not complete still compares like with like.
         means: (cell, measure) → test mean with its interval.
@@ -74,10 +79,16 @@ class Analysis:
         comparisons: (measure, baseline, cell) → comparison on test.
     """
 
-    def __init__(self, record: StudyRecord) -> None:
+    def __init__(
+        self,
+        record: StudyRecord,
+        baselines: Mapping[tuple[str, str], str] | None = None,
+        judged: Collection[tuple[str, str]] | None = None,
+    ) -> None:
         self.record = record
         self.measures = _measures(record)
-        self.plan = record.plan or _unplanned(record, self.measures)
+        self.plan = record.plan.exploring() if record.plan else _unplanned(record, self.measures)
+        self._judged = judged
         self._scores = {
             (cell.id, measure.name, split): scores
             for cell in record.cells
@@ -93,7 +104,7 @@ class Analysis:
             if split == "test" and o.scores.size
         }
         self.validation = self._validation()
-        self.baselines = self._baselines()
+        self.baselines = self._baselines() if baselines is None else dict(baselines)
         self.comparisons = self._compare()
 
     # --- reading ------------------------------------------------------------------------------------------------
@@ -194,7 +205,7 @@ class Analysis:
             (measure, baseline, cell.id): against
             for (measure, baseline), against in self.baselines.items()
             for cell in self.record.cells
-            if (cell.id, measure) in self.means
+            if (cell.id, measure) in self.means and (self._judged is None or (cell.id, baseline) in self._judged)
         }
         place = {replicate: number for number, replicate in enumerate(self.record.replicates)}
         pairs: dict[tuple[str, str, str], Pair] = {}

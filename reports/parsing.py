@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from reports.records import FINISHED, RUNNING, STATES, Cell, Family, Outcomes, Plan, Run, Task
+from reports.records import FINISHED, RUNNING, STATES, Cell, Contender, Family, Outcomes, Plan, Run, Task
 from workbench.layers import Selection
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def plan_of(tracked: Any) -> Plan | None:
         level=float(tracked["level"]),
         margin=None if tracked["margin"] is None else float(tracked["margin"]),
         looks=tuple(int(n) for n in tracked["looks"]),
+        confirm=tuple(int(n) for n in tracked.get("confirm", ())),
+        confirm_share=float(tracked.get("confirm_share", 0.0)),
     )
 
 
@@ -90,6 +92,17 @@ def cell_of_entry(entry: Mapping[str, Any]) -> Cell:
     )
 
 
+def contender_of(entry: Mapping[str, Any]) -> Contender:
+    without = entry.get("without")
+    return Contender(
+        cell=cell_of_entry(entry),
+        roles=tuple(map(str, entry.get("roles") or ())),
+        stands_for=tuple((str(measure), str(name)) for measure, name in entry.get("stands_for") or ()),
+        controls=tuple(map(str, entry.get("controls") or ())),
+        without=None if without is None else int(without),
+    )
+
+
 def cell_of_run(run: Run) -> Cell:
     """A cell as its run's params tell it."""
     params = run.params
@@ -105,7 +118,7 @@ def cell_of_run(run: Run) -> Cell:
         options={k.removeprefix("options."): v for k, v in params.items() if k.startswith("options.")},
         alias=alias,
         baselines=("single layer",) if strategy == "deep_only" and not levels else (),
-        chosen_lr=run.lr if run.phase == "final" else None,
+        chosen_lr=run.lr if run.phase != "search" else None,
     )
 
 
@@ -140,8 +153,19 @@ def replicates_of(study_yaml: str, runs: Sequence[Run], stopped: Any) -> tuple[s
     return tuple(sorted(seen | {str(number) for number in range(asked)}, key=natural))
 
 
-def natural(word: str) -> tuple[int, str]:
-    return (int(word), "") if word.isdigit() else (1 << 62, word)
+def fresh_of(runs: Sequence[Run], planned: Sequence[int], stopped: Any) -> tuple[str, ...]:
+    """The fresh replicates that the plan asks for, up to the look that they stopped at, and any that there are."""
+    seen = {run.replicate for run in runs if run.phase == "confirm"}
+    asked = stopped if isinstance(stopped, int) else max(planned, default=0)
+    return tuple(sorted(seen | {f"c{number}" for number in range(asked)}, key=natural))
+
+
+def natural(word: str) -> tuple[int, str, int]:
+    """Sorts replicates: 2 before 10, c2 before c10, numbers before words."""
+    if word.isdigit():
+        return (0, "", int(word))
+    head, digits = word[:1], word[1:]
+    return (1, head, int(digits)) if digits.isdigit() else (2, word, 0)
 
 
 def number(text: Any) -> float | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -18,7 +18,9 @@ from reports.look import read_look
 from reports.parsing import (
     cell_of_entry,
     cell_of_run,
+    contender_of,
     example_scores,
+    fresh_of,
     natural,
     plan_of,
     ratio_of,
@@ -26,13 +28,15 @@ from reports.parsing import (
     run_of,
     tasks_of,
 )
-from reports.records import FINISHED, UNREADABLE, Cell, Look, Outcomes, Plan, Run, StudyRecord
+from reports.records import FINISHED, UNREADABLE, Look, Outcomes, Plan, Run, StudyRecord
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow.entities import Run as MlflowRun
     from mlflow.tracking import MlflowClient
+
+_Entry = TypeVar("_Entry")
 
 SPLITS = ("val", "test")
 _HISTORIES = ("train/loss", "val/objective")  # those that the report draws: each costs a request a run
@@ -71,14 +75,18 @@ class _Reader:
         source = self._json("source.json", {})
         raw = children(self.client, self.parent)
         self.places |= {str(r.info.run_id): str(r.info.artifact_uri) for r in raw}
-        cells = tuple(self._cells(self._json("variants.json", [])))
+        cells = tuple(self._entries("variants.json", self._json("variants.json", []), cell_of_entry))
         runs = [run_of(r, str(info.status)) for r in raw]
         if not cells:  # stopped before its plan was written down: what was started tells it
             cells = tuple({r.cell: cell_of_run(r) for r in runs if r.phase == "final"}.values())
-        searched = {r.cell: cell_of_run(r) for r in runs} | {cell.id: cell for cell in cells}
-        kept = self._latest(runs, {cell.id: cell.chosen_lr for cell in cells})
+        contenders = tuple(self._entries("contenders.json", self._list("contenders.json"), contender_of))
+        chosen = {c.cell.id: c.cell for c in contenders} | {cell.id: cell for cell in cells}
+        searched = {r.cell: cell_of_run(r) for r in runs} | chosen
+        kept = self._latest(runs, {cell.id: cell.chosen_lr for cell in chosen.values()})
         known = self._json("tasks.json", {})
-        kept, outcomes = self._outcomes(kept, {str(task): ratio_of(entry) for task, entry in known.items()})
+        kept, scored = self._outcomes(kept, {str(task): ratio_of(entry) for task, entry in known.items()})
+        outcomes = scored["final"]
+        plan, tracked = self._plan(), self._optional("plan.json")
         listed = source.get("groups", {}).get("test", []) if isinstance(source.get("groups"), Mapping) else []
         return StudyRecord(
             name=tags.get("workbench.study", str(info.run_name)),
@@ -97,25 +105,28 @@ class _Reader:
             tasks=tasks_of(known, outcomes),
             cells=cells,
             searched=searched,
-            replicates=replicates_of(study_yaml, kept, self._optional("plan.json").get("stopped")),
+            replicates=replicates_of(study_yaml, kept, tracked.get("stopped")),
             runs=tuple(self._with_history(run) for run in kept),
             outcomes=outcomes,
             groups=tuple(sorted(self.groups or map(str, listed))),
-            plan=self._plan(),
+            plan=plan,
             departures=self._departures(),
             look=self._look(),
+            contenders=contenders,
+            confirmed=scored["confirm"],
+            fresh_replicates=fresh_of(kept, plan.confirm if plan else (), tracked.get("confirmed")),
             notes=tuple(dict.fromkeys(self.notes)),
         )
 
-    def _cells(self, plan: Sequence[Any]) -> Iterator[Cell]:
-        """The planned cells; an entry that cannot be read is left out and told."""
-        for number, entry in enumerate(plan, 1):
+    def _entries(self, name: str, entries: Sequence[Any], read: Callable[[Any], _Entry]) -> Iterator[_Entry]:
+        """Cells that a file describes; an entry that cannot be read is left out and told."""
+        for number, entry in enumerate(entries, 1):
             try:
-                yield cell_of_entry(entry)
+                yield read(entry)
             except KeyError as error:
-                self.notes.append(f"Entry {number} of variants.json is left out: it names no {error}.")
+                self.notes.append(f"Entry {number} of {name} is left out: it names no {error}.")
             except (TypeError, ValueError, AttributeError):
-                self.notes.append(f"Entry {number} of variants.json is left out: it describes no cell.")
+                self.notes.append(f"Entry {number} of {name} is left out: it describes no cell.")
 
     # --- runs ---------------------------------------------------------------------------------------------------
 
@@ -127,7 +138,7 @@ class _Reader:
         best: dict[tuple[str, str, str, float | None], Run] = {}
         for run in runs:  # oldest first
             rate = chosen.get(run.cell)
-            if run.phase == "final" and run.lr is not None and rate is not None and not np.isclose(run.lr, rate):
+            if run.phase != "search" and run.lr is not None and rate is not None and not np.isclose(run.lr, rate):
                 self.notes.append("Runs at a learning rate that a later search replaced are left out.")
                 continue
             key = (run.cell, run.phase, run.replicate, run.lr if run.phase == "search" else None)
@@ -136,7 +147,7 @@ class _Reader:
         return sorted(best.values(), key=lambda r: (r.phase, natural(r.replicate), r.started))
 
     def _with_history(self, run: Run) -> Run:
-        if run.phase != "final" or run.state != FINISHED:
+        if run.phase != "final" or run.state != FINISHED:  # of fresh replicates no curve is drawn
             return run
         history = {}
         for key in _HISTORIES:
@@ -149,14 +160,14 @@ class _Reader:
 
     def _outcomes(
         self, runs: Sequence[Run], ratios: Mapping[str, tuple[str, str] | None]
-    ) -> tuple[list[Run], dict[tuple[str, str, str], Outcomes]]:
-        """Scores of the finished final runs; a run whose test outcomes cannot be read is no longer finished."""
-        frames: dict[tuple[str, str, str], dict[str, pd.Series[float]]] = defaultdict(dict)
+    ) -> tuple[list[Run], dict[str, dict[tuple[str, str, str], Outcomes]]]:
+        """Scores of the finished runs by phase; a run whose test outcomes cannot be read is no longer finished."""
+        frames: dict[tuple[str, str, str, str], dict[str, pd.Series[float]]] = defaultdict(dict)
         groups: dict[str, str] = {}
         out: list[Run] = []
         for run in runs:
             state = run.state
-            if run.phase == "final" and state == FINISHED:
+            if run.phase != "search" and state == FINISHED:
                 for split in SPLITS:
                     table = self._parquet(run.run_id, split)
                     if table is None:
@@ -169,9 +180,12 @@ class _Reader:
                         scores = example_scores(
                             part.drop_duplicates("example_id").set_index("example_id"), ratios.get(str(task))
                         )
-                        frames[run.cell, str(task), split][run.replicate] = scores.astype(float)
+                        frames[run.phase, run.cell, str(task), split][run.replicate] = scores.astype(float)
             out.append(Run(**{**run.__dict__, "state": state}))
-        return out, {key: self._align(by_replicate, groups) for key, by_replicate in frames.items()}
+        scored: dict[str, dict[tuple[str, str, str], Outcomes]] = {"final": {}, "confirm": {}}
+        for (phase, *key), by_replicate in frames.items():
+            scored[phase][key[0], key[1], key[2]] = self._align(by_replicate, groups)
+        return out, scored
 
     def _align(self, by_replicate: Mapping[str, pd.Series[float]], groups: Mapping[str, str]) -> Outcomes:
         """Examples that every replicate scored, in one order."""
@@ -251,6 +265,16 @@ class _Reader:
             self.notes.append(f"{path} is not valid JSON.")
             found = {}
         return found if isinstance(found, Mapping) else {}
+
+    def _list(self, path: str) -> list[Any]:
+        """A JSON list that older studies do not have; empty without it."""
+        file = self._file(path, str(self.parent.info.run_id))
+        try:
+            found = json.loads(file.read_bytes()) if file else []
+        except (OSError, ValueError):
+            self.notes.append(f"{path} is not valid JSON.")
+            found = []
+        return found if isinstance(found, list) else []
 
     def _look(self) -> Look | None:
         """What the study's last step left to look at; None where there is nothing, or nothing that can be read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,8 @@ class Plan:
             from chance to perfect. None: nothing is called equivalent.
         looks: numbers of replicates after which verdicts are read. The level is spent in proportion, so that looking
             and then adding replicates stays honest; the last look is the planned end.
+        confirm: the same for the fresh replicates on which the winner is judged; empty: there are none.
+        confirm_share: of the level, what is kept for the fresh replicates; the rest is for comparing all cells.
     """
 
     primary: str
@@ -92,6 +94,20 @@ class Plan:
     level: float
     margin: float | None
     looks: tuple[int, ...]
+    confirm: tuple[int, ...] = ()
+    confirm_share: float = 0.0
+
+    def exploring(self) -> Plan:
+        """The part of the plan that compares all cells on the study's own replicates."""
+        return self._part(1 - self.confirm_share, self.looks)
+
+    def confirming(self) -> Plan:
+        """The part that judges the winner on fresh replicates."""
+        return self._part(self.confirm_share, self.confirm)
+
+    def _part(self, share: float, looks: tuple[int, ...]) -> Plan:
+        families = tuple(Family(f.measures, f.share * share) for f in self.families)
+        return replace(self, families=families, looks=looks, confirm=(), confirm_share=0.0)
 
     def spent(self) -> tuple[float, ...]:
         """The share of the level at each look: in proportion to the replicates that it adds."""
@@ -130,12 +146,30 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Contender:
+    """A cell that was trained again on fresh replicates, and why.
+
+    Attributes:
+        roles: among ``winner`` (the best on validation) and ``fusion`` (the best that reads several layers).
+        stands_for: the (measure, baseline) that it was picked as.
+        controls: the budgets of the best fusion that it meets with one layer: ``parameters``, ``flops``.
+        without: the layer of the best fusion that it does without.
+    """
+
+    cell: Cell
+    roles: tuple[str, ...] = ()
+    stands_for: tuple[tuple[str, str], ...] = ()
+    controls: tuple[str, ...] = ()
+    without: int | None = None
+
+
+@dataclass(frozen=True)
 class Run:
     """One child run: a variant-replicate, or a step of the learning-rate search."""
 
     run_id: str
     cell: str
-    phase: str  # "search" or "final"
+    phase: str  # "search", "final" or "confirm"
     replicate: str
     state: str  # a key of STATES
     lr: float | None
@@ -235,11 +269,30 @@ class StudyRecord:
     departures: tuple[str, ...] = ()  # from the plan, in words
     notes: tuple[str, ...] = ()  # what the query had to leave out
     look: Look | None = None  # None: the study logged none
+    contenders: tuple[Contender, ...] = ()  # trained again on fresh replicates
+    confirmed: Mapping[tuple[str, str, str], Outcomes] = field(default_factory=dict)  # as outcomes, of those
+    fresh_replicates: tuple[str, ...] = ()
 
     @property
     def group_name(self) -> str:
         """What the source calls a group of images that no split cuts through."""
         return str(self.source.get("group_name") or "group")
+
+    def fresh(self) -> StudyRecord | None:
+        """The fresh replicates of the contenders as a study of their own; None where none was started."""
+        runs = tuple(replace(r, phase="final") for r in self.runs if r.phase == "confirm")
+        if not runs or not self.contenders:
+            return None
+        return replace(
+            self,
+            cells=tuple(c.cell for c in self.contenders),
+            runs=runs,
+            outcomes=self.confirmed,
+            replicates=self.fresh_replicates,
+            plan=self.plan and self.plan.confirming(),
+            contenders=(),
+            confirmed={},
+        )
 
     def finals(self, cell: str) -> tuple[Run, ...]:
         """The counted runs of a cell, by replicate."""

@@ -12,18 +12,19 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench import provenance
 from workbench.config import to_dict, to_yaml
+from workbench.confirm import Confirmer
 from workbench.errors import WorkbenchError
 from workbench.freeze import freeze, write_plan
 from workbench.ledger import DONE, RUNNING, Ledger
 from workbench.look import log_look
 from workbench.prepare import Parts, flat, variant
-from workbench.record import study_files
+from workbench.record import describe, study_files
 from workbench.tracking import Tracker, default_uri, to_json
-from workbench.training import SEARCH, BankTrainer, Job
+from workbench.training import FINAL, SEARCH, BankTrainer, Job
 
 if TYPE_CHECKING:
     from sweeps.planner import Planner
@@ -116,7 +117,7 @@ class Experiment:
         self._build_store(planner)
         rates = self._search(planner)
         cells = planner.finalists()
-        self.tracker.log_files(self.run_id, {"variants.json": to_json([_describe(c, rates[c.id]) for c in cells])})
+        self.tracker.log_files(self.run_id, {"variants.json": to_json([describe(c, rates[c.id]) for c in cells])})
         variants = [variant(self.study, cell, rates[cell.id]) for cell in cells]
         jobs = self._replicate(variants)
         for cell, v in zip(cells, variants, strict=True):
@@ -124,15 +125,16 @@ class Experiment:
             planner.tell(cell, sum(values) / len(values) if values else None)
         done = [self.ledger.find(job.variant.id, job.replicate) for job in jobs]
         self.failed = sum(1 for entry in done if entry is None or not entry.finished)
+        self.failed += Confirmer(self.parts, self.banks, cells, rates).run(self.plan["confirm"])
         log_look(self.parts, self.tracker, self.run_id, variants, self.ledger, self.display)
 
     def _replicate(self, variants: list[Variant]) -> list[Job]:
         """Train replicate by replicate; between two looks of the plan, stop where the answer is decided."""
         jobs: list[Job] = []
         for look in self.plan["looks"]:
-            fresh = [Job(v, str(r)) for r in range(len(jobs) // len(variants), look) for v in variants]
-            self.banks.train(fresh, "final")
-            jobs += fresh
+            more = [Job(v, str(r)) for r in range(len(jobs) // len(variants), look) for v in variants]
+            self.banks.train(more, FINAL)
+            jobs += more
             if look < self.plan["looks"][-1] and self._decided(look):
                 self.ledger.remember("stopped", look)
                 self.display.say(f"decided after {look} replicates, as planned: no more are needed")
@@ -179,29 +181,17 @@ class Experiment:
             return {cell.id: grid_of(cell)[0] for cell in planner.finalists()}
         while asked := planner.ask(self.study.training.bank_size):
             cells = [a.cell for a in asked]
-            self.banks.train([Job(variant(self.study, c, lr), SEARCH) for c in cells for lr in grid_of(c)], "search")
+            self.banks.train([Job(variant(self.study, c, lr), SEARCH) for c in cells for lr in grid_of(c)], SEARCH)
             for cell in cells:
-                rates[cell.id], value = self._best_rate(cell, grid_of(cell))
+                rates[cell.id], value = self.banks.best_rate(cell, grid_of(cell))
                 planner.tell(cell, value)
-        return {c.id: rates.get(c.id) or self._best_rate(c, grid_of(c))[0] for c in planner.finalists()}
+        return {c.id: rates.get(c.id) or self.banks.best_rate(c, grid_of(c))[0] for c in planner.finalists()}
 
     def _rates_by_strategy(self, planner: Planner, grid: Sequence[float]) -> dict[str, float]:
         """Scope ``strategy``: one cell stands for all that differ from it in their layers alone."""
         first = planner.representatives()
-        self.banks.train([Job(variant(self.study, c, lr), SEARCH) for c in first.values() for lr in grid], "search")
-        return {family: self._best_rate(cell, grid)[0] for family, cell in first.items()}
-
-    def _best_rate(self, cell: Cell, grid: Sequence[float]) -> tuple[float, float | None]:
-        """The rate with the best validation objective (ties: the lower), and that objective."""
-        scored = []
-        for lr in grid:
-            entry = self.banks.finished(Job(variant(self.study, cell, lr), SEARCH))
-            if entry is not None:
-                scored.append((-entry.result["val/objective"], lr))
-        if not scored:
-            return min(grid), None
-        value, lr = min(scored)
-        return lr, -value
+        self.banks.train([Job(variant(self.study, c, lr), SEARCH) for c in first.values() for lr in grid], SEARCH)
+        return {family: self.banks.best_rate(cell, grid)[0] for family, cell in first.items()}
 
     # --- opening ------------------------------------------------------------------------------------------------
 
@@ -248,17 +238,3 @@ class Experiment:
             if entry.state == RUNNING or lost or again:
                 self.ledger.forget(entry.variant, entry.replicate)
         self.kept = sum(entry.state == DONE for entry in self.ledger.entries())
-
-
-def _describe(cell: Cell, lr: float) -> dict[str, Any]:
-    return {
-        "cell": cell.id,
-        "strategy": cell.strategy,
-        "levels": list(cell.selection.levels) or None,
-        "query": cell.selection.query,
-        "label": cell.label,
-        "options": dict(cell.options),
-        "alias": cell.alias,
-        "baselines": list(cell.baselines),
-        "chosen_lr": lr,
-    }

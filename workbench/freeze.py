@@ -9,8 +9,14 @@ from workbench.analysis_plan import full_plan, plan_hash
 from workbench.config import StudyConfig
 from workbench.ledger import Ledger
 from workbench.tracking import Tracker, to_json
+from workbench.training import SEARCH
 
-_WORDS = {"primary": "primary measure", "looks": "replicates at which verdicts are read"}
+_WORDS = {
+    "primary": "primary measure",
+    "looks": "replicates at which verdicts are read",
+    "confirm": "fresh replicates at which the winner is judged",
+    "confirm_share": "share of the level for the fresh replicates",
+}
 
 
 def freeze(study: StudyConfig, ledger: Ledger, tracker: Tracker, run_id: str) -> dict[str, Any]:
@@ -20,7 +26,7 @@ def freeze(study: StudyConfig, ledger: Ledger, tracker: Tracker, run_id: str) ->
     down with the number of replicates that could have been looked at by then.
     """
     plan = full_plan(study.plan, study.tasks, study.replicates)
-    finished = sum(1 for entry in ledger.entries() if entry.finished and entry.replicate.isdigit())
+    finished = sum(1 for entry in ledger.entries() if entry.finished and entry.replicate != SEARCH)
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     known: dict[str, Any] | None = ledger.fact("plan")
     if known is None:
@@ -56,6 +62,7 @@ def write_plan(ledger: Ledger, tracker: Tracker, run_id: str) -> None:
                     "first": known["first"],
                     "changes": known["changes"],
                     "stopped": ledger.fact("stopped"),
+                    "confirmed": ledger.fact("confirmed"),
                 }
             )
         },

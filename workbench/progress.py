@@ -47,7 +47,7 @@ class Display:
     @contextmanager
     def training(self, phase: str, total: int, kept: int) -> Iterator[Callable[[int], None]]:
         """A bar over variant-epochs. Yields the function that moves it."""
-        name = "learning rates" if phase == "search" else "replicates"
+        name = {"search": "learning rates", "confirm": "fresh replicates"}.get(phase, "replicates")
         if kept:
             self.say(f"{name}: {kept} variant-replicates were finished before and are kept")
         if not total or not self.progress:

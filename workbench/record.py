@@ -19,7 +19,7 @@ from workbench.tracking import to_json
 
 if TYPE_CHECKING:
     from modules.bank import Evaluation, Member
-    from sweeps.space import Variant
+    from sweeps.space import Cell, Variant
 
 STILL_FALLING = 0.02  # relative drop of the training loss an epoch, above which a run does not count as converged
 GATES_OPEN = 0.01  # root mean square of a gate that starts at zero, from which on it counts as opened
@@ -60,6 +60,21 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
                 for task in parts.tasks
             }
         ),
+    }
+
+
+def describe(cell: Cell, lr: float) -> dict[str, Any]:
+    """A cell at its learning rate, as ``variants.json`` and ``contenders.json`` list it."""
+    return {
+        "cell": cell.id,
+        "strategy": cell.strategy,
+        "levels": list(cell.selection.levels) or None,
+        "query": cell.selection.query,
+        "label": cell.label,
+        "options": dict(cell.options),
+        "alias": cell.alias,
+        "baselines": list(cell.baselines),
+        "chosen_lr": lr,
     }
 
 
@@ -110,7 +125,7 @@ def final_metrics(member: Member, parts: Parts, grid: tuple[int, int], phase: st
         **member.diagnostics,
         **gates,
     }
-    if phase == "final":
+    if phase != "search":
         metrics["cost/ms_per_image_forward"] = _forward_ms(member, example, grid)
     if gates:
         metrics["gates_opened"] = float(all(value >= GATES_OPEN for value in gates.values()))
@@ -136,7 +151,7 @@ def child_files(member: Member, parts: Parts, variant: Variant, phase: str) -> d
         "training": dict(variant.training),
     }
     files: dict[str, str | bytes] = {"variant.yaml": yaml.safe_dump(described, sort_keys=False)}
-    if phase != "final" or member.outcome != "finished":
+    if phase == "search" or member.outcome != "finished":
         return files
     for split, evaluation in member.evaluations.items():
         files[f"outcomes/{split}.parquet"] = _outcomes(evaluation, parts, split)

@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workbench.ledger import DONE, RUNNING, Entry, Ledger
-from workbench.prepare import Parts, seed_of
+from workbench.prepare import Parts, seed_of, variant
 from workbench.record import child_files, child_params, final_metrics
 from workbench.tracking import Tracker
 
 if TYPE_CHECKING:
     from modules.bank import Member, MemberConfig
-    from sweeps.space import Variant
+    from sweeps.space import Cell, Variant
     from workbench.progress import Display
 
 _EVAL_BATCH = 64  # nothing depends on it
-SEARCH = "search"  # the replicate on which learning rates and cells are chosen; never one of those reported
+SEARCH = "search"  # the phase, and the replicate, on which learning rates are chosen; never one of those reported
+FINAL = "final"  # the phase of the study's replicates, 0, 1, …
+CONFIRM = "confirm"  # the phase of the fresh replicates, c0, c1, …, on which the winner is judged
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Job:
 
     variant: Variant
     replicate: str
+
+
+def fresh(number: int) -> str:
+    """The name of a fresh replicate."""
+    return f"c{number}"
 
 
 class BankTrainer:
@@ -100,7 +107,7 @@ class BankTrainer:
         )
         with self._told_truly(jobs, run_ids):
             trainer.fit(bank, data)
-            if phase == "final":
+            if phase != SEARCH:
                 trainer.test(bank, data, verbose=False)
             for job, member, run_id in zip(jobs, bank.members, run_ids, strict=True):
                 self._finish(job, member, run_id, phase)
@@ -155,7 +162,7 @@ class BankTrainer:
 
     def _start(self, job: Job, phase: str) -> str:
         name = f"{job.variant.cell.label} " + (
-            f"r{job.replicate}" if phase == "final" else f"search lr {job.variant.lr:g}"
+            f"search lr {job.variant.lr:g}" if phase == SEARCH else f"r{job.replicate}"
         )
         tags = {
             "workbench.study_id": self.parts.study_id,
@@ -183,6 +190,18 @@ class BankTrainer:
         """The ledger's entry of a job that was trained to its end; None of any other."""
         entry = self.ledger.find(job.variant.id, job.replicate)
         return entry if entry is not None and entry.finished and "val/objective" in entry.result else None
+
+    def best_rate(self, cell: Cell, grid: Sequence[float]) -> tuple[float, float | None]:
+        """The rate with the best validation objective (ties: the lower), and that objective."""
+        scored = []
+        for lr in grid:
+            entry = self.finished(Job(variant(self.study, cell, lr), SEARCH))
+            if entry is not None:
+                scored.append((-entry.result["val/objective"], lr))
+        if not scored:
+            return min(grid), None
+        value, lr = min(scored)
+        return lr, -value
 
     def _wanted(self, job: Job) -> bool:
         entry = self.ledger.find(job.variant.id, job.replicate)

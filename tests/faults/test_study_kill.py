@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -79,7 +80,13 @@ def test_kill_anywhere_then_the_same_command(
     assert last.returncode == 0, last.stderr
     final = done_rows(workspace)
     assert committed.items() <= final.items()
-    assert len(final) == 3 * 2 + 3 * replicates
+    ended = Counter("fresh" if replicate.startswith("c") else replicate for _, replicate in final)
+    with sqlite3.connect(next(workspace.glob("studies/*/ledger.db"))) as db:
+        (told,) = db.execute("SELECT value FROM facts WHERE name = 'contenders'").fetchone()
+    contenders = {entry["cell"] for entry in json.loads(told)}
+    assert len(contenders) > 3  # picked once, whatever was killed meanwhile, controls and left-out layers among them
+    assert {ended[str(r)] for r in range(replicates)} == {3}
+    assert ended["fresh"] == 5 * len(contenders)
 
     client = MlflowClient(tracking_uri=mlflow_uri)
     experiment = client.get_experiment_by_name("fusion-workbench")

@@ -30,6 +30,7 @@ SMALL = (
     "training.bank_size=32",
     "search.learning_rates=[0.003]",
     "replicates=1",
+    "plan.confirm=[]",
 )
 
 

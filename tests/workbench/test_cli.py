@@ -24,6 +24,7 @@ source: {{name: finescenes, options: {{train: 24, val: 8, test: 12}}}}
 strategies: [{{name: deep_only}}, {{name: concat}}, {{name: mmfuser, options: {{heads: 2}}}}]
 selections: [{{levels: [1, 2]}}]
 replicates: 2
+plan: {{confirm: []}}
 search: {{learning_rates: [0.003]}}
 training: {{epochs: 2, batch_size: 8, head_hidden: 16}}
 """

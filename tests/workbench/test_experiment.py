@@ -36,6 +36,7 @@ strategies: [{{name: deep_only}}, {{name: concat}}, {{name: mmfuser, options: {{
 selections: [{{levels: [1, 2]}}]
 baselines: false
 replicates: 2
+plan: {{confirm: []}}
 search: {{learning_rates: [0.001, 0.003]}}
 training: {{epochs: 2, batch_size: 8, head_hidden: 16, bank_size: 4}}
 tracking: {{uri: "{uri}"}}

@@ -35,6 +35,7 @@ source: {{name: finescenes, options: {{train: 16, val: 8, test: 12}}}}
 strategies: [{{name: concat}}, {{name: mmfuser, options: {{heads: 2}}}}, {{name: matched, options: {{like: concat}}}}]
 selections: [{{levels: [1, 2]}}]
 replicates: 3
+plan: {{confirm: []}}
 search: {{learning_rates: [0.003]}}
 training: {{epochs: 1, batch_size: 8, head_hidden: 16}}
 tracking: {{uri: "{uri}"}}
