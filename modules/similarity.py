@@ -1,9 +1,9 @@
 """How alike the layers of an encoder are: linear CKA in its unbiased minibatch form.
 
-CKA (Kornblith et al., arXiv 1905.00414) compares two layers by the Gram matrices of the same examples in both. Its usual
-estimate needs all examples at once and is biased upwards where channels are many. Here each term is HSIC₁, the unbiased
-estimate of Song et al. (JMLR 13, 2012, eq. 5), summed over minibatches before the quotient is taken (Nguyen et al., ICLR
-2021, arXiv 2010.15327, eq. 2 and 3)::
+CKA (Kornblith et al., arXiv 1905.00414) compares two layers by the Gram matrices of the same examples in both. Its
+usual estimate needs all examples at once and is biased upwards where channels are many. Here each term is HSIC₁, the
+unbiased estimate of Song et al. (JMLR 13, 2012, eq. 5), summed over minibatches before the quotient is taken (Nguyen et
+al., ICLR 2021, arXiv 2010.15327, eq. 2 and 3)::
 
     HSIC₁(K, L) = [ tr(K̃L̃) + 1ᵀK̃1·1ᵀL̃1 / ((n-1)(n-2)) − 2/(n-2) · 1ᵀK̃L̃1 ] / (n(n-3))
     CKA         = Σ HSIC₁(K_i, L_i) / ( √Σ HSIC₁(K_i, K_i) · √Σ HSIC₁(L_i, L_i) )

@@ -4,13 +4,14 @@ Layers are cut into runs so that as much similarity as possible stays inside: of
 the one with the largest ``Σ over runs (sum of similarities in the run) / (its length)``, found by dynamic programming.
 With CKA as the kernel this is the kernel change-point problem (Arlot, Celisse and Harchaoui, JMLR 20, 2019, eq. 2.2).
 
-How many runs: the fewest with which the layers of every run are :data:`ALIKE` on average, over its pairs. A layer that is
-like none of its neighbours is a run of its own.
+How many runs: the fewest with which the layers of every run are :data:`ALIKE` on average, over its pairs. A layer that
+is like none of its neighbours is a run of its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -39,7 +40,7 @@ def stages(similarity: ArrayLike, alike: float = ALIKE) -> tuple[Stage, ...]:
     np.fill_diagonal(matrix, 1.0)
     best = _segmentations(matrix)
     for cuts in best:
-        found = tuple(Stage(a, b, _within(matrix[a:b, a:b])) for a, b in zip(cuts, cuts[1:], strict=False))
+        found = tuple(Stage(a, b, _within(matrix[a:b, a:b])) for a, b in pairwise(cuts))
         if all(stage.within >= alike for stage in found):
             return found
     return ()  # of no layers; n stages of one layer are always alike
@@ -56,7 +57,7 @@ def _segmentations(matrix: Floats) -> list[tuple[int, ...]]:
     gain = np.where(length > 0, total / np.maximum(length, 1), -np.inf)
     value = gain[0]  # the best of the layers up to each, in one run
     back: list[list[int]] = []
-    out = [(0, n)] if n else []
+    out: list[tuple[int, ...]] = [(0, n)] if n else []
     for runs in range(2, n + 1):
         reached = value[:, None] + gain  # [where the last run starts, where it ends]
         back.append(reached.argmax(0).tolist())

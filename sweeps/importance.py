@@ -2,8 +2,8 @@
 
 PED-ANOVA (Watanabe et al., IJCAI 2023, arXiv 2304.10255) compares how a parameter is distributed among the best trials
 and among all of them; the more these differ, the more the parameter matters for being among the best. Here a trial is a
-cell, its parameters whether it reads each layer, its strategy and its query, its value the validation objective. Nothing
-is trained for it, and it says nothing of cells that the study does not hold.
+cell, its parameters whether it reads each layer, its strategy and its query, its value the validation objective.
+Nothing is trained for it, and it says nothing of cells that the study does not hold.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Importance:
 
 
 def importance(told: Sequence[Told]) -> Importance:
-    """PED-ANOVA of being among the best tenth of the cells (at least five); cells without a finite value are left out."""
+    """PED-ANOVA of being among the best tenth of the cells (at least five). A cell without a finite value is none."""
     known = [cell for cell in told if math.isfinite(cell.value)]
     if len(known) < FEWEST:
         return Importance(len(known), reason=f"{len(known)} cells; it takes {FEWEST}")

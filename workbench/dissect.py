@@ -1,9 +1,9 @@
 """The last step of a study beside the look: what the layers have in common, and which of them decide.
 
-Two files go to the parent run, for the report to render. ``similarity.json``: linear CKA between all layers that the study
-can read, on validation images (:mod:`modules.similarity`). ``importance.json``: PED-ANOVA over the study's cells
-(:mod:`sweeps.importance`). Both are remembered in the ledger, made again when what they rest on has changed, and never end
-a study that fails to make them.
+Two files go to the parent run, for the report to render. ``similarity.json``: linear CKA between all layers that the
+study can read, on validation images (:mod:`modules.similarity`). ``importance.json``: PED-ANOVA over the study's cells
+(:mod:`sweeps.importance`). Both are remembered in the ledger, made again when what they rest on has changed, and never
+end a study that fails to make them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def similarity(parts: Parts, layers: Sequence[int]) -> dict[str, Any]:
 def _features(parts: Parts, layers: Sequence[int], order: Tensor) -> Iterator[Tensor]:
     """Minibatches ``[layers, B, T, dim]`` of the images ``order``, from the store or from the encoder."""
     stored = None if parts.store is None else parts.store.features(SPLIT, layers)
-    for index in order.split(_BATCH):
+    for index in torch.split(order, _BATCH):
         if stored is not None:
             yield stored.rows(index)
         else:
@@ -145,5 +145,7 @@ def _values(
 
 def _mean(parts: Parts, variant: Variant, ledger: Ledger) -> float | None:
     entries = [ledger.find(variant.id, str(r)) for r in range(parts.study.replicates)]
-    values = [e.result["val/objective"] for e in entries if e is not None and e.finished and "val/objective" in e.result]
+    values = [
+        e.result["val/objective"] for e in entries if e is not None and e.finished and "val/objective" in e.result
+    ]
     return sum(values) / len(values) if values else None

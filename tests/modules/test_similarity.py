@@ -18,14 +18,14 @@ def of(*batches: Tensor) -> Tensor:
 
 def by_definition(x: Tensor, y: Tensor) -> float:
     """The mean over all ordered quadruples of different examples: a U-statistic, Song et al. 2012, eq. 3 and 4."""
-    k, l = x @ x.T, y @ y.T
+    k, m = x @ x.T, y @ y.T
     n, total, count = len(x), 0.0, 0
     for i in range(n):
         for j in range(n):
             for q in range(n):
                 for r in range(n):
                     if len({i, j, q, r}) == 4:
-                        total += float(k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q]))
+                        total += float(k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q]))
                         count += 1
     return total / count
 
@@ -67,8 +67,8 @@ def test_what_shares_nothing_is_near_zero_with_many_channels_too() -> None:
     assert abs(float(matrix[0, 1])) < 0.03
     x, y = torch.randn(2, 64, 512).double()
     centre = torch.eye(64).double() - 1 / 64
-    k, l = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
-    assert float((k * l).sum() / (k.norm() * l.norm())) > 0.5
+    k, m = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
+    assert float((k * m).sum() / (k.norm() * m.norm())) > 0.5
 
 
 def test_float32_features_with_a_large_mean_keep_their_digits() -> None:

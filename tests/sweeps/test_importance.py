@@ -14,9 +14,7 @@ def cells(value: dict[int, float], noise: float = 0.0, layers: int = 7) -> list[
     """Every pair of layers under query 9, by two strategies; worth the sum of their layers."""
     rng = np.random.default_rng(0)
     return [
-        Told(
-            frozenset({*pair, 9}), strategy, 9, sum(value.get(layer, 0.0) for layer in pair) + noise * rng.normal()
-        )
+        Told(frozenset({*pair, 9}), strategy, 9, sum(value.get(layer, 0.0) for layer in pair) + noise * rng.normal())
         for pair in itertools.combinations(range(layers), 2)
         for strategy in ("concat", "average")
     ]
