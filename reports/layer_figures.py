@@ -182,8 +182,8 @@ def importance_words(found: Importance) -> str:
         f"layer {n} ({100 * found.layers[n]:.0f} %{', by its absence' if n in found.avoided else ''})" for n in ranked
     ]
     return (
-        f"Over {found.cells} cells ({found.values or 'validation'}), what sets the best {found.top} apart is first "
-        f"{listed(named)}{'; ' + listed(rest) if rest else ''}. That is a description of the cells tried, without an "
+        f"Over {found.cells} cells ({found.values or 'validation'}), what sets the best {found.top} apart is, most of "
+        f"all, {listed(named)}{'; ' + listed(rest) if rest else ''}. That is a description of the cells tried, without an "
         f"interval{'; of so few it is a hint' if found.cells < 30 else ''}."
     )
 

@@ -39,8 +39,8 @@ def similarity_figure(similarity: Similarity) -> Figure:
             a, b = stage.start - 0.5, stage.end - 0.5
             axes.plot([a, b, b, a, a], [a, a, b, b, a], color=INK, lw=1.8, clip_on=False, solid_joinstyle="miter")
             words = _stage(stage, similarity.layers)
-            axes.text(n - 0.1, (a + b) / 2, words, va="center", clip_on=False)
-            axes.plot([b, n - 0.3], [(a + b) / 2] * 2, color=RULE, lw=0.7, clip_on=False, zorder=0)
+            axes.text(n - 0.05, (a + b) / 2, words, va="center", clip_on=False)
+            axes.plot([n - 0.45, n - 0.2], [(a + b) / 2] * 2, color=RULE, lw=0.7, clip_on=False, zorder=0)
         step = 1 if n <= 26 else 2
         places, names = range(0, n, step), [str(layer) for layer in similarity.layers[::step]]
         axes.set_xticks(places, names)

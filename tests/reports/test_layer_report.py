@@ -48,7 +48,7 @@ def test_the_page_shows_all_of_it(seen: tuple[ReportPaths, str, Path]) -> None:
     assert all(re.fullmatch(r"data:image/(png|webp|gif);base64,[\w+/=]+", load) for load in page.loads)
     text = " ".join(page.words)
     assert "The layers fall into 2 stages: 0–4 and 5–12." in html
-    assert "first layer 5 (40 %), layer 0 (3 %) and layer 1 (3 %); the strategy 20 % and the query 4 %" in html
+    assert "most of all, layer 5 (40 %), layer 0 (3 %) and layer 1 (3 %); the strategy 20 % and the query 4 %" in html
     assert "Over 26 cells (mean over replicates), what sets the best 5 apart" in text
     order = [html.index(f'<figure id="{n}">') for n in ("importance", "similarity", "gates", "opening", "heads")]
     assert order == sorted(order)
