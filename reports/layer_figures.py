@@ -183,7 +183,7 @@ def importance_words(found: Importance) -> str:
     ]
     return (
         f"Over {found.cells} cells ({found.values or 'validation'}), what sets the best {found.top} apart is, most of "
-        f"all, {listed(named)}{'; ' + listed(rest) if rest else ''}. That is a description of the cells tried, without an "
+        f"all, {listed(named)}{'; ' + listed(rest) if rest else ''}. That describes the cells tried, without an "
         f"interval{'; of so few it is a hint' if found.cells < 30 else ''}."
     )
 
