@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PERCENTILES = (1.0, 99.0)  # of each component, which become black and full colour; what lies beyond is cut
+LEAST_REACH = 0.01  # of shares: what differs less is not stretched to full contrast
 _OVERSAMPLED = 16  # directions followed to find three; with the iterations below exact to what a colour can show
 _ITERATIONS = 8
 
@@ -52,6 +53,30 @@ def pca_rgb(tokens: Tensor, percentiles: tuple[float, float] = PERCENTILES) -> C
     scaled = torch.stack([_scaled(component, percentiles) for component in shown.unbind(1)], dim=1)
     colours = (scaled * 255).round().to(torch.uint8).view(images, cells, 3)
     return ColourMaps(colours, (explained[0], explained[1], explained[2]))
+
+
+@dataclass(frozen=True)
+class ShareMaps:
+    """Of M levels ``shades`` uint8 ``[M, B, T]``: black is ``mean - reach``, white ``mean + reach`` of each."""
+
+    shades: Tensor
+    means: tuple[float, ...]
+    reach: float
+
+
+@torch.no_grad()
+def share_maps(regions: Tensor, percentile: float = PERCENTILES[1]) -> ShareMaps:
+    """Where each level is drawn on, from shares ``[B, T, M]``, as shades around the level's mean over all tokens.
+
+    The contrast is one for all levels, so that a level that is drawn on everywhere alike stays grey: of the levels'
+    distances from their means the largest ``percentile``, and at least :data:`LEAST_REACH`.
+    """
+    shares = regions.detach().double().cpu().movedim(-1, 0)  # [M, B, T]
+    means = shares.mean((1, 2), keepdim=True)
+    away = (shares - means).abs().flatten(1)
+    reach = max(LEAST_REACH, float(torch.quantile(away, percentile / 100, dim=1).max()))
+    shades = (0.5 + (shares - means) / (2 * reach)).clamp(0, 1)
+    return ShareMaps((shades * 255).round().to(torch.uint8), tuple(means.flatten().tolist()), reach)
 
 
 def on_grid(tokens: Tensor, token_map: Tensor, cells: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from reports.comparison import BASELINES, CONTROLS, Analysis, Comparison
 from reports.records import Cell, StudyRecord
@@ -104,6 +105,7 @@ class Confirmation:
                     yield LeftOut(contender.without, measure.name, worth)
 
 
+@lru_cache(maxsize=8)
 def confirmation(analysis: Analysis) -> Confirmation | None:
     """None where no fresh replicate was started."""
     fresh = analysis.record.fresh()

@@ -11,6 +11,7 @@ from typing import Any
 
 from reports.answer import Answer
 from reports.comparison import BASELINES, Analysis, Comparison
+from reports.layer_figures import layers_json
 from reports.look import look_json
 from reports.records import FINISHED, Cell
 from reports.statistics import Estimate
@@ -79,6 +80,7 @@ def to_json(analysis: Analysis, answer: Answer) -> dict[str, Any]:
         ],
         "health": [{"cell": row["cell"].id, "flags": row["flags"]} for row in health(record)],
         "notes": list(record.notes),
+        "layers": layers_json(analysis),
         "look": look_json(record.look),
     }
     finite: dict[str, Any] = _finite(plain)

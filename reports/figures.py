@@ -9,7 +9,8 @@ import numpy as np
 
 from reports.answer import Answer
 from reports.comparison import BASELINES, Analysis, Measure
-from reports.fuser_figures import attention, gates
+from reports.fuser_figures import attention, gates, heads, opening
+from reports.layer_figures import layer_drawings
 from reports.records import Cell
 from reports.statistics import Estimate
 from reports.svg import (
@@ -38,8 +39,10 @@ def figures(analysis: Analysis, answer: Answer) -> list[Figure]:
     """All that the study has data for."""
     tasks = [m for m in analysis.measures if any(t.name == m.name for t in analysis.record.tasks)]
     made = [layer_curve(analysis, answer, m) for m in tasks]
+    made += layer_drawings(analysis)
     made += [cost_figure(analysis, answer, m) for m in tasks]
-    made += [gates(analysis.record), attention(analysis.record), training(analysis, answer)]
+    made += [draw(analysis.record) for draw in (gates, opening, attention, heads)]
+    made += [training(analysis, answer)]
     return [figure for figure in made if figure is not None]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reports.comparison import Analysis
-from reports.records import Look, LookColumn, LookExample, LookScore
+from reports.records import Look, LookColumn, LookExample, LookLevel, LookRegions, LookScore
 from workbench.errors import WorkbenchError
 
 SCHEMA = 1
@@ -23,6 +23,8 @@ KINDS = {
 _NAME = re.compile(r"[\w-][\w.-]*")  # a file beside look.json, nowhere else
 _FORMATS = ("PNG", "WEBP", "JPEG")
 _MOST_PIXELS = 4_000_000
+_MORE, _LESS = (255, 140, 0), (0, 80, 230)  # laid over an image where a level is drawn on more, and less
+_STRONGEST = 0.75  # how opaque at most
 
 
 def read_look(plain: Any, file: Callable[[str], Path | None]) -> Look:
@@ -42,6 +44,7 @@ def read_look(plain: Any, file: Callable[[str], Path | None]) -> Look:
         featured=_word(plain["featured"]),
         columns=tuple(sorted(read, key=lambda c: c.layer is None)),  # layers first
         examples=examples,
+        regions=tuple(_regions(entry, file, (rows, columns), len(examples)) for entry in plain.get("regions", ())),
     )
 
 
@@ -54,7 +57,7 @@ def look_groups(analysis: Analysis) -> list[dict[str, Any]]:
     for number, example in enumerate(look.examples):
         tasks = [example.task] if example.task else [t.name for t in analysis.record.tasks]
         scores = [_score(analysis, task, example.scores[task]) for task in tasks if task in example.scores]
-        row = {"example": example, "scores": scores, "tiles": [c.tiles[number] for c in look.columns]}
+        row = {"example": example, "scores": scores, "tiles": [c.tiles[number] for c in look.columns], "number": number}
         groups.setdefault((example.task, example.kind), []).append(row)
     return [
         {"title": f"{task}: {KINDS[kind]}" if task else KINDS[kind], "rows": rows}
@@ -72,15 +75,27 @@ def look_page(analysis: Analysis) -> dict[str, Any]:
         "before fusion": [c for c in look.columns if c.layer is not None],
         "after fusion": [c for c in look.columns if c.layer is None],
     }
+    groups = look_groups(analysis)
     heads = [(title, columns) for title, columns in parts.items() if columns]
     return {
         "look": look,
-        "look_groups": look_groups(analysis),
+        "look_groups": groups,
         "look_names": {key: known[cell].name if cell in known else "" for key, cell in found.items()},
         "look_heads": heads,
         "look_starts": {0, len(heads[0][1])} if heads else set(),
+        "look_drawn": _drawn(groups),
         "look_replicates": sorted({c.replicate for c in look.columns if c.replicate}),
     }
+
+
+def _drawn(groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """The images on which regions are shown, with why: all that were drawn at random, and of the others the first."""
+    return [
+        (group["title"], row)
+        for group in groups
+        for place, row in enumerate(group["rows"])
+        if place == 0 or not row["example"].task
+    ]
 
 
 def look_json(look: Look | None) -> dict[str, Any] | None:
@@ -92,6 +107,10 @@ def look_json(look: Look | None) -> dict[str, Any] | None:
         "featured": look.featured,
         "columns": [
             {"layer": c.layer, "query": c.query, "cell": c.cell, "explained": list(c.explained)} for c in look.columns
+        ],
+        "regions": [
+            {"cell": r.cell, "levels": [{k: getattr(v, k) for k in ("layer", "mean", "low", "high")} for v in r.levels]}
+            for r in look.regions
         ],
         "examples": [
             {
@@ -142,15 +161,7 @@ def _column(
     entry: Mapping[str, Any], file: Callable[[str], Path | None], grid: tuple[int, int], examples: int
 ) -> LookColumn:
     """A strip cut into its examples."""
-    rows, columns = grid
-    _, _, strip = _picture(entry["file"], file)
-    if strip.size != (columns, rows * examples):
-        raise WorkbenchError(f"{entry['file']} is {strip.size[0]}×{strip.size[1]}, not {columns}×{rows * examples}")
-    tiles = []
-    for number in range(examples):
-        buffer = io.BytesIO()
-        strip.crop((0, rows * number, columns, rows * (number + 1))).save(buffer, "PNG", optimize=True)
-        tiles.append(_uri("PNG", buffer.getvalue()))
+    tiles = [_uri("PNG", _encoded(tile)) for tile in _cut(entry["file"], file, grid, examples)]
     layer = entry.get("layer")
     return LookColumn(
         layer=None if layer is None else int(layer),
@@ -161,6 +172,49 @@ def _column(
         explained=tuple(float(share) for share in entry["explained"]),
         tiles=tuple(tiles),
     )
+
+
+def _regions(
+    entry: Mapping[str, Any], file: Callable[[str], Path | None], grid: tuple[int, int], examples: int
+) -> LookRegions:
+    """Strips of shares as tints to lay over the images, clear at the level's mean."""
+    from PIL import Image
+
+    away = [abs(2 * value - 255) for value in range(256)]
+
+    def tint(tile: Any) -> Any:
+        share = tile.convert("L")
+        more, less = (Image.new("RGB", tile.size, colour) for colour in (_MORE, _LESS))
+        over = Image.composite(more, less, share.point([255 * (value > 127) for value in range(256)]))
+        over.putalpha(share.point([round(_STRONGEST * value) for value in away]))
+        return over
+
+    levels = [
+        LookLevel(
+            layer=int(level["layer"]),
+            mean=float(level["mean"]),
+            low=float(level["low"]),
+            high=float(level["high"]),
+            tiles=tuple(_uri("PNG", _encoded(tint(tile))) for tile in _cut(level["file"], file, grid, examples)),
+        )
+        for level in entry["levels"]
+    ]
+    return LookRegions(str(entry["cell"]), str(entry["label"]), str(entry["replicate"]), tuple(levels))
+
+
+def _cut(name: Any, file: Callable[[str], Path | None], grid: tuple[int, int], examples: int) -> list[Any]:
+    """The tiles of a strip, an example each."""
+    rows, columns = grid
+    _, _, strip = _picture(name, file)
+    if strip.size != (columns, rows * examples):
+        raise WorkbenchError(f"{name} is {strip.size[0]}×{strip.size[1]}, not {columns}×{rows * examples}")
+    return [strip.crop((0, rows * number, columns, rows * (number + 1))) for number in range(examples)]
+
+
+def _encoded(tile: Any) -> bytes:
+    buffer = io.BytesIO()
+    tile.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _picture(name: Any, file: Callable[[str], Path | None]) -> tuple[str, bytes, Any]:

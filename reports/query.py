@@ -14,6 +14,7 @@ from urllib.request import url2pathname
 import numpy as np
 
 from reports.connect import children, connect, find_study, shown
+from reports.inner import Inside, read_importance, read_inside, read_similarity
 from reports.look import read_look
 from reports.parsing import (
     cell_of_entry,
@@ -40,6 +41,7 @@ _Entry = TypeVar("_Entry")
 
 SPLITS = ("val", "test")
 _HISTORIES = ("train/loss", "val/objective")  # those that the report draws: each costs a request a run
+_MOST_INSIDES = 6  # cells whose fusers are looked into, the best on validation
 _COLUMNS = {"example_id", "group", "task", "score", "items"}
 
 
@@ -115,6 +117,9 @@ class _Reader:
             contenders=contenders,
             confirmed=scored["confirm"],
             fresh_replicates=fresh_of(kept, plan.confirm if plan else (), tracked.get("confirmed")),
+            similarity=self._part("similarity.json", read_similarity),
+            importance=self._part("importance.json", read_importance),
+            insides=self._insides(kept),
             notes=tuple(dict.fromkeys(self.notes)),
         )
 
@@ -275,6 +280,39 @@ class _Reader:
             self.notes.append(f"{path} is not valid JSON.")
             found = []
         return found if isinstance(found, list) else []
+
+    def _part(self, path: str, read: Callable[[Mapping[str, Any]], _Entry]) -> _Entry | None:
+        """What ``read`` makes of a JSON file that older studies do not have; one that it cannot read is told."""
+        plain = self._optional(path)
+        try:
+            return read(plain) if plain else None
+        except (WorkbenchError, KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
+        self.notes.append(f"{path} is left out: {reason}.")
+        return None
+
+    def _insides(self, runs: Sequence[Run]) -> dict[str, tuple[Inside, ...]]:
+        """The insides of the fusers that have any, of the cells that are best on validation, replicate by replicate."""
+        own: dict[str, list[Run]] = defaultdict(list)
+        for run in runs:
+            gated = any(key.startswith(("gate/", "attention_share/")) for key in run.metrics)
+            if run.phase == "final" and run.state == FINISHED and gated:
+                own[run.cell].append(run)
+        worth = {c: float(np.mean([r.metrics.get("val/objective", -np.inf) for r in own[c]])) for c in own}
+        found: dict[str, tuple[Inside, ...]] = {}
+        for cell in sorted(worth, key=lambda c: -worth[c])[:_MOST_INSIDES]:
+            read = [inside for run in own[cell] if (inside := self._inside(run)) is not None]
+            if read:
+                found[cell] = tuple(read)
+        return found
+
+    def _inside(self, run: Run) -> Inside | None:
+        file = self._file("inside.safetensors", run.run_id)
+        try:
+            return read_inside(file, run.replicate) if file else None
+        except WorkbenchError as error:
+            self.notes.append(f"inside.safetensors of run {run.run_id} is left out: {error}.")
+            return None
 
     def _look(self) -> Look | None:
         """What the study's last step left to look at; None where there is nothing, or nothing that can be read."""

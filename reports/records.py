@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reports.inner import Importance, Inside, Similarity
 from workbench.layers import Selection
 
 Floats = NDArray[np.float64]
@@ -232,6 +233,27 @@ class LookColumn:
 
 
 @dataclass(frozen=True)
+class LookLevel:
+    """Where on the images one level is drawn on: clear at its mean share, strongest at ``low`` and ``high``."""
+
+    layer: int
+    mean: float  # the level's share of all that is drawn
+    low: float
+    high: float
+    tiles: tuple[str, ...]  # data URIs, tints to lay over the images
+
+
+@dataclass(frozen=True)
+class LookRegions:
+    """For one cell's fuser, where each level is drawn on."""
+
+    cell: str
+    label: str
+    replicate: str
+    levels: tuple[LookLevel, ...]
+
+
+@dataclass(frozen=True)
 class Look:
     """What the study's last step left to look at."""
 
@@ -239,6 +261,7 @@ class Look:
     featured: str | None
     columns: tuple[LookColumn, ...]
     examples: tuple[LookExample, ...]
+    regions: tuple[LookRegions, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -272,6 +295,9 @@ class StudyRecord:
     contenders: tuple[Contender, ...] = ()  # trained again on fresh replicates
     confirmed: Mapping[tuple[str, str, str], Outcomes] = field(default_factory=dict)  # as outcomes, of those
     fresh_replicates: tuple[str, ...] = ()
+    similarity: Similarity | None = None  # likewise
+    importance: Importance | None = None
+    insides: Mapping[str, tuple[Inside, ...]] = field(default_factory=dict)  # cell → replicates; of the best few cells
 
     @property
     def group_name(self) -> str:

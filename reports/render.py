@@ -22,6 +22,7 @@ from reports.answer_figure import answer_figure
 from reports.comparison import BASELINES, BEST_SINGLE, ITSELF, Analysis
 from reports.export import intervals_csv, results_csv, to_json
 from reports.figures import figures
+from reports.layer_figures import layer_page
 from reports.look import look_page
 from reports.query import read_study
 from reports.records import FINISHED, STATES
@@ -117,6 +118,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "differences_in": "points" if all(m.unit is SHARE for m in analysis.measures) else "the unit of each column",
         "groups": wording.plural(record.group_name, len(record.groups)),
         "plural": wording.plural,
+        **layer_page(analysis, said),
         **look_page(analysis),
         "words": {"better": BETTER, "worse": WORSE, "same": SAME, "none": NONE, "itself": ITSELF},
         "fewest": FEWEST,
@@ -183,7 +185,8 @@ def _search_counts(analysis: Analysis) -> dict[str, int]:
 
 def _in_order(drawn: list[Figure]) -> list[Figure]:
     """As the page shows them."""
-    kinds = ("verdict", "curve", "cost", "gates", "attention", "training")
+    layers, fusers = ("curve", "importance", "similarity"), ("gates", "opening", "attention", "heads")
+    kinds = ("verdict", *layers, "cost", *fusers, "training")
     return sorted(drawn, key=lambda f: kinds.index(f.name.split("-")[0]))
 
 

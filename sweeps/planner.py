@@ -110,6 +110,11 @@ class Planner:
             chosen.update({cell.id: cell for _, cell in scored[: self.search.keep]})
         return list(chosen.values())
 
+    def told(self) -> list[tuple[Cell, float]]:
+        """Every cell with a value, and that value: what Optuna was told first, so of the search where there was one."""
+        values = ((cell, self._values.get(cell.id)) for cell in self._cells.values())
+        return [(cell, value) for cell, value in values if value is not None]
+
     def layers(self) -> list[int]:
         """Every layer that any cell of the study can read."""
         known = {layer for cell in self._cells.values() for layer in cell.selection.layers}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from workbench import provenance
 from workbench.config import to_dict, to_yaml
 from workbench.confirm import Confirmer
+from workbench.dissect import log_layers
 from workbench.errors import WorkbenchError
 from workbench.freeze import freeze, write_plan
 from workbench.ledger import DONE, RUNNING, Ledger
@@ -127,6 +128,7 @@ class Experiment:
         self.failed = sum(1 for entry in done if entry is None or not entry.finished)
         self.failed += Confirmer(self.parts, self.banks, cells, rates).run(self.plan["confirm"])
         log_look(self.parts, self.tracker, self.run_id, variants, self.ledger, self.display)
+        log_layers(self.parts, self.tracker, self.run_id, variants, planner, self.ledger, self.display)
 
     def _replicate(self, variants: list[Variant]) -> list[Job]:
         """Train replicate by replicate; between two looks of the plan, stop where the answer is decided."""

@@ -3,7 +3,8 @@
 Chosen are a few cells (on validation) and a few test examples (some at random, the hardest, the most improved, the most
 worsened; see :mod:`workbench.look_choice`). Their images are encoded anew, through the first replicate's trained
 fusers, and logged to the parent run as ``look/look.json`` with its pictures: an image an example, and for each map one
-strip with the examples below one another, a token a pixel.
+strip with the examples below one another, a token a pixel. Of a fuser that tells where it draws on which level, a strip
+a level too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from workbench.prepare import Parts, seed_of
 from workbench.tracking import Tracker, to_json
 
 if TYPE_CHECKING:
-    from modules.maps import ColourMaps
+    from modules.maps import ColourMaps, ShareMaps
     from sweeps.space import Cell, Variant
     from workbench.ledger import Entry, Ledger
     from workbench.progress import Display
@@ -52,7 +53,9 @@ def log_look(
     look = Look(parts, tracker, run_id, variants, ledger)
     if not look.entries:
         return False
-    made_of = digest({"schema": SCHEMA, "run": run_id, "of": sorted(str(e.run_id) for e in look.entries.values())})
+    made_of = digest(
+        {"schema": SCHEMA, "regions": True, "run": run_id, "of": sorted(str(e.run_id) for e in look.entries.values())}
+    )
     if ledger.fact(_FACT) == made_of:
         return True
     try:
@@ -73,6 +76,22 @@ class _Map:
     name: str  # of its file, in ``look/``
     facts: dict[str, Any]
     maps: ColourMaps
+    shares: ShareMaps | None = None  # of the levels, where the fuser tells
+    levels: tuple[int, ...] = ()
+
+    def regions(self) -> dict[str, Any]:
+        """Where each level is drawn on: the share at a strip's black and at its white, and the mean between them."""
+        assert self.shares is not None
+        reach = self.shares.reach
+        levels = [
+            {"layer": level, "file": self.of_level(level), "mean": mean, "low": mean - reach, "high": mean + reach}
+            for level, mean in zip(self.levels, self.shares.means, strict=True)
+        ]
+        return {key: self.facts[key] for key in ("cell", "label", "replicate")} | {"levels": levels}
+
+    def of_level(self, level: int) -> str:
+        """The file of a level's strip, in ``look/``."""
+        return f"regions-{self.facts['cell']}-{level}.png"
 
 
 class Look:
@@ -121,6 +140,9 @@ class Look:
             maps = self._maps(chosen, images, Path(folder))
         rows, columns = self.parts.encoder.grid()
         files: Files = {f"look/{m.name}": _strip(m.maps.colours, columns) for m in maps}
+        for m in maps:
+            for level, shades in zip(m.levels, m.shares.shades if m.shares else (), strict=False):
+                files[f"look/{m.of_level(level)}"] = _strip(shades, columns)
         pictures = [f"image-{e.index}.webp" for e in examples]
         files |= {f"look/{name}": _picture(image) for name, image in zip(pictures, images, strict=True)}
         described = {
@@ -131,6 +153,7 @@ class Look:
             "baseline": None if chosen.baseline is None else self.cells[chosen.baseline].id,
             "featured": None if chosen.featured is None else self.cells[chosen.featured].id,
             "columns": [m.facts | {"file": m.name, "explained": list(m.maps.explained)} for m in maps],
+            "regions": [m.regions() for m in maps if m.shares is not None],
             "examples": self._described(examples, pictures, scores, chosen),
         }
         return {"look/look.json": to_json(described)} | files
@@ -230,7 +253,7 @@ class Look:
 
     def _maps(self, chosen: ChosenCells, images: np.ndarray[Any, Any], folder: Path) -> list[_Map]:
         """Layers before fusion, then cells after it; PCA over all images of a column together."""
-        from modules.maps import on_grid, pca_rgb
+        from modules.maps import on_grid, pca_rgb, share_maps
 
         first = [i for i in dict.fromkeys([chosen.featured, *chosen.shown, chosen.baseline]) if i is not None]
         shown_cells = [self.cells[i] for i in first]
@@ -253,10 +276,12 @@ class Look:
             entry = self.entries[i, replicate]
             fuser = self._fuser(cell, self._artifact(entry, "fuser/model.safetensors", folder))
             with torch.inference_mode():
-                fused = fuser(features[[layers.index(layer) for layer in fuser.uses]], grid)
+                own = features[[layers.index(layer) for layer in fuser.uses]]
+                fused, regions = fuser(own, grid), fuser.inspect(own, grid).get("regions")
             facts = {"kind": "cell", "cell": cell.id, "label": cell.label, "replicate": replicate, "run": entry.run_id}
             on_cells = on_grid(fused, fuser.token_map(grid), grid[0] * grid[1])
-            maps.append(_Map(f"cell-{cell.id}.png", facts, pca_rgb(on_cells)))
+            shares = None if regions is None else share_maps(regions)
+            maps.append(_Map(f"cell-{cell.id}.png", facts, pca_rgb(on_cells), shares, cell.selection.levels))
         return maps
 
     def _encode(self, images: np.ndarray[Any, Any], layers: Sequence[int]) -> Tensor:
@@ -282,8 +307,8 @@ class Look:
 
 
 def _strip(colours: Tensor, columns: int) -> bytes:
-    """PNG of uint8 ``[B, T, 3]``: the images below one another, a token a pixel."""
-    return _encoded(colours.view(-1, columns, 3).numpy(), "PNG", optimize=True)
+    """PNG of uint8 ``[B, T, 3]`` or ``[B, T]``: the images below one another, a token a pixel."""
+    return _encoded(colours.reshape(-1, columns, *colours.shape[2:]).numpy(), "PNG", optimize=True)
 
 
 def _picture(image: np.ndarray[Any, Any]) -> bytes:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modules.maps import on_grid, pca_rgb
+from modules.maps import LEAST_REACH, on_grid, pca_rgb, share_maps
 
 
 def tokens(images: int, cells: int, channels: int, seed: int, rank: int = 5) -> Tensor:
@@ -85,3 +85,26 @@ def test_tokens_find_their_cells() -> None:
     assert placed.tolist() == [[[2.0, 3.0], [0.0, 0.0], [2.0, 3.0], [8.0, 9.0]]]
     same = on_grid(x[:, :4], torch.arange(4), cells=4)
     assert torch.equal(same, x[:, :4])
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), levels=st.integers(1, 4))
+def test_shades_of_shares_say_the_shares(seed: int, levels: int) -> None:
+    regions = torch.randn(3, 20, levels, generator=torch.Generator().manual_seed(seed)).mul(2).softmax(-1)
+    found = share_maps(regions, percentile=100)
+    assert found.shades.shape == (levels, 3, 20)
+    assert sum(found.means) == pytest.approx(1, abs=1e-5)
+    for level, mean in enumerate(found.means):
+        read = mean + (found.shades[level].double() / 255 - 0.5) * 2 * found.reach
+        assert (read - regions[..., level].double()).abs().max() <= found.reach / 255 + 1e-6
+
+
+def test_a_level_that_is_drawn_on_everywhere_alike_stays_grey() -> None:
+    even = torch.full((2, 9, 2), 0.5)
+    found = share_maps(even + 0.0001 * torch.randn(2, 9, 2))
+    assert found.reach == LEAST_REACH
+    assert (found.shades.int() - 128).abs().max() <= 8
+    lively = torch.stack([even[..., 0], torch.rand(2, 9)], dim=-1)
+    shades = share_maps(lively).shades
+    assert shades[0].unique().tolist() == [128]
+    assert shades[1].max() > 240

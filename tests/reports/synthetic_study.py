@@ -59,6 +59,7 @@ class Synthetic:
     errors: Sequence[str] = ()  # tasks measured by a count that is wrong: less is better, and not below 1
     group_name: str = "photograph"
     look: bool = False  # whether the last step logged one
+    layers: bool = False  # whether similarity, importance, insides and (with a look) regions were logged
 
     def planned_keys(self) -> list[Key]:
         fused = [(s, levels, query) for levels, query in self.selections for s in self.strategies]
@@ -146,7 +147,7 @@ class _Writer:
         if study.planned:
             out["variants.json"] = [self._variant(key) for key in study.planned_keys()]
         files = {name: json.dumps(value).encode() for name, value in out.items()}
-        return files | (look_files(study) if study.look else {})
+        return files | (look_files(study) if study.look else {}) | (layer_files(study) if study.layers else {})
 
     def _variant(self, key: Key) -> dict[str, Any]:
         strategy, levels, query = key
@@ -198,6 +199,8 @@ class _Writer:
                 metrics = [m for m in metrics if m[0] != "val/objective" or m[2] < self.study.epochs - 1]
                 metrics.append(("val/objective", float(mean), self.study.epochs - 1))
                 files = {f"outcomes/{split}.parquet": self._parquet(scores, split) for split in ("val", "test")}
+                if self.study.layers and strategy == "mmfuser":
+                    files["inside.safetensors"] = inside_file(levels, self.study.epochs, hash_of(replicate))
                 self._files(run, files if fate is None else {"outcomes/test.parquet": b"PAR1 torn"})
         logged = [Metric(k, v, 0, step) for k, v, step in metrics]
         self.client.log_batch(run, metrics=logged, params=[Param(k, str(v)) for k, v in params.items()])
@@ -313,9 +316,39 @@ def look_files(study: Synthetic) -> dict[str, bytes]:
     look = {"schema": 1, "split": "test", "seed": 1, "grid": [8, 6], "baseline": cell_id(before)}
     look |= {"featured": cell_id(after), "examples": examples}
     look["columns"] = [c | {"explained": [0.25, 0.125, 0.0625]} for c in columns]
-    files = {f"look/{name}.png": picture(8 * len(whys), 6, "PNG", seed) for seed, name in enumerate("abc")}
+    if study.layers:
+        shares = [{"layer": n, "file": "d.png", "mean": 0.5, "low": 0.25, "high": 0.75} for n in levels]
+        owner = {"cell": cell_id(after), "label": label(after), "replicate": "0"}
+        look["regions"] = [owner | {"levels": shares}]
+    files = {f"look/{name}.png": picture(8 * len(whys), 6, "PNG", seed) for seed, name in enumerate("abcd")}
     files |= {f"look/image-{i}.webp": picture(56, 56, "WEBP", i) for i in range(len(whys))}
     return files | {"look/look.json": json.dumps(look).encode()}
+
+
+def layer_files(study: Synthetic) -> dict[str, bytes]:
+    """Similarity with a border between layers 4 and 5, and importance that puts layer 5 first."""
+    layers = range(study.depth + 1)
+    matrix = [[1.0 if a == b else 0.9 if (a < 5) == (b < 5) else 0.3 for a in layers] for b in layers]
+    similarity = {"schema": 1, "layers": list(layers), "matrix": matrix, "images": 48, "tokens": 768}
+    shares = {str(n): 0.4 if n == 5 else 0.03 for n in layers}
+    importance = {"schema": 1, "cells": 26, "top": 5, "layers": shares, "strategy": 0.2, "query": 0.04, "reason": ""}
+    importance |= {"read_by_top": {str(n): 0.8 if n == 5 else 0.1 for n in layers}, "values": "mean over replicates"}
+    importance |= {"read_by_all": {str(n): 0.3 if n == 5 else 0.05 for n in layers} | {"12": 0.9}}
+    plain = {"similarity.json": similarity, "importance.json": importance}
+    return {name: json.dumps(value).encode() for name, value in plain.items()}
+
+
+def inside_file(levels: Sequence[int], epochs: int, seed: int) -> bytes:
+    """What a run logs of its MMFuser: two gates of 24 channels that open, attention and offsets of 6 heads."""
+    from safetensors.numpy import save
+
+    rng = np.random.default_rng(seed)
+    rise = np.linspace(0, 0.3, epochs)[:, None]
+    gates = {f"gate/gamma{n}": rise * rng.normal(size=24) / n for n in (1, 2)}
+    shares = rng.dirichlet(np.ones(len(levels)), 6).T
+    arrays = gates | {"attention": shares, "offsets": 1 + rng.random((len(levels), 6))}
+    plain = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in arrays.items()}
+    return save(plain, metadata={"levels": ",".join(map(str, levels))})
 
 
 def hash_of(word: str) -> int:

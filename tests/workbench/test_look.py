@@ -154,6 +154,31 @@ def test_the_map_after_fusion_is_the_trained_fuser_s(done: Done) -> None:
     assert abs(strip.reshape(len(images), 64, 3) - expected.numpy()).max() <= 2
 
 
+def test_regions_are_the_trained_fuser_s_attention(done: Done) -> None:
+    import safetensors.torch
+
+    files = done.look().files()
+    look = json.loads(str(files["look/look.json"]))
+    (regions,) = look["regions"]  # concat and deep_only draw on everything alike
+    column = next(c for c in look["columns"] if c.get("cell") == regions["cell"])
+    cell = next(v.cell for v in done.variants if v.cell.id == regions["cell"])
+    assert [level["layer"] for level in regions["levels"]] == [1, 2]
+    images = np.stack([done.parts.source.image("test", e["index"]) for e in look["examples"]])
+    features = done.parts.encoder.encode(images, cell.selection.layers).float()
+    fuser = build(cell.strategy, cell.selection, 32, dict(cell.options))
+    state = safetensors.torch.load_file(done.artifacts.parents[1] / column["run"] / "artifacts/fuser/model.safetensors")
+    fuser.load_state_dict({k.removeprefix("fuser."): v for k, v in state.items() if k.startswith("fuser.")})
+    shares = fuser.inspect(features.clone(), (8, 8))["regions"]  # [B, T, M]
+    for number, level in enumerate(regions["levels"]):
+        found = files[f"look/{level['file']}"]
+        assert isinstance(found, bytes)
+        strip = np.asarray(Image.open(io.BytesIO(found))).reshape(len(images), 64)
+        read = level["low"] + strip / 255 * (level["high"] - level["low"])
+        expected = shares[..., number].clamp(level["low"], level["high"]).numpy()
+        assert abs(read - expected).max() <= (level["high"] - level["low"]) / 255
+        assert level["mean"] == pytest.approx(float(shares[..., number].mean()), abs=1e-5)
+
+
 @pytest.mark.parametrize(("strategy", "layers", "cells"), [("deep_only", [3], 0), ("concat", [1, 2, 3], 1)])
 def test_a_study_of_one_cell(done: Done, strategy: str, layers: list[int], cells: int) -> None:
     alone = [v for v in done.variants if v.cell.strategy == strategy]
