@@ -7,23 +7,19 @@ from dataclasses import dataclass
 
 import yaml
 
-from reports.comparison import BASELINES, BEST_SINGLE, MIDDLE, Analysis, Comparison, holds_zero
-from reports.records import FINISHED, RUNNING, Cell
+from reports.caveats import caveats, looks, nothing
+from reports.cheaper import Cheaper, cheaper_words, find_cheaper, none_cheaper
+from reports.comparison import BASELINES, BEST_SINGLE, CONTROLS, MIDDLE, Analysis, Comparison, Measure
+from reports.confirm import confirmation
+from reports.fairness import flags
+from reports.records import Cell
+from reports.retention import Retention, retention, retention_words
+from reports.selection import Inflation, inflation
 from reports.statistics import Estimate
 from reports.task_picks import TaskPick, task_picks, task_words
 from reports.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
-from reports.wording import correction_sentence, listed, plural
+from reports.wording import correction_sentence, listed
 from workbench.analysis_plan import FEWEST
-
-
-@dataclass(frozen=True)
-class Cheaper:
-    """The cheapest cell that validation cannot tell from the recommended one."""
-
-    cell: Cell
-    flops: float  # as a share of the recommended cell's
-    validation: Estimate  # cheaper minus recommended, on the objective
-    test: tuple[tuple[str, Estimate], ...]  # a measure each
 
 
 @dataclass(frozen=True)
@@ -41,49 +37,72 @@ class Answer:
     snippet: str
     caveats: tuple[str, ...]
     weights_run: str
+    judged: Analysis  # where the comparisons are from: the fresh replicates, or, without any, the study's own
     tasks: tuple[TaskPick, ...] = ()
     task_text: str = ""
+    inflation: Inflation | None = None
+    retention: Retention | None = None
+    checks: tuple[str, ...] = ()  # sentences: against controls, retention, luck of the pick, training
 
     @property
     def text(self) -> str:
         """The answer in one paragraph, for a terminal."""
-        parts = [self.headline, self.lead, self.cheaper_text, *self.caveats]
+        parts = [self.headline, self.lead, *self.checks, self.cheaper_text, *self.caveats]
         return " ".join(part for part in parts if part)
 
 
 def answer(analysis: Analysis) -> Answer:
-    """The recommended cell is the best on validation; test only judges it."""
+    """The recommended cell is the best on validation; test only judges it, on fresh replicates where there are any."""
     measure = analysis.objective.name
     ranked = analysis.ranked(measure)
-    caveats = _caveats(analysis)
+    said = caveats(analysis)
     if not ranked:
-        return Answer(None, _nothing(analysis), "", None, False, (), None, "", "", caveats, "")
-    cell = ranked[0]
-    candidates = [analysis.baselines.get((measure, b)) for b in (BEST_SINGLE, MIDDLE)]
+        return Answer(None, nothing(analysis), "", None, False, (), None, "", "", said, "", analysis)
+    trial = confirmation(analysis)
+    judged, cell = (trial.analysis, trial.winner or ranked[0]) if trial else (analysis, ranked[0])
+    candidates = [judged.baselines.get((measure, b)) for b in (BEST_SINGLE, MIDDLE)]
     best = next((c for c in ranked if c.id in candidates), None)
     head = best and next(
-        (c for b in BASELINES if (c := analysis.comparisons.get((measure, b, cell.id))) and c.against == best.id), None
+        (c for b in BASELINES if (c := judged.comparisons.get((measure, b, cell.id))) and c.against == best.id), None
     )
-    cheaper = _cheaper(analysis, cell)
+    cheaper = find_cheaper(analysis, cell)
     compared = tuple(
-        c for m in analysis.measures for b in BASELINES if (c := analysis.comparisons.get((m.name, b, cell.id)))
+        c
+        for m in analysis.measures
+        for b in BASELINES + CONTROLS
+        if (c := judged.comparisons.get((m.name, b, cell.id)))
     )
     runs = analysis.record.finals(cell.id)
-    headline, lead = _words(analysis, cell, best, head or None, ranked)
+    headline, lead = _words(analysis, judged, cell, best, head or None, ranked)
+    kept = retention(analysis, judged, cell)
     return Answer(
         cell=cell,
         headline=headline,
-        lead=" ".join(filter(None, [lead, _losses(analysis, compared)])),
+        lead=" ".join(filter(None, [lead, _losses(judged, compared)])),
         best_baseline=best,
         settled=bool(head and head.verdict == BETTER),
         comparisons=compared,
         cheaper=cheaper,
-        cheaper_text=_cheaper_words(analysis, cheaper, cell) if cheaper else _none_cheaper(analysis, cell),
+        cheaper_text=cheaper_words(analysis, cheaper, cell) if cheaper else none_cheaper(analysis, cell),
         snippet=snippet(cell),
-        caveats=caveats,
+        caveats=said,
         weights_run=runs[0].run_id if runs else "",
+        judged=judged,
         tasks=(picks := task_picks(analysis)),
         task_text=task_words(analysis, picks),
+        inflation=(found := inflation(analysis)),
+        retention=kept,
+        checks=tuple(
+            filter(
+                None,
+                [
+                    _controlled(compared, judged, cell),
+                    retention_words(kept, cell, margin_words(judged, kept.measure) if kept else ""),
+                    _inflated(analysis, found),
+                    _flagged(analysis, cell, best),
+                ],
+            )
+        ),
     )
 
 
@@ -106,8 +125,14 @@ def snippet(cell: Cell) -> str:
 
 
 def _words(
-    analysis: Analysis, cell: Cell, best: Cell | None, head: Comparison | None, ranked: list[Cell]
+    analysis: Analysis,
+    judged: Analysis,
+    cell: Cell,
+    best: Cell | None,
+    head: Comparison | None,
+    ranked: list[Cell],
 ) -> tuple[str, str]:
+    """Headline and lead."""
     rate = f" at learning rate {cell.chosen_lr:g}" if cell.chosen_lr is not None else ""
     use = f"Use {cell.name}{rate}."
     over = _over(analysis)
@@ -115,50 +140,87 @@ def _words(
         return use, "It is the best on validation. The study holds no baseline that it could be judged by."
     if head.difference is None:
         hint = _hint(analysis, head)
-        lead = _baseline_won(analysis, cell, ranked, over) + hint
-        if analysis.means[cell.id, analysis.objective.name].replicates < FEWEST:
+        lead = _baseline_won(judged, cell, ranked, over) + hint
+        known = judged.means.get((cell.id, analysis.objective.name))
+        if known is None or known.replicates < FEWEST:
             return f"No verdict yet: {cell.name} is the best on validation{rate}.", lead
         if hint:
             return f"Use {cell.name}{rate}: nothing did better on validation.", lead
         return f"Nothing here beats the best baseline: use {cell.name}{rate}.", lead
     size = f"{analysis.objective.unit.size(head.difference)} on {over}"
+    on = "On test" if judged is analysis else f"On test, trained again on {_seeds(head.difference)},"
     if head.verdict == BETTER:
-        return use, f"On test it is better than the best baseline, {best.name}: {size}."
+        return use, f"{on} it is better than the best baseline, {best.name}: {size}."
     hint = _hint(analysis, head)
+    points = f"Validation points to {cell.name}{rate}; {on[0].lower()}{on[1:]} it is"
     if head.verdict == EQUIVALENT:
         return (
             f"Nothing here beats the best baseline: {cell.name} and {best.name} are as good as each other.",
-            f"Validation points to {cell.name}{rate}; on test it is equivalent to the best baseline, {best.name}, "
-            f"within ± {_margin(analysis)}: {size}.{hint}",
+            f"{points} equivalent to the best baseline, {best.name}, within ± "
+            f"{margin_words(judged, analysis.objective)}: {size}.{hint}",
         )
     if head.verdict == SAME:
         return (
             "Nothing here beats the best baseline beyond the noise.",
-            f"Validation points to {cell.name}{rate}; on test it is not distinguishable from the best baseline, "
-            f"{best.name}: {size}.{correction_sentence(head)}{hint}",
+            f"{points} not distinguishable from the best baseline, {best.name}: {size}."
+            f"{correction_sentence(head)}{hint}",
         )
     if head.verdict == WORSE:
         return (
             f"Nothing here is shown to beat the best baseline, {best.name}.",
-            f"Validation points to {cell.name}{rate}, but on test it is worse: {size}.{hint}",
+            f"{points} worse: {size}.{hint}",
         )
     few = head.difference.replicates
-    takes = f"a verdict takes {FEWEST}" if few < FEWEST else f"the plan reads verdicts at {_looks(analysis)}"
+    takes = f"a verdict takes {FEWEST}" if few < FEWEST else f"the plan reads verdicts at {looks(judged)}"
     return (
         f"No verdict yet: {cell.name} is the best on validation{rate}.",
         f"Against the best baseline, {best.name}, it makes {size} on test, "
-        f"from {few} replicate{'s' if few != 1 else ''}; {takes}.",
+        f"from {few} replicate{'s' * (few != 1)}; {takes}.",
     )
 
 
-def _margin(analysis: Analysis) -> str:
-    measure = analysis.objective
+def _seeds(difference: Estimate) -> str:
+    return f"{difference.replicates} fresh seed{'s' * (difference.replicates != 1)}"
+
+
+def _controlled(compared: Sequence[Comparison], judged: Analysis, cell: Cell) -> str:
+    """Whether it is the fusion, or its parameters and FLOPs: the controls of the same budget."""
+    found = [c for c in compared if c.baseline in CONTROLS and c.measure == judged.objective.name and c.difference]
+    if not found:
+        return ""
+    unit = judged.objective.unit
+    parts = [
+        f"{c.verdict if c.verdict in (BETTER, WORSE) else 'not told apart'} "
+        f"{'than' if c.verdict in (BETTER, WORSE) else 'from'} {c.baseline} ({unit.effect(c.difference)})"
+        for c in found
+        if c.difference
+    ]
+    return f"Is it the fusion or its size? {cell.name} is {listed(parts)}."
+
+
+def _inflated(analysis: Analysis, found: Inflation | None) -> str:
+    if found is None:
+        return ""
+    unit = analysis.objective.unit
+    share = dict(found.winners).get(analysis.ranked(analysis.objective.name)[0].id, 0.0)
+    return (
+        f"Picking the best of {found.candidates} makes its validation score look better than it is by about "
+        f"{' '.join(filter(None, [unit.score(found.inflation), unit.difference]))}; drawn anew, the same cell is "
+        f"picked in {100 * share:.0f} % of cases."
+    )
+
+
+def _flagged(analysis: Analysis, cell: Cell, best: Cell | None) -> str:
+    """Trainings that did not come to their end, of the two cells that the headline is about."""
+    cells = [c for c in (cell, best) if c]
+    parts = [f"{c.name} ({'; '.join(found)})" for c in cells if (found := flags(analysis.record, c))]
+    return f"Mind the training of {' and of '.join(dict.fromkeys(parts))}." if parts else ""
+
+
+def margin_words(analysis: Analysis, measure: Measure) -> str:
+    """The margin of equivalence as people write it."""
     margin = analysis.margin(measure) or 0.0
     return " ".join(filter(None, [measure.unit.score(margin), measure.unit.difference]))
-
-
-def _looks(analysis: Analysis) -> str:
-    return listed([str(n) for n in analysis.plan.looks])
 
 
 def decided(analysis: Analysis, cell: Cell) -> bool:
@@ -222,128 +284,8 @@ def _hint(analysis: Analysis, head: Comparison) -> str:
     return f" Test puts {names} above that baseline, but validation did not pick {which}: a hint, not a result."
 
 
-def _cheaper(analysis: Analysis, cell: Cell) -> Cheaper | None:
-    measure = analysis.objective.name
-    flops = {
-        c.id: f
-        for c in analysis.eligible
-        if (f := analysis.record.mean_metric(c.id, "cost/flops_per_image")) is not None
-    }
-    if cell.id not in flops:
-        return None
-
-    def price(c: Cell) -> tuple[float, int]:  # the same FLOPs with fewer layers to keep is cheaper too
-        return flops[c.id], len(c.selection.layers)
-
-    open_ = []
-    for other in analysis.eligible:
-        if other.id not in flops or not price(other) < price(cell):
-            continue
-        difference = analysis.difference(other.id, cell.id, measure, "val")
-        if difference is not None and difference.replicates >= FEWEST and holds_zero(difference):
-            value = analysis.validation.get((other.id, measure), float("-inf"))
-            open_.append((price(other), -analysis.objective.sign * value, other.id, other, difference))
-    if not open_:
-        return None
-    *_, other, difference = min(open_, key=lambda entry: entry[:3])
-    test = [(m.name, analysis.difference(other.id, cell.id, m.name)) for m in analysis.measures]
-    known = tuple((name, d) for name, d in test if d is not None)
-    return Cheaper(other, flops[other.id] / flops[cell.id], difference, known)
-
-
-def _cheaper_words(analysis: Analysis, cheaper: Cheaper, cell: Cell) -> str:
-    test = dict(cheaper.test).get(analysis.objective.name)
-    unit, judged = analysis.objective.unit, ""
-    if test is not None:
-        sign = analysis.objective.sign
-        known = not holds_zero(test)
-        word = "is not distinguishable" if not known else "is better" if sign * test.mean > 0 else "is worse"
-        judged = f" On test it {word} ({unit.effect(test)})."
-    share = cheaper.flops * 100
-    fewer, more = len(cheaper.cell.selection.layers), len(cell.selection.layers)
-    cost = (
-        f"at {share:.0f} % of the FLOPs"
-        if share < 99.5
-        else f"with {fewer} layer{'s' * (fewer > 1)} to read instead of {more}"
-    )
-    return (
-        f"As good on validation and cheaper: {cheaper.cell.name}, {cost}, is not distinguishable from {cell.name} "
-        f"there ({unit.size(cheaper.validation)}).{judged}"
-    )
-
-
-def _none_cheaper(analysis: Analysis, cell: Cell) -> str:
-    """Said only where cheaper cells were tried, with replicates enough to tell."""
-    flops = {c.id: analysis.record.mean_metric(c.id, "cost/flops_per_image") for c in analysis.eligible}
-    own = flops.get(cell.id)
-    tried = own is not None and any(value is not None and value < own for value in flops.values())
-    return "No cheaper cell is as good on validation." if tried and len(analysis.core) >= FEWEST else ""
-
-
 def _over(analysis: Analysis) -> str:
     tasks = analysis.record.tasks
     if len(tasks) < 2:
         return tasks[0].name if tasks else "the objective"
     return f"the mean of {listed([t.name for t in tasks])}"
-
-
-def _nothing(analysis: Analysis) -> str:
-    counts = analysis.record.counts()
-    if counts.get(FINISHED):
-        return "No answer: the finished runs hold no validation objective."
-    state = "is still running and has" if analysis.record.status == "RUNNING" else "has"
-    return f"No answer yet: the study {state} no finished replicate."
-
-
-def _blind(analysis: Analysis) -> list[str]:
-    """Tasks on which no cell does better than a guess that looks at no image."""
-    out = []
-    for task in analysis.record.tasks:
-        measure = analysis.measure(task.name)
-        means = [measure.sign * e.mean for (_, name), e in analysis.means.items() if name == task.name]
-        if measure.chance is not None and means and max(means) <= measure.sign * measure.chance:
-            best, blind = (
-                f"{measure.unit.score(v)} {measure.unit.symbol}".strip()
-                for v in (measure.sign * max(means), measure.chance)
-            )
-            out.append(
-                f"Nothing was learned of {task.name} that holds on test: the best cell has {best}, and a guess that "
-                f"looks at no image {blind}; differences between cells there say little."
-            )
-    return out
-
-
-def _caveats(analysis: Analysis) -> tuple[str, ...]:
-    """What bounds everything that the report says."""
-    record, out = analysis.record, []
-    counts = record.counts()
-    done, expected = counts.get(FINISHED, 0), record.expected
-    if not record.expected:
-        out.append(
-            f"Incomplete: no replicate was started yet; the learning-rate search has {len(record.runs)} runs so far."
-        )
-    elif not record.complete:
-        rest = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.items() if state != FINISHED)
-        state = {"RUNNING": "is still running", "KILLED": "was stopped", "FAILED": "broke off"}.get(
-            record.status, "ended"
-        )
-        running = " Numbers will move." if record.status == "RUNNING" or counts.get(RUNNING) else ""
-        out.append(
-            f"Incomplete: the study {state} with {done} of {expected} variant-replicates"
-            f"{f' ({rest})' if rest else ''}.{running}"
-        )
-    if analysis.conditional and analysis.means:
-        number = len(record.groups)
-        noun = plural(record.group_name, number)
-        out.append(
-            f"Conditional on {'this' if number == 1 else 'these'} {noun}: the test images come from {number} {noun}; "
-            "nothing here speaks for other ones."
-        )
-    out.extend(_blind(analysis))
-    few = min((e.replicates for e in analysis.means.values()), default=0)
-    if 0 < few < FEWEST:
-        out.append(f"Some cells have {few} replicate{'s' if few > 1 else ''}; a verdict takes {FEWEST}.")
-    elif few and analysis.reached < analysis.plan.looks[0]:
-        out.append(f"Verdicts are read at {_looks(analysis)} replicates, as planned; {analysis.reached} have ended.")
-    out.extend(f"Departed from its plan: {change}." for change in record.departures)
-    return tuple(out)

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.records import ENDED, Cell, Family, Floats, Outcomes, Plan, StudyRecord
+from reports.records import ENDED, Cell, Family, Outcomes, Plan, StudyRecord
 from reports.statistics import FEW_GROUPS, Estimate, estimate
 from reports.units import GAIN, SHARE, Unit, common, unit_of
 from reports.verdicts import Pair, judge, verdict
@@ -139,9 +139,13 @@ class Analysis:
         known = [c for c in (self.eligible if cells is None else cells) if (c.id, measure) in self.validation]
         return sorted(known, key=lambda c: (-sign * self.validation[c.id, measure], len(c.levels), c.query, c.id))
 
+    def paired(self, cell: str, against: str, measure: str, split: str = "test") -> Outcomes | None:
+        """Differences, cell minus baseline, of the replicates and examples that both have; None where none are."""
+        return _paired(self.outcomes(cell, measure, split), self.outcomes(against, measure, split))
+
     def difference(self, cell: str, against: str, measure: str, split: str = "test") -> Estimate | None:
         """Cell minus baseline, same replicate, same example; None where they share none."""
-        paired = _paired(self.outcomes(cell, measure, split), self.outcomes(against, measure, split))
+        paired = self.paired(cell, against, measure, split)
         return None if paired is None else estimate(paired.scores, codes(paired.groups))
 
     def margin(self, measure: Measure) -> float | None:
@@ -173,7 +177,7 @@ class Analysis:
         signed = [
             task.gain(scores) if gains else task.sign * scores
             for task, o in zip(self.record.tasks, known, strict=True)
-            for scores in (_cut(o, replicates, examples),)
+            for scores in (o.cut(replicates, examples),)
         ]
         groups = dict(zip(known[0].examples, known[0].groups, strict=False))
         mean = np.asarray(np.mean(signed, axis=0), dtype=float)
@@ -213,7 +217,7 @@ class Analysis:
             one, other = sorted((cell, against))
             if one == other or (measure, one, other) in pairs:
                 continue
-            found = _paired(self.outcomes(one, measure), self.outcomes(other, measure))
+            found = self.paired(one, other, measure)
             if found is not None:
                 rows = tuple(place[replicate] for replicate in found.replicates)
                 margin, groups = self.margin(self.measure(measure)), codes(found.groups)
@@ -267,16 +271,6 @@ def _measures(record: StudyRecord) -> tuple[Measure, ...]:
     return (*tasks, Measure(OVERALL, f"mean of the tasks{signed}", "objective", 1, chance, unit))
 
 
-def _cut(outcomes: Outcomes, replicates: Sequence[str], examples: Sequence[str]) -> Floats:
-    """``[R, N]`` scores of some replicates and examples, in that order."""
-    if tuple(replicates) == outcomes.replicates and tuple(examples) == outcomes.examples:
-        return outcomes.scores
-    rows = {name: i for i, name in enumerate(outcomes.replicates)}
-    columns = {name: i for i, name in enumerate(outcomes.examples)}
-    chosen = outcomes.scores[np.ix_([rows[r] for r in replicates], [columns[e] for e in examples])]
-    return np.asarray(chosen, dtype=float)
-
-
 @lru_cache(maxsize=1024)
 def codes(groups: tuple[str, ...]) -> NDArray[np.int64] | None:
     """Groups as numbers; None where none are known."""
@@ -301,7 +295,7 @@ def _paired(one: Outcomes | None, other: Outcomes | None) -> Outcomes | None:
         return None
     group = dict(zip(one.examples, one.groups, strict=False))
     groups = one.groups if same or not group else tuple(group[e] for e in common)
-    return Outcomes(replicates, common, _cut(one, replicates, common) - _cut(other, replicates, common), groups)
+    return Outcomes(replicates, common, one.cut(replicates, common) - other.cut(replicates, common), groups)
 
 
 def holds_zero(difference: Estimate) -> bool:

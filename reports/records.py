@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -196,6 +196,15 @@ class Outcomes:
     examples: tuple[str, ...]
     scores: Floats
     groups: tuple[str, ...] = ()
+
+    def cut(self, replicates: Sequence[str], examples: Sequence[str]) -> Floats:
+        """``[R, N]`` scores of some replicates and examples, in that order."""
+        if tuple(replicates) == self.replicates and tuple(examples) == self.examples:
+            return self.scores
+        rows = {name: i for i, name in enumerate(self.replicates)}
+        columns = {name: i for i, name in enumerate(self.examples)}
+        chosen = self.scores[np.ix_([rows[r] for r in replicates], [columns[e] for e in examples])]
+        return np.asarray(chosen, dtype=float)
 
 
 @dataclass(frozen=True)

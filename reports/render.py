@@ -19,8 +19,9 @@ from markupsafe import Markup
 from reports import ReportPaths, tables, wording
 from reports.answer import Answer, answer
 from reports.answer_figure import answer_figure
-from reports.comparison import BASELINES, BEST_SINGLE, ITSELF, Analysis
+from reports.comparison import BASELINES, BEST_SINGLE, CONTROLS, ITSELF, Analysis
 from reports.export import intervals_csv, results_csv, to_json
+from reports.fairness import budgets
 from reports.figures import figures
 from reports.layer_figures import layer_page
 from reports.look import look_page
@@ -92,6 +93,8 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "record": record,
         "analysis": analysis,
         "answer": said,
+        "fresh": said.judged.reached if said.judged is not analysis else 0,
+        "budgets": budgets(record),
         "measures": analysis.measures,
         "tasks": tasks,
         "baselines": BASELINES,
@@ -160,11 +163,11 @@ def _answer_rows(analysis: Analysis, said: Answer) -> list[dict[str, Any]]:
     if said.cell is None:
         return []
     rows = []
-    for baseline in BASELINES:
+    for baseline in BASELINES + CONTROLS:
         marks = []
         for measure in analysis.measures:
-            comparison = analysis.comparisons.get((measure.name, baseline, said.cell.id))
-            marks.append(tables.mark(comparison, analysis))
+            comparison = said.judged.comparisons.get((measure.name, baseline, said.cell.id))
+            marks.append(tables.mark(comparison, said.judged))
         if any(marks):
             rows.append({"baseline": baseline, "marks": marks})
     return rows

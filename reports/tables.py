@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.comparison import BASELINES, BEST_SINGLE, Analysis, Comparison, Measure
+from reports.fairness import flags
 from reports.records import FINISHED, STATES, Cell, StudyRecord
 from reports.statistics import Estimate
 from reports.wording import SYMBOLS, correction, pvalue
@@ -217,11 +218,7 @@ def health(record: StudyRecord) -> list[dict[str, Any]]:
         }
         converged = [r.metrics["converged"] >= 0.5 for r in runs if "converged" in r.metrics]
         opened = [r.metrics["gates_opened"] >= 0.5 for r in runs if "gates_opened" in r.metrics]
-        flags = [f"{n} {state.replace('_', ' ')}" for state, n in lost.items()]
-        if converged and not all(converged):
-            flags.append(f"loss still falling in {len(converged) - sum(converged)} of {len(converged)}")
-        if opened and not all(opened):
-            flags.append(f"gates stayed shut in {len(opened) - sum(opened)} of {len(opened)}")
+        minded = [f"{n} {state.replace('_', ' ')}" for state, n in lost.items()] + flags(record, cell)
         rows.append(
             {
                 "cell": cell,
@@ -230,7 +227,7 @@ def health(record: StudyRecord) -> list[dict[str, Any]]:
                 "falling": record.mean_metric(cell.id, "loss_still_falling"),
                 "loss": record.mean_metric(cell.id, "train/loss"),
                 "opened": f"{sum(opened)} of {len(opened)}" if opened else "",
-                "flags": flags,
+                "flags": minded,
             }
         )
     return rows
