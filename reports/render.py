@@ -221,7 +221,7 @@ def _environment(kind: str) -> Environment:
         "when": wording.when,
         "svg": lambda figure: Markup(figure.inline),
         "anchor": anchor,
-        "csv_uri": lambda text: f"data:text/csv;charset=utf-8,{quote(text, safe=_IN_URI)}",
+        "csv_uri": lambda text: f"data:text/csv;charset=utf-8,{quote(text, safe=_IN_URI, errors='replace')}",
         "fence": lambda text: Markup(str(text).replace("```", "'''")),
     }
     environment.filters |= filters

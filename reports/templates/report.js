@@ -47,10 +47,11 @@ function filterable(table) {
   const judged = (row) => [...row.cells].map((cell) => cell.querySelector("[data-k]")?.dataset.k);
   const verdicts = new Set(rows.flatMap(judged).filter(Boolean));
   const text = make("input", { type: "search", autocomplete: "off", spellcheck: false });
-  const pick = (options) => make("select", {}, ...options.map(([words, value]) => make("option", { value }, words)));
-  const verdict = pick([["any", ""], ...[...verdicts].sort().map((word) => [word, word])]);
+  const pick = (ariaLabel, options) =>
+    make("select", { ariaLabel }, ...options.map(([words, value]) => make("option", { value }, words)));
+  const verdict = pick("Verdict", [["any", ""], ...[...verdicts].sort().map((word) => [word, word])]);
   const heads = [...table.tHead.rows[0].cells].filter((head) => rows.some((row) => judged(row)[head.cellIndex]));
-  const column = pick([["any column", -1], ...heads.map((head) => [head.textContent.trim(), head.cellIndex])]);
+  const column = pick("in column", [["any column", -1], ...heads.map((head) => [head.textContent.trim(), head.cellIndex])]);
   const count = make("output", {});
   const apply = () => {
     const words = tight(text.value).split(/\s+/).filter(Boolean);
@@ -106,7 +107,7 @@ const stops = new ResizeObserver((entries) => {
     else target.removeAttribute("tabindex");
   }
 });
-for (const box of document.querySelectorAll(".scroll, figure > div")) stops.observe(box);
+for (const box of document.querySelectorAll(".scroll, figure > div, pre")) stops.observe(box);
 
 const nav = document.getElementById("contents");
 const here = new IntersectionObserver(

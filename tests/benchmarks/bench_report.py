@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -80,7 +81,28 @@ def main() -> None:
     page = Path(found["html"])
     print(f"{chosen.cells} cells x {chosen.replicates} replicates x {chosen.examples} test examples")
     print(f"report written in {found['seconds']:.1f} s, peak memory {found['peak'] / 2**30:.2f} GiB")
+    if (opened := seconds_to_open(page)) is not None:
+        print(f"opened and laid out in {opened:.2f} s")
     print(f"report.html {page.stat().st_size / 1e6:.2f} MB, the folder {_size(out) / 1e6:.2f} MB")
+
+
+def seconds_to_open(page: Path) -> float | None:
+    """In a Chromium that is already running, until everything is laid out; None where there is none."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        return None
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        window = browser.new_page()
+        window.goto("about:blank")
+        start = time.perf_counter()
+        window.goto(page.as_uri())
+        window.evaluate("document.body.offsetHeight")
+        seconds = time.perf_counter() - start
+        browser.close()
+    return seconds
 
 
 def _size(folder: Path) -> int:

@@ -115,7 +115,7 @@ def test_the_answer_comes_first(html: str, paths: ReportPaths) -> None:
     assert paths.answer.split(".")[0] in text
     for baseline in ("deepest layer", "penultimate layer", "best single layer", "middle concat"):
         assert f"against {baseline}" in text
-    snippet = re.search(r'<pre id="snippet">(.*?)</pre>', html, flags=re.DOTALL)
+    snippet = re.search(r'<pre id="snippet" tabindex="0">(.*?)</pre>', html, flags=re.DOTALL)
     assert snippet is not None
     study_from_yaml(snippet.group(1), "snippet")
 
