@@ -69,7 +69,6 @@ def visit(browser: Any) -> Iterator[Open]:
 
     def visit(file: Path, **options: Any) -> Any:
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
-        context.set_default_timeout(10_000)
         contexts.append(context)
         context.route("**/*", route)
         page = context.new_page()
