@@ -76,7 +76,8 @@ def _save(out: Path, files: Mapping[str, str]) -> None:
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (out / name).write_bytes(content.encode("utf-8", errors="replace"))  # half a surrogate pair is no text
+            # half a surrogate pair, which JSON can hold, is no text
+            (out / name).write_text(content, encoding="utf-8", errors="replace", newline="\n")
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise WorkbenchError(f"the report cannot be written to {out}: a file is in the way; name a folder.") from None
     except OSError as error:

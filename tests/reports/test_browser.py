@@ -69,6 +69,7 @@ def visit(browser: Any) -> Iterator[Open]:
 
     def visit(file: Path, **options: Any) -> Any:
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        context.set_default_timeout(60_000)  # a machine that is busy is no failure
         contexts.append(context)
         context.route("**/*", route)
         page = context.new_page()
