@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from reports.answer import Answer
 from reports.comparison import BASELINES, Analysis, Comparison, Measure
+from reports.csvtext import csv_text
 from reports.svg import ACCENT, INK, MUTED, PAPER, WIDTH, Figure, canvas, finish, short
 from reports.units import Unit
 from reports.verdicts import BETTER, WORSE
 
 _ROW = 0.36  # inches
+_HEAD = ("difference", "low", "high", "unit", "verdict")
 
 
 def answer_figure(analysis: Analysis, answer: Answer) -> Figure | None:
@@ -62,7 +64,17 @@ def answer_figure(analysis: Analysis, answer: Answer) -> Figure | None:
             f"Test difference with its 95 % interval; right of 0 the recommended cell is better.{turned} Filled: the "
             "verdict tells the two apart after correction for the number of cells. Open: it does not (yet).",
             f"{_difference(measures).capitalize()}, with 95 % intervals. {'; '.join(said)}.",
+            csv_text(
+                ["measure", "baseline", "cell of the baseline", *_HEAD],
+                [_row(analysis, m, c) for m in measures for b in rows if (c := found.get((m.name, b)))],
+            ),
         )
+
+
+def _row(analysis: Analysis, measure: Measure, c: Comparison) -> list[object]:
+    factor, d = measure.unit.factor, c.difference
+    numbers = [round(factor * value, 6) for value in (d.mean, d.low, d.high)] if d else [None] * 3
+    return [c.measure, c.baseline, analysis.record.cell(c.against).label, *numbers, measure.unit.difference, c.verdict]
 
 
 def _ends(comparisons: list[Comparison], unit: Unit) -> tuple[float, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,6 +9,7 @@ from typing import Any
 
 from reports.answer import Answer
 from reports.comparison import BASELINES, Analysis, Comparison
+from reports.csvtext import csv_text
 from reports.layer_figures import layers_json
 from reports.look import look_json
 from reports.records import FINISHED, Cell
@@ -90,7 +89,7 @@ def to_json(analysis: Analysis, answer: Answer) -> dict[str, Any]:
 def results_csv(analysis: Analysis) -> str:
     """Long form: one row a cell, task and replicate."""
     head = ["study", "cell", "strategy", "levels", "query", "options", "alias", "lr", "task", "metric"]
-    return _table([*head, "replicate", "test", "validation", "examples", "run"], _results(analysis))
+    return csv_text([*head, "replicate", "test", "validation", "examples", "run"], _results(analysis))
 
 
 def intervals_csv(analysis: Analysis) -> str:
@@ -100,7 +99,7 @@ def intervals_csv(analysis: Analysis) -> str:
     for baseline in BASELINES:
         name = baseline.replace(" ", "_")
         head += [f"{name}_{part}" for part in ("difference", "low", "high", "p", "p_equivalent", "verdict")]
-    return _table(head, _intervals(analysis))
+    return csv_text(head, _intervals(analysis))
 
 
 def _results(analysis: Analysis) -> Iterator[list[Any]]:
@@ -187,14 +186,6 @@ def _comparison(c: Comparison) -> dict[str, Any]:
 
 def _levels(cell: Cell) -> str:
     return " ".join(map(str, cell.levels))
-
-
-def _table(head: list[str], rows: Iterator[list[Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return out.getvalue()
 
 
 def _finite(value: Any) -> Any:

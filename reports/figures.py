@@ -9,6 +9,7 @@ import numpy as np
 
 from reports.answer import Answer
 from reports.comparison import BASELINES, Analysis, Measure
+from reports.csvtext import csv_text
 from reports.fuser_figures import attention, gates, heads, opening
 from reports.layer_figures import layer_drawings
 from reports.records import Cell
@@ -66,6 +67,7 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
         bars = np.array([e.half for _, e in points]) * unit.factor
         axes.errorbar(x, y, yerr=bars, color=ACCENT, marker="o", ms=5, elinewidth=1.1, zorder=3)
         lines: list[tuple[float, str, str]] = []
+        data: list[list[object]] = [[str(layer), layer, *_numbers(unit, e)] for layer, e in points]
         by_cell: dict[str, list[str]] = {}
         for name in BASELINES:
             if (found := analysis.baselines.get((measure.name, name))) is not None:
@@ -76,6 +78,7 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             what = f" ({cell.query})" if cell.single else ""
             axes.axhline(value * unit.factor, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
             lines.append((value * unit.factor, f"{' = '.join(names)}{what}  {unit.score(value)}", INK))
+            data.append([" = ".join(names), None, *_numbers(unit, analysis.means[cell_id, measure.name])])
         if (
             answer.cell is not None
             and answer.cell.id not in by_cell
@@ -85,9 +88,11 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             axes.axhline(value * unit.factor, color=ACCENT, lw=1.4, zorder=1)
             words = f"recommended: {short(answer.cell.name)}  {unit.score(value)}"
             lines.append((value * unit.factor, words, ACCENT))
+            data.append(["recommended", None, *_numbers(unit, analysis.means[answer.cell.id, measure.name])])
         if measure.chance is not None:
             axes.axhline(measure.chance * unit.factor, color=MUTED, lw=0.9, ls=(0, (1, 2)), zorder=1)
             lines.append((measure.chance * unit.factor, f"chance  {unit.score(measure.chance)}", MUTED))
+            data.append(["chance", None, round(measure.chance * unit.factor, 6), None, None])
         depth = int(analysis.record.passport.get("depth") or max(x))
         axes.set_xlim(-0.4, depth + 0.4)
         axes.set_xticks(range(0, depth + 1, 1 if depth <= 16 else 2))
@@ -110,6 +115,7 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             f"{_CHANCE if measure.chance is not None else ''}",
             f"{_axis(measure)}, by layer. {said}. Best at layer {best[0]}. "
             f"Lines: {listed([text for _, text, _ in lines])}.",
+            csv_text(["point or line", "layer", *_columns(unit)], data),
         )
 
 
@@ -163,6 +169,10 @@ def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
         said = "; ".join(
             f"{points[i][2].label}: {unit.score(points[i][1].mean)} at {count(points[i][0])} FLOPs" for i in front
         )
+        data = [
+            [c.label, c.strategy, x, *_numbers(unit, e), "yes" if i in front else "no"]
+            for i, (x, e, c) in enumerate(points)
+        ]
         return finish(
             figure,
             f"cost-{slug(measure.name)}",
@@ -170,6 +180,7 @@ def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             "Filled and joined: the Pareto front of the means, no cell cheaper and better. Neighbours on it may still "
             "be within the noise of each other. The encoder is the same for all and not counted.",
             f"{len(points)} cells by FLOPs an image and {_axis(measure)}. On the Pareto front: {said}.",
+            csv_text(["cell", "strategy", "FLOPs an image", *_columns(unit), "on the front"], data),
         )
 
 
@@ -214,12 +225,14 @@ def training(analysis: Analysis, answer: Answer) -> Figure | None:
         axes.grid(axis="y")
         line_labels(axes, lines)
         ends = "; ".join(f"{c.label}: {unit.score(list(v.values())[-1])}" for c, v in curves)
+        data = [[c.label, epoch + 1, round(unit.factor * v, 6)] for c, curve in curves for epoch, v in curve.items()]
         return finish(
             figure,
             "training",
             "Validation objective by epoch",
             "Mean over replicates, a line a cell. A line that still climbs at the end would have liked more steps.",
             f"{len(curves)} cells over {last + 1} epochs. At the end: {ends}.",
+            csv_text(["cell", "epoch", unit.after("validation objective")], data),
         )
 
 
@@ -228,6 +241,15 @@ def training(analysis: Analysis, answer: Answer) -> Figure | None:
 
 def _last_epoch(curves: Sequence[tuple[Cell, Mapping[int, float]]]) -> int:
     return max(max(curve) for _, curve in curves)
+
+
+def _columns(unit: Unit) -> list[str]:
+    return [unit.after("mean"), "low", "high"]
+
+
+def _numbers(unit: Unit, e: Estimate) -> list[float]:
+    """Mean and 95 % interval in the unit that is drawn."""
+    return [round(unit.factor * value, 6) for value in (e.mean, e.low, e.high)]
 
 
 def _axis(measure: Measure) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -307,6 +308,19 @@ class StudyRecord:
     similarity: Similarity | None = None  # likewise
     importance: Importance | None = None
     insides: Mapping[str, tuple[Inside, ...]] = field(default_factory=dict)  # cell → replicates; of the best few cells
+    experiment_id: str = ""  # MLflow's, for links to runs
+
+    @cached_property
+    def _by_cell(self) -> Mapping[str, tuple[Run, ...]]:
+        """A cell's runs, all phases, in order: tables ask for them thousands of times."""
+        out: dict[str, list[Run]] = {}
+        for run in self.runs:
+            out.setdefault(run.cell, []).append(run)
+        return {cell: tuple(runs) for cell, runs in out.items()}
+
+    def runs_of(self, cell: str) -> tuple[Run, ...]:
+        """Every run of a cell, of the search and of the replicates."""
+        return self._by_cell.get(cell, ())
 
     @property
     def group_name(self) -> str:
@@ -331,11 +345,11 @@ class StudyRecord:
 
     def finals(self, cell: str) -> tuple[Run, ...]:
         """The counted runs of a cell, by replicate."""
-        return tuple(r for r in self.runs if r.cell == cell and r.phase == "final" and r.state == FINISHED)
+        return tuple(r for r in self.runs_of(cell) if r.phase == "final" and r.state == FINISHED)
 
     def state(self, cell: str, replicate: str) -> str:
         """What became of a variant-replicate."""
-        found = [r.state for r in self.runs if (r.cell, r.replicate, r.phase) == (cell, replicate, "final")]
+        found = [r.state for r in self.runs_of(cell) if (r.replicate, r.phase) == (replicate, "final")]
         return found[-1] if found else MISSING
 
     def counts(self) -> dict[str, int]:

@@ -12,6 +12,7 @@ from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -27,6 +28,7 @@ from reports.layer_figures import layer_page
 from reports.look import look_page
 from reports.query import read_study
 from reports.records import FINISHED, STATES
+from reports.runs import UI, anchor, cell_runs, link, server
 from reports.svg import Figure
 from reports.units import SHARE, Unit
 from reports.verdicts import BETTER, NONE, SAME, WORSE
@@ -34,26 +36,16 @@ from workbench.analysis_plan import FEWEST
 from workbench.errors import WorkbenchError
 from workbench.version import __version__
 
+_IN_URI = ",:;/()[]=+@!*~$"  # what a data URI takes as it is
 # What could start markup inside a line; an underscore within a word and a bracket that is no link cannot.
 _MARKDOWN = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|(?<=\])[(\[]|(?<=!)\[|\](?=:)|^[#>]|^[+-](?=\s)")
 
 
 def write(tracking_uri: str, study: str, out: Path, experiment: str | None) -> ReportPaths:
     """See :func:`reports.write_report`."""
-    record = read_study(tracking_uri, study, experiment)
-    analysis = Analysis(record)
+    analysis = Analysis(read_study(tracking_uri, study, experiment))
     said = answer(analysis)
-    drawn = [f for f in [answer_figure(analysis, said)] if f] + figures(analysis, said)
-    context = page(analysis, said, drawn)
-    pictures = {f"figures/{figure.name}.svg": figure.standalone for figure in drawn}
-    files = {
-        "report.html": _environment("html").get_template("report.html.j2").render(context),
-        "report.md": _environment("md").get_template("report.md.j2").render(context),
-        "report.json": json.dumps(to_json(analysis, said), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "results.csv": results_csv(analysis),
-        "intervals.csv": intervals_csv(analysis),
-        **pictures,
-    }
+    files = render(analysis, said)
     _save(out, files)
     return ReportPaths(
         html=out / "report.html",
@@ -61,9 +53,24 @@ def write(tracking_uri: str, study: str, out: Path, experiment: str | None) -> R
         json=out / "report.json",
         csv=out / "results.csv",
         intervals=out / "intervals.csv",
-        figures=tuple(out / name for name in pictures),
+        figures=tuple(out / name for name in files if name.endswith(".svg")),
         answer=said.text,
     )
+
+
+def render(analysis: Analysis, said: Answer) -> dict[str, str]:
+    """Every file of the report by its path within the folder."""
+    drawn = [f for f in [answer_figure(analysis, said)] if f] + figures(analysis, said)
+    context = page(analysis, said, drawn)
+    return {
+        "report.html": _environment("html").get_template("report.html.j2").render(context),
+        "report.md": _environment("md").get_template("report.md.j2").render(context),
+        "report.json": json.dumps(to_json(analysis, said), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "results.csv": results_csv(analysis),
+        "intervals.csv": intervals_csv(analysis),
+        **{f"figures/{figure.name}.svg": figure.standalone for figure in drawn},
+        **{f"figures/{figure.name}.csv": figure.data for figure in drawn if figure.data},
+    }
 
 
 def _save(out: Path, files: Mapping[str, str]) -> None:
@@ -71,7 +78,8 @@ def _save(out: Path, files: Mapping[str, str]) -> None:
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (out / name).write_text(content, encoding="utf-8", newline="\n")
+            # half a surrogate pair, which JSON can hold, is no text
+            (out / name).write_text(content, encoding="utf-8", errors="replace", newline="\n")
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise WorkbenchError(f"the report cannot be written to {out}: a file is in the way; name a folder.") from None
     except OSError as error:
@@ -108,6 +116,10 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "searched": searched,
         "cost_heads": [title for _, title in tables.COSTS],
         "costs": tables.costs(record),
+        "cell_runs": cell_runs(analysis),
+        "mlflow_server": server(record.tracking_uri),
+        "mlflow_ui": UI,
+        "study_link": link(record, record.run_id),
         "health": tables.health(record),
         "counts": record.counts(),
         "states": STATES,
@@ -215,6 +227,8 @@ def _environment(kind: str) -> Environment:
         "number": wording.number,
         "when": wording.when,
         "svg": lambda figure: Markup(figure.inline),
+        "anchor": anchor,
+        "csv_uri": lambda text: f"data:text/csv;charset=utf-8,{quote(text, safe=_IN_URI, errors='replace')}",
         "fence": lambda text: Markup(str(text).replace("```", "'''")),
     }
     environment.filters |= filters

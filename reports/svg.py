@@ -20,6 +20,7 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent"
 _DARK = {INK: "#e8e6e1", MUTED: "#9aa0a6", RULE: "#3a3f45", ACCENT: "#6cb8d6", PAPER: "#16191d"}
 WIDTH = 9.2  # inches
 FONT = 9.5
+_UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML forbids, even escaped
 MARKERS = "os^DvPX*<>hp"
 CHARACTER = 0.56 * FONT  # points: how wide a letter is, near enough to keep labels apart
 
@@ -56,13 +57,17 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with its words. ``inline`` goes into a page, ``standalone`` is a file of its own."""
+    """A drawing with its words. ``inline`` goes into a page, ``standalone`` is a file of its own.
+
+    ``data`` is what is drawn, as CSV; empty where a drawing has none to offer.
+    """
 
     name: str
     title: str
     caption: str
     inline: str
     standalone: str
+    data: str = ""
 
 
 @contextmanager
@@ -75,14 +80,17 @@ def canvas(width: float, height: float) -> Iterator[MplFigure]:
         yield MplFigure(figsize=(width, height))
 
 
-def finish(figure: MplFigure, name: str, title: str, caption: str, description: str) -> Figure:
-    """Render; ``description`` is the text alternative: what the drawing shows, in words and numbers."""
+def finish(figure: MplFigure, name: str, title: str, caption: str, description: str, data: str = "") -> Figure:
+    """Render; ``description`` is the text alternative: what the drawing shows, in words and numbers.
+
+    ``data`` is the same as CSV (:func:`reports.csvtext.csv_text`).
+    """
     import matplotlib as mpl
 
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    body = buffer.getvalue()
+    body = _UNPRINTABLE.sub("", buffer.getvalue())
     body = body[body.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"\n\s*", "\n", body)
@@ -94,12 +102,13 @@ def finish(figure: MplFigure, name: str, title: str, caption: str, description: 
     head, rest = body.split(">", 1)
     view = re.search(r'viewBox="[^"]+"', head)
     assert view is not None
-    words = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
+    said, told = (_UNPRINTABLE.sub("", escape(text)) for text in (title, description))
+    words = f'<title id="{name}-title">{said}</title><desc id="{name}-desc">{told}</desc>'
     space = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     aria = f'role="img" aria-labelledby="{name}-title {name}-desc"'
     inline = f"<svg {space} {view.group()} {aria}>{words}{rest}"
     standalone = f"<svg {space} {view.group()} {aria}>{words}<style>{_theme()}</style>{rest}"
-    return Figure(name, title, caption, inline.strip(), standalone.strip() + "\n")
+    return Figure(name, title, caption, inline.strip(), standalone.strip() + "\n", data)
 
 
 def _theme() -> str:

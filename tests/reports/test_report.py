@@ -37,6 +37,7 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.targets: list[str] = []
         self.loads: list[str] = []
+        self.links: list[str] = []  # out of the page
         self.scripts = 0
         self.sorts: list[str] = []
         self.words: list[str] = []
@@ -52,7 +53,8 @@ class Page(HTMLParser):
             self.ids.append(str(given["id"]))
         for key in ("href", "xlink:href", "src"):
             if given.get(key):
-                (self.targets if str(given[key]).startswith("#") else self.loads).append(str(given[key]))
+                to = self.targets if str(given[key]).startswith("#") else self.links if tag == "a" else self.loads
+                to.append(str(given[key]))
         for key in ("aria-labelledby", "data-from"):
             self.targets += [f"#{word}" for word in str(given.get(key) or "").split()]
         self.targets += [f"#{name}" for value in given.values() for name in re.findall(r"url\(#([^)]+)\)", value or "")]
@@ -89,6 +91,8 @@ def html(paths: ReportPaths) -> str:
 def test_the_page_stands_alone(html: str) -> None:
     page = Page(html)
     assert page.loads == []
+    place = r"http://127\.0\.0\.1:5000/#/experiments/\d+/runs/[0-9a-f]{32}|data:text/csv;charset=utf-8,[^<>\"\s]+"
+    assert [link for link in page.links if not re.fullmatch(place, link)] == []
     assert len(page.ids) == len(set(page.ids))
     assert {target[1:] for target in page.targets} <= set(page.ids)
     assert "@import" not in html
@@ -111,7 +115,7 @@ def test_the_answer_comes_first(html: str, paths: ReportPaths) -> None:
     assert paths.answer.split(".")[0] in text
     for baseline in ("deepest layer", "penultimate layer", "best single layer", "middle concat"):
         assert f"against {baseline}" in text
-    snippet = re.search(r'<pre id="snippet">(.*?)</pre>', html, flags=re.DOTALL)
+    snippet = re.search(r'<pre id="snippet" tabindex="0">(.*?)</pre>', html, flags=re.DOTALL)
     assert snippet is not None
     study_from_yaml(snippet.group(1), "snippet")
 
@@ -229,6 +233,7 @@ def test_everything_from_outside_is_escaped(mlflow_template: Path, tmp_path: Pat
     page = Page(html)
     assert page.scripts == 1
     assert page.loads == []
+    assert all(re.match(r"http://127\.0\.0\.1:5000/#/|data:text/csv;", link) for link in page.links)
     assert "alert(1)</script>" not in html
     assert evil in page.text
     assert "{{ 7 * 7 }}" in page.text
