@@ -17,14 +17,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import ReportPaths, tables, wording
+from reports.against import compare
+from reports.against_page import against_json, against_page
+from reports.agreement import published_page
 from reports.answer import Answer, answer
 from reports.answer_figure import answer_figure
 from reports.comparison import BASELINES, BEST_SINGLE, ITSELF, Analysis
 from reports.export import intervals_csv, results_csv, to_json
 from reports.figures import figures
+from reports.gate import failures
+from reports.latex import latex
 from reports.look import look_page
 from reports.query import read_study
 from reports.records import FINISHED, STATES
+from reports.sides import Source, find
 from reports.svg import Figure
 from reports.units import SHARE, Unit
 from reports.verdicts import BETTER, NONE, SAME, WORSE
@@ -36,20 +42,27 @@ from workbench.version import __version__
 _MARKDOWN = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|(?<=\])[(\[]|(?<=!)\[|\](?=:)|^[#>]|^[+-](?=\s)")
 
 
-def write(tracking_uri: str, study: str, out: Path, experiment: str | None) -> ReportPaths:
+def write(
+    tracking_uri: str, study: str, out: Path, experiment: str | None, against: Source | None = None
+) -> ReportPaths:
     """See :func:`reports.write_report`."""
     record = read_study(tracking_uri, study, experiment)
     analysis = Analysis(record)
     said = answer(analysis)
+    changed = compare(analysis, said, find(against, tracking_uri, experiment, record)) if against else None
     drawn = [f for f in [answer_figure(analysis, said)] if f] + figures(analysis, said)
-    context = page(analysis, said, drawn)
+    context = page(analysis, said, drawn) | against_page(analysis, changed)
     pictures = {f"figures/{figure.name}.svg": figure.standalone for figure in drawn}
     files = {
         "report.html": _environment("html").get_template("report.html.j2").render(context),
         "report.md": _environment("md").get_template("report.md.j2").render(context),
-        "report.json": json.dumps(to_json(analysis, said), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.json": json.dumps(
+            to_json(analysis, said, against_json(changed)), indent=1, ensure_ascii=False, allow_nan=False
+        )
+        + "\n",
         "results.csv": results_csv(analysis),
         "intervals.csv": intervals_csv(analysis),
+        "tables.tex": latex(analysis, said),
         **pictures,
     }
     _save(out, files)
@@ -61,6 +74,9 @@ def write(tracking_uri: str, study: str, out: Path, experiment: str | None) -> R
         intervals=out / "intervals.csv",
         figures=tuple(out / name for name in pictures),
         answer=said.text,
+        tex=out / "tables.tex",
+        against=" ".join(context["against_words"]),
+        failures=failures(analysis, said, changed),
     )
 
 
@@ -118,6 +134,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "groups": wording.plural(record.group_name, len(record.groups)),
         "plural": wording.plural,
         **look_page(analysis),
+        **published_page(analysis),
         "words": {"better": BETTER, "worse": WORSE, "same": SAME, "none": NONE, "itself": ITSELF},
         "fewest": FEWEST,
         "symbols": wording.SYMBOLS,
