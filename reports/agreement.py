@@ -57,15 +57,17 @@ def beside(analysis: Analysis) -> tuple[Beside, ...]:
     scored = [c for c in record.cells if any((c.id, m.name) in analysis.means for m in analysis.measures)]
     out = []
     for table in tables():
-        for found in match(table, scored, depth):
-            agreed = tuple(
-                a
-                for metric in table.metrics
-                for measure in analysis.measures
-                if (a := _agree(analysis, found, metric.name, -1 if metric.minimize else 1, measure)) is not None
-            )
-            if agreed:
-                out.append(Beside(found, agreed))
+        found = match(table, scored, depth)
+        if found is None:
+            continue
+        agreed = tuple(
+            a
+            for metric in table.metrics
+            for measure in analysis.measures
+            if (a := _agree(analysis, found, metric.name, -1 if metric.minimize else 1, measure)) is not None
+        )
+        if agreed:
+            out.append(Beside(found, agreed))
     return tuple(out)
 
 
@@ -135,7 +137,7 @@ def _shown(analysis: Analysis, found: Beside) -> dict[str, Any]:
         "table": table,
         "read": READ[table.read],
         "where": _where(matched),
-        "exact": matched.exact,
+        "layers": _layers(matched),
         "rows": [
             {
                 "row": row,
@@ -158,16 +160,25 @@ def _shown(analysis: Analysis, found: Beside) -> dict[str, Any]:
 
 
 def _where(matched: Matched) -> str:
+    return f"on {matched.selection.label}" if matched.selection else "each row on its own layers"
+
+
+def _layers(matched: Matched) -> str:
     if matched.exact:
-        return f"on {matched.selection.label}" if matched.selection else "each row on its own layers"
-    assert matched.selection is not None
-    return f"on {matched.selection.label}"
+        return "The cells read the paper's layers, by share of the depth."
+    first = f", the first of {matched.alike} selections that have these rows" if matched.alike > 1 else ""
+    return f"The strategies are the paper's, the layers are the study's own{first}."
 
 
 def _tau(found: Beside, metric: str, measure: str) -> dict[str, Any]:
     a = next(a for a in found.agreements if (a.metric, a.measure) == (metric, measure))
-    signed = [f"{x:+.2f}".replace("-", "−") if np.isfinite(x) else "?" for x in (a.tau, a.low, a.high)]
-    return {"tau": signed[0], "interval": f"[{signed[1]}, {signed[2]}]", "p": pvalue(a.p), "value": a.tau}
+    signed = [f"{x:+.2f}".replace("-", "−").replace("+0.00", "0.00") for x in (a.tau + 0.0, a.low, a.high)]
+    return {
+        "tau": signed[0],
+        "interval": f"[{signed[1]}, {signed[2]}]" if np.isfinite(a.low) else "",
+        "p": pvalue(a.p),
+        "value": a.tau,
+    }
 
 
 def published_json(analysis: Analysis) -> list[dict[str, Any]]:

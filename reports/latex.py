@@ -1,8 +1,8 @@
 r"""The report's tables for a paper: booktabs, captions, labels, notes. ``\usepackage{booktabs}`` is all they need.
 
 ``tables.tex`` holds a table a task (strategies by selections) and one of the recommended cell against the baselines;
-``\input{tables}`` sets them all. Strategies are rows; of many selections, five stand beside each other and the next
-five below.
+``\input{tables}`` sets them all. Strategies are rows; of many selections, four stand beside each other and the next
+four below.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from reports.records import Cell
 from reports.statistics import Estimate
 from reports.tex import escape, slug
 from reports.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
-from reports.wording import listed
+from reports.wording import listed, plural
 from workbench.version import __version__
 
-PANEL = 5  # selections beside each other
+PANEL = 4  # selections beside each other
+LONG = 26  # letters of a name, above which it is set on several lines
 MARKS = {
     BETTER: r"\uparrow",
     WORSE: r"\downarrow",
@@ -52,7 +53,7 @@ def _strategies(analysis: Analysis, measure: Measure, recommended: Cell | None) 
     for start in range(0, len(rows), PANEL):
         panel = rows[start : start + PANEL]
         lines += [r"\addlinespace[1ex]\midrule"] if start else []
-        lines.append(_line(["layers", *(_wide(f"[{', '.join(_levels(r))}]") for r in panel)]))
+        lines.append(_line(["layers", *(_wide(r.levels) for r in panel)]))
         lines.append(_line(["query", *(_wide(str(r.query)) for r in panel)]))
         lines.append(r"\midrule")
         for number, column in enumerate(columns):
@@ -116,7 +117,7 @@ def _table(
     label = f"tab:{slug(analysis.record.name)}-{slug(name)}"
     out = [
         r"\begin{table}[tbp]",
-        r"\centering",
+        r"\centering\setlength{\abovecaptionskip}{0pt}\setlength{\belowcaptionskip}{6pt}",
         rf"\caption{{{caption}}}",
         rf"\label{{{label}}}",
         r"\footnotesize\setlength{\tabcolsep}{4pt}",
@@ -126,7 +127,7 @@ def _table(
         r"\bottomrule",
         r"\end{tabular}",
         r"\par\smallskip",
-        rf"\parbox{{0.95\linewidth}}{{\scriptsize {' '.join([*notes, *_bounds(analysis)])}}}",
+        rf"\parbox{{\linewidth}}{{\scriptsize {' '.join([*notes, *_bounds(analysis)])}}}",
         r"\end{table}",
     ]
     return "\n".join(out)
@@ -136,7 +137,8 @@ def _bounds(analysis: Analysis) -> Iterator[str]:
     """What bounds every number of the table."""
     record = analysis.record
     if analysis.conditional:
-        yield f"Conditional on the {len(record.groups)} {escape(record.group_name)}(s) of the test images."
+        number = len(record.groups)
+        yield f"Conditional on the {number} {escape(plural(record.group_name, number))} of the test images."
     if not record.complete:
         yield "The study is not complete."
 
@@ -158,11 +160,8 @@ def _over(analysis: Analysis, shown: Sequence[tables.Entry]) -> str:
 
 def _name(column: tables.Column) -> str:
     detail = "query only" if column.strategy == "deep_only" else column.detail
-    return escape(f"{column.strategy} ({detail})" if detail else column.strategy)
-
-
-def _levels(row: tables.Row) -> list[str]:
-    return [word.strip() for word in row.levels.strip("[]").split(",")]
+    name = f"{column.strategy} ({detail})" if detail else column.strategy
+    return escape(name) if len(name) <= LONG else rf"\parbox[t]{{3.4cm}}{{\raggedright {escape(name)}\strut}}"
 
 
 def _entry(entry: tables.Entry | None) -> str:

@@ -93,12 +93,14 @@ class Matched:
     Attributes:
         selection: that the cells share; None where the rows differ in their layers.
         exact: whether they are the paper's layers, by relative depth.
+        alike: selections of the study that have as many rows; this one is the first.
     """
 
     table: Published
     rows: tuple[tuple[PublishedRow, Cell], ...]
     selection: Selection | None
     exact: bool
+    alike: int = 1
 
 
 @cache
@@ -128,22 +130,27 @@ def load(path: Path) -> Published:
     return table
 
 
-def match(table: Published, cells: Sequence[Cell], depth: int) -> list[Matched]:
-    """The paper's layers where the study has three rows on them; else, if the table allows it, any shared selection."""
+def match(table: Published, cells: Sequence[Cell], depth: int) -> Matched | None:
+    """On the paper's layers where the study has three rows on them; None without three rows.
+
+    If the table allows it, otherwise on the selection that has the most rows: of several the first of the study.
+    """
     queries = [parse_layer(ref, depth) for ref in (table.query, table.query_moved) if ref is not None]
     tried = [_found(table, lambda row, q=q: _on_paper(table, row.match, cells, depth, q)) for q in queries]
     exact = max(tried, key=len, default=())
     if len(exact) >= FEWEST_ROWS:
         shared = {(c.levels, c.query) for row, c in exact if not c.single and not row.match.any_levels}
-        return [Matched(table, exact, Selection(*shared.pop()) if len(shared) == 1 else None, True)]
-    if not table.elsewhere:
-        return []
-    out = []
-    for levels, query in dict.fromkeys((c.levels, c.query) for c in cells if not c.single):
+        return Matched(table, exact, Selection(*shared.pop()) if len(shared) == 1 else None, True)
+    found = []
+    selections = dict.fromkeys((c.levels, c.query) for c in cells if not c.single and table.elsewhere)
+    for levels, query in selections:
         rows = _found(table, lambda row, at=(levels, query): _on(row.match, cells, {at[0]}, at[1]))
         if len(rows) >= FEWEST_ROWS and any(c.levels == levels for _, c in rows):
-            out.append(Matched(table, rows, Selection(levels, query), False))
-    return out
+            found.append((rows, Selection(levels, query)))
+    if not found:
+        return None
+    rows, selection = max(found, key=lambda f: len(f[0]))  # the first of them
+    return Matched(table, rows, selection, False, sum(len(r) == len(rows) for r, _ in found))
 
 
 def _found(table: Published, cell_of: Any) -> tuple[tuple[PublishedRow, Cell], ...]:
