@@ -120,7 +120,7 @@ def _table(
         r"\centering\setlength{\abovecaptionskip}{0pt}\setlength{\belowcaptionskip}{6pt}",
         rf"\caption{{{caption}}}",
         rf"\label{{{label}}}",
-        r"\footnotesize\setlength{\tabcolsep}{4pt}",
+        r"\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         *lines,

@@ -29,7 +29,7 @@ STUDIES = {
     "begun": {"status": "RUNNING", "singles": (), "selections": (), "planned": False},
     "one replicate": {"replicates": 1},
     "counts": {"errors": ("read",), "look": True},
-    "single layers": {"selections": ()},
+    "single layers": {"selections": (), "singles": (5, 12)},
 }
 
 
@@ -45,7 +45,7 @@ def schema() -> dict[str, Any]:
 def uri(mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     made = copy_database(mlflow_template, tmp_path_factory.mktemp("schema"))
     for name, changes in STUDIES.items():
-        tiny(**({"name": name} | changes)).write(made)
+        tiny(**({"name": name, "singles": (12,), "replicates": 2, "examples": 12} | changes)).write(made)
     return made
 
 
