@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,9 +35,19 @@ class ReportPaths:
     intervals: Path  # one row a cell and task, with its verdict against every baseline
     figures: tuple[Path, ...]
     answer: str
+    tex: Path  # tables for a paper
+    against: str  # what changed since another study, in a paragraph; empty where nothing was compared
+    failures: Mapping[str, str]  # what --fail-on would fail on, and why: see reports/gate.py
 
 
-def write_report(tracking_uri: str, study: str, out: Path, experiment: str | None = None) -> ReportPaths:
+def write_report(
+    tracking_uri: str,
+    study: str,
+    out: Path,
+    experiment: str | None = None,
+    against: str | None = None,
+    against_uri: str | None = None,
+) -> ReportPaths:
     """Write the layer-selection report of a study from MLflow alone.
 
     Args:
@@ -44,13 +55,19 @@ def write_report(tracking_uri: str, study: str, out: Path, experiment: str | Non
         study: a study's name (its latest parent run counts) or its 16-digit id.
         out: folder to write to; made when missing, files of an earlier report are replaced.
         experiment: MLflow experiment to look in; None: all of them.
+        against: another study to compare with: its name or id, or the path of an earlier report.json, which may lie in
+            ``out`` (it is read before it is replaced). None: no other, or with ``against_uri`` the study of that name.
+        against_uri: the MLflow that holds it; None: the same one.
 
     Raises:
-        WorkbenchError: MLflow cannot be opened, holds no such study, or ``out`` cannot be a folder.
+        WorkbenchError: MLflow cannot be opened, holds no such study, ``out`` cannot be a folder, or there is nothing to
+            compare with.
     """
     from reports.render import write  # imports are seconds; the command line's help does not wait for them
+    from reports.sides import Source
 
-    return write(tracking_uri, study, out, experiment)
+    other = Source(against or study, against_uri) if against or against_uri else None
+    return write(tracking_uri, study, out, experiment, other)
 
 
 def find_picks(tracking_uri: str, study: str, experiment: str | None = None) -> Picks | None:

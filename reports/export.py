@@ -7,23 +7,29 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from reports.agreement import published_json
 from reports.answer import Answer
 from reports.comparison import BASELINES, Analysis, Comparison
 from reports.csvtext import csv_text
+from reports.environment import environment
 from reports.layer_figures import layers_json
 from reports.look import look_json
 from reports.records import FINISHED, Cell
 from reports.statistics import Estimate
 from reports.tables import COSTS, health
 
-SCHEMA = 2
+SCHEMA = 2  # of report.schema.json: raised when a key goes away or changes its meaning, not when one is added
 
 
-def to_json(analysis: Analysis, answer: Answer) -> dict[str, Any]:
-    """Everything in the report as plain values; scores as fractions, never rounded."""
+def to_json(analysis: Analysis, answer: Answer, against: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Everything in the report as plain values, as report.schema.json has it; scores as fractions, never rounded.
+
+    ``against``: what :func:`reports.against_page.against_json` says of another study; None: nothing is compared.
+    """
     record = analysis.record
     cheaper = answer.cheaper
     plain: dict[str, Any] = {
+        "$schema": f"urn:fusion-workbench:report:{SCHEMA}",
         "schema": SCHEMA,
         "study": {
             "name": record.name,
@@ -81,6 +87,9 @@ def to_json(analysis: Analysis, answer: Answer) -> dict[str, Any]:
         "notes": list(record.notes),
         "layers": layers_json(analysis),
         "look": look_json(record.look),
+        "environment": environment(record),
+        "published": published_json(analysis),
+        "against": against,
     }
     finite: dict[str, Any] = _finite(plain)
     return finite

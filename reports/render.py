@@ -18,17 +18,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import ReportPaths, tables, wording
+from reports.against import Against, compare
+from reports.against_page import against_json, against_page
+from reports.agreement import published_page
 from reports.answer import Answer, answer
 from reports.answer_figure import answer_figure
 from reports.comparison import BASELINES, BEST_SINGLE, CONTROLS, ITSELF, Analysis
 from reports.export import intervals_csv, results_csv, to_json
 from reports.fairness import budgets
 from reports.figures import figures
+from reports.gate import failures
+from reports.latex import latex
 from reports.layer_figures import layer_page
 from reports.look import look_page
 from reports.query import read_study
 from reports.records import FINISHED, STATES
 from reports.runs import UI, anchor, cell_runs, link, server
+from reports.sides import Source, find
 from reports.svg import Figure
 from reports.units import SHARE, Unit
 from reports.verdicts import BETTER, NONE, SAME, WORSE
@@ -41,11 +47,14 @@ _IN_URI = ",:;/()[]=+@!*~$"  # what a data URI takes as it is
 _MARKDOWN = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|(?<=\])[(\[]|(?<=!)\[|\](?=:)|^[#>]|^[+-](?=\s)")
 
 
-def write(tracking_uri: str, study: str, out: Path, experiment: str | None) -> ReportPaths:
+def write(
+    tracking_uri: str, study: str, out: Path, experiment: str | None, against: Source | None = None
+) -> ReportPaths:
     """See :func:`reports.write_report`."""
     analysis = Analysis(read_study(tracking_uri, study, experiment))
     said = answer(analysis)
-    files = render(analysis, said)
+    changed = compare(analysis, said, find(against, tracking_uri, experiment, analysis.record)) if against else None
+    files = render(analysis, said, changed)
     _save(out, files)
     return ReportPaths(
         html=out / "report.html",
@@ -55,19 +64,24 @@ def write(tracking_uri: str, study: str, out: Path, experiment: str | None) -> R
         intervals=out / "intervals.csv",
         figures=tuple(out / name for name in files if name.endswith(".svg")),
         answer=said.text,
+        tex=out / "tables.tex",
+        against=" ".join(against_page(analysis, changed)["against_words"]),
+        failures=failures(analysis, said, changed),
     )
 
 
-def render(analysis: Analysis, said: Answer) -> dict[str, str]:
+def render(analysis: Analysis, said: Answer, changed: Against | None = None) -> dict[str, str]:
     """Every file of the report by its path within the folder."""
     drawn = [f for f in [answer_figure(analysis, said)] if f] + figures(analysis, said)
-    context = page(analysis, said, drawn)
+    context = page(analysis, said, drawn) | against_page(analysis, changed)
+    plain = json.dumps(to_json(analysis, said, against_json(changed)), indent=1, ensure_ascii=False, allow_nan=False)
     return {
         "report.html": _environment("html").get_template("report.html.j2").render(context),
         "report.md": _environment("md").get_template("report.md.j2").render(context),
-        "report.json": json.dumps(to_json(analysis, said), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.json": plain + "\n",
         "results.csv": results_csv(analysis),
         "intervals.csv": intervals_csv(analysis),
+        "tables.tex": latex(analysis, said),
         **{f"figures/{figure.name}.svg": figure.standalone for figure in drawn},
         **{f"figures/{figure.name}.csv": figure.data for figure in drawn if figure.data},
     }
@@ -135,6 +149,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "plural": wording.plural,
         **layer_page(analysis, said),
         **look_page(analysis),
+        **published_page(analysis),
         "words": {"better": BETTER, "worse": WORSE, "same": SAME, "none": NONE, "itself": ITSELF},
         "fewest": FEWEST,
         "symbols": wording.SYMBOLS,

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from contextlib import nullcontext
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -18,6 +19,7 @@ from workbench.terminal import DEFAULT_WORKSPACE, Overrides, Quiet, StudyName, U
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from reports import ReportPaths
     from workbench.config import StudyConfig
 
 app = typer.Typer(
@@ -37,6 +39,15 @@ SMALL = (
     "training.epochs=2",
     "search.learning_rates=[0.003]",
 )
+
+
+class FailOn(StrEnum):
+    """What fails a report; see docs/report.md."""
+
+    WORSE = "worse"
+    RECOMMENDED = "recommended-worse"
+    DIFFERENT = "different"
+    UNKNOWN = "no-verdict"
 
 
 def _version(value: bool) -> None:
@@ -132,12 +143,29 @@ def report(
     uri: Uri = "",
     experiment: Annotated[str, typer.Option("--experiment", help="MLflow experiment.")] = "fusion-workbench",
     workspace: Workspace = DEFAULT_WORKSPACE,
+    against: Annotated[
+        str, typer.Option("--against", help="Say what changed since another study, or since an earlier report.json.")
+    ] = "",
+    against_uri: Annotated[
+        str, typer.Option("--against-uri", help="MLflow that holds it; alone: the same study in that MLflow.")
+    ] = "",
+    fail_on: Annotated[
+        list[FailOn] | None,
+        typer.Option(
+            "--fail-on", help="Exit with 1 when the recommended cell, or with --against any, is …; repeatable."
+        ),
+    ] = None,
 ) -> None:
-    """Write the layer-selection report of a study (HTML, Markdown, JSON, CSV) from MLflow alone."""
-    from workbench.config import load_study
-
-    name = load_study(study).name if study.endswith((".yaml", ".yml")) else study
-    _write_report(terminal(), uri or existing_uri(workspace), name, out or workspace / "reports" / name, experiment)
+    """Write the layer-selection report of a study (HTML, Markdown, JSON, CSV, LaTeX) from MLflow alone."""
+    if FailOn.DIFFERENT in (fail_on or ()) and not (against or against_uri):
+        raise WorkbenchError("--fail-on different compares two studies; name the other with --against.")
+    name, other = _study_name(study), _study_name(against)
+    out = out or workspace / "reports" / name
+    paths = _write_report(terminal(), uri or existing_uri(workspace), name, out, experiment, other, against_uri)
+    failed = [kind for kind in fail_on or () if kind in paths.failures]
+    if failed:  # one line: what the first of them says
+        typer.echo(f"failed on {', '.join(failed)}: {paths.failures[failed[0]]}", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -215,13 +243,24 @@ def _run(
     console.print(f"next: [bold]workbench ui{where}[/] shows every run in MLflow", highlight=False)
 
 
-def _write_report(console: Console, uri: str, study: str, out: Path, experiment: str) -> None:
+def _study_name(word: str) -> str:
+    """A study's name, its id, or the name in its YAML file."""
+    from workbench.config import load_study
+
+    return load_study(word).name if word.endswith((".yaml", ".yml")) else word
+
+
+def _write_report(
+    console: Console, uri: str, study: str, out: Path, experiment: str, against: str = "", against_uri: str = ""
+) -> ReportPaths:
     from reports import write_report
 
     with console.status("writing the report") if console.is_terminal else nullcontext():
-        paths = write_report(uri, study, out, experiment)
-    console.print(paths.answer, highlight=False, markup=False)
+        paths = write_report(uri, study, out, experiment, against or None, against_uri or None)
+    for paragraph in filter(None, [paths.answer, paths.against]):
+        console.print(paragraph, highlight=False, markup=False)
     console.print(f"report: {paths.html}", highlight=False, markup=False)
+    return paths
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:

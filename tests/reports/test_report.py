@@ -196,7 +196,7 @@ def test_markdown_tables_are_tables(paths: ReportPaths) -> None:
         elif blocks[-1]:
             blocks.append([])
     tables = [block for block in blocks if block]
-    assert len(tables) == 1 + 2 + 3 + 1 + 2  # answer, grids, comparisons, costs, seeds
+    assert len(tables) == 1 + 2 + 3 + 1 + 2 + 2  # answer, grids, comparisons, costs, seeds, published
     for table in tables:
         assert re.fullmatch(r"\|(-+:?\|)+", table[1])
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table}) == 1
