@@ -141,7 +141,7 @@ def replicates_of(study_yaml: str, runs: Sequence[Run], stopped: Any) -> tuple[s
 
 
 def natural(word: str) -> tuple[int, str]:
-    return (int(word), "") if word.isdigit() else (1 << 62, word)
+    return (int(word), "") if word.isdecimal() else (1 << 62, word)
 
 
 def number(text: Any) -> float | None:
