@@ -186,6 +186,18 @@ def _matched(scores: Scores, measure: str, one: str, other: str, independent: bo
     return Matched(apart, shown, False, (len(a.replicates), len(b.replicates)), dropped)
 
 
+def paired_differences(scores: Scores, measure: str, one: str, other: str) -> Outcomes | None:
+    """``one`` minus ``other``, by replicate and example; None where no replicate's name is in both."""
+    a, b = scores.outcomes[one, measure], scores.outcomes[other, measure]
+    examples = tuple(sorted({*a.examples} & {*b.examples}, key=natural))
+    common = tuple(r for r in a.replicates if r in b.replicates)
+    if not common or not examples:
+        return None
+    group = dict(zip(a.examples, a.groups, strict=False))
+    groups = tuple(group[e] for e in examples) if group else ()
+    return Outcomes(common, examples, _cut(a, common, examples) - _cut(b, common, examples), groups)
+
+
 def _cut(outcomes: Outcomes, replicates: Sequence[str], examples: Sequence[str]) -> Floats:
     rows = {name: i for i, name in enumerate(outcomes.replicates)}
     columns = {name: i for i, name in enumerate(outcomes.examples)}

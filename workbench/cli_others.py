@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.errors import WorkbenchError
-from workbench.terminal import terminal
+from workbench.terminal import DEFAULT_WORKSPACE, Uri, Workspace, existing_uri, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,3 +119,47 @@ def _show(console: Console, found: Judgement) -> None:
     console.print(found.headline, highlight=False, markup=False, style="bold")
     for caveat in found.caveats:
         console.print(f"· {caveat}", highlight=False, markup=False)
+
+
+@app.command()
+def power(
+    study: Annotated[
+        str | None,
+        typer.Argument(help="The pilot: a study in MLflow, its 16-digit id, or its YAML file.", show_default=False),
+    ] = None,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option("--scores", help="Instead of a study: a file that `workbench verdict` reads.", show_default=False),
+    ] = None,
+    difference: Annotated[
+        list[float] | None,
+        typer.Option("--difference", "-d", help="In scores: 0.01 is one point of a share.", show_default=False),
+    ] = None,
+    system: Systems = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option("--baseline", "-b", help="Of --scores.", show_default=False)
+    ] = None,
+    column: Columns = None,
+    metric: Metrics = None,
+    level: Annotated[float, typer.Option("--level", help="Of --scores; a study has its plan's.")] = 0.05,
+    uri: Uri = "",
+    experiment: Annotated[str, typer.Option("--experiment", help="MLflow experiment.")] = "fusion-workbench",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Replicates, test examples and hours that it takes to tell a difference with power .8, from a pilot."""
+    wrong = next((d for d in difference or [] if not 0 < abs(d) < float("inf")), None)
+    if wrong is not None:
+        raise WorkbenchError(f"--difference {wrong:g}: it is a difference in scores, such as 0.01 for one point.")
+    if (study is None) == (not scores and not system):
+        raise WorkbenchError("name a study as the pilot, or scores with --scores FILE (one of the two).")
+    from workbench import power as planned
+
+    if study is None:
+        planned.from_scores(
+            terminal(), scores or [], system or [], column or [], metric or [], baseline or [], level, difference or []
+        )
+        return
+    from workbench.config import load_study
+
+    name = load_study(study).name if study.endswith((".yaml", ".yml")) else study
+    planned.from_study(terminal(), uri or existing_uri(workspace), name, experiment, difference or [])
