@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reports.comparison import BEST_SINGLE, MIDDLE, Analysis, Measure, codes
-from reports.power import POWER, Pilot, needed, needed_examples, pilot, smallest
+from reports.power import MOST, POWER, Pilot, needed, needed_examples, pilot, smallest
 from reports.records import Cell, StudyRecord
 from reports.statistics import Estimate
 from reports.wording import plural
@@ -74,23 +74,35 @@ class Planning:
         """What telling ``difference`` from the best baseline would take, on fresh replicates."""
         unit, p = self.measure.unit, self.pilot
         size = " ".join(filter(None, [unit.score(difference), unit.difference]))
-        row = self.row(difference)
+        fresh = needed(difference, p.seeds_var, p.sampling_var, p.examples, self.fresh.alpha)
         whom = f"a difference of {size} from the best baseline, {self.against.name}, with power {_word(POWER)}"
-        if row.fresh is not None:
-            number = round_up(row.fresh)
-            more = f"{number:,} fresh replicates of the winner and the baselines{cost(self.fresh.hours, number)}"
-            return f"To tell {whom} it would take about {more}."
-        replicates = max(p.replicates, FEWEST)
-        while row.examples is None and replicates < 1000:
-            replicates *= 2
-            row = Row(difference, None, None, needed_examples(difference, p, replicates, self.fresh.alpha))
-        hidden = f"No number of replicates tells {whom}: the choice of the {p.examples:,} {self.noun} alone hides it"
-        if row.examples is None:
-            return f"{hidden}."
-        return (
-            f"{hidden}; with about {round_up(row.examples):,} {self.noun} it would take {replicates} fresh replicates "
-            f"of the winner and the baselines{cost(self.fresh.hours, replicates)}."
-        )
+        more = self.more_examples(difference)
+        other = f"with {more[0]:,} {self.noun}" if more else ""
+        if fresh is None:
+            hidden = (
+                f"No number of replicates tells {whom}: the choice of the {p.examples:,} {self.noun} alone hides it"
+            )
+            return f"{hidden}; {other} it would take about {self._replicates(more[1])}." if more else f"{hidden}."
+        less = f", and {other} about {round_up(more[1]):,}" if more and 3 * more[1] <= fresh else ""
+        return f"To tell {whom} it would take about {self._replicates(fresh)}{less}."
+
+    def more_examples(self, difference: float) -> tuple[int, int] | None:
+        """Test examples, twice as many as now or twice that and so on, and the replicates they take: the first that
+        take no more than twice what they would if there were no end of them.
+        """
+        p = self.pilot
+        at_best = needed(difference, p.seeds_at(MOST), p.sampling_var, MOST, self.fresh.alpha)
+        examples = 2 * p.examples
+        while at_best is not None and examples < MOST:
+            found = needed(difference, p.seeds_at(examples), p.sampling_var, examples, self.fresh.alpha)
+            if found is not None and found <= 2 * at_best:
+                return examples, found
+            examples *= 2
+        return None
+
+    def _replicates(self, number: int) -> str:
+        number = round_up(number)
+        return f"{number:,} fresh replicates of the winner and the baselines{cost(self.fresh.hours, number)}"
 
 
 def planning(analysis: Analysis) -> Planning:

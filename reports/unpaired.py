@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from reports.records import Floats
 from reports.statistics import LEVEL, Estimate, Noise, noise
@@ -45,7 +45,7 @@ class Unpaired(Noise):
 
     def _half(self, p: float) -> float:
         known = [*self.parts, (float(self.sampling), self.df_sampling)]
-        return float(np.sqrt(sum(stats.t.isf(p / 2, df) ** 2 * variance for variance, df in known if df > 0)))
+        return float(np.sqrt(sum(special.stdtrit(df, p / 2) ** 2 * variance for variance, df in known if df > 0)))
 
     def _level(self, distance: float) -> float:
         """The level at which the interval just reaches ``distance``."""
