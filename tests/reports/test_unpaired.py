@@ -119,3 +119,37 @@ def test_the_tail_holds_where_welch_s_does_not() -> None:
     assert np.sqrt(ours[:50]) == pytest.approx(edges)  # the formula is the one that the code has
     assert np.mean(mean**2 > ours) <= 0.001
     assert welch > 0.002
+
+
+@pytest.mark.long
+def test_the_table_of_docs_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    """Coverage of the code's own intervals, and how often each form is wrong at .001, relative to that."""
+    rows = []
+    for replicates, seeds in (
+        ((3, 3), (0.03, 0.03)),
+        ((5, 5), (0.03, 0.03)),
+        ((5, 5), (0.08, 0.01)),
+        ((10, 10), (0.03, 0.03)),
+        ((5, 10), (0.08, 0.01)),
+        ((5, 20), (0.08, 0.01)),
+        ((5, 20), (0.01, 0.08)),
+    ):
+        rng = np.random.default_rng(9)
+        found = [unpaired(a, b) for a, b in simulated(rng, 4000, replicates, seeds, 60)]
+        cover = float(np.mean([abs(float(f.mean)) <= float(f.half()) for f in found]))
+        size, df = 1_000_000, np.array(replicates) - 1
+        true = np.array([(s**2 + 0.04 / 60) / r for r, s in zip(replicates, seeds, strict=True)])
+        squares = rng.normal(0, np.sqrt(true.sum()), size) ** 2
+        parts = [v * rng.chisquare(d, size) / d for v, d in zip(true, df, strict=True)]
+        both = np.add(*parts)
+        welch = np.floor(both**2 / sum(p**2 / d for p, d in zip(parts, df, strict=True)))
+        t = [0.0, *(stats.t.isf(0.0005, d) ** 2 for d in range(1, 40))]
+        ours = float(np.mean(squares > sum(t[d] * p for d, p in zip(df, parts, strict=True)))) / 0.001
+        theirs = float(np.mean(squares > np.asarray(t)[welch.astype(int)] * both)) / 0.001
+        rows.append((replicates, seeds, cover, ours, theirs))
+        assert cover > 0.945
+        assert ours < 1.1
+    with capsys.disabled():
+        print()
+        for (r1, r2), (s1, s2), cover, ours, theirs in rows:
+            print(f"| {r1}, {r2} | {s1:g}, {s2:g} | {100 * cover:.1f} % | {ours:.2f} | {theirs:.2f} |")
