@@ -269,6 +269,8 @@ def _headline(found: Judgement) -> str:
     number = {word: sum(c.verdict == word for c in comparisons) for word in (BETTER, WORSE, EQUIVALENT, SAME, NONE)}
     if number[NONE] == len(comparisons):
         return f"No verdict on any of {len(comparisons)} comparisons: intervals only."
+    if len(comparisons) in number.values():
+        return f"All {len(comparisons)} comparisons are {next(w for w, n in number.items() if n)}."
     told = [f"{n} {'is' if n == 1 else 'are'} {word}" for word, n in number.items() if n and word != NONE]
     told += [f"{number[NONE]} {'has' if number[NONE] == 1 else 'have'} no verdict"] if number[NONE] else []
     return f"Of {len(comparisons)} comparisons {listed(told)}."
