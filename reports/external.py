@@ -145,7 +145,7 @@ def _entries(file: File, mapping: Mapping[str, str]) -> Iterator[Entry]:
         first = next(objects, None)
         if first is None:
             raise WorkbenchError(f"{path}: the file is empty.")
-        if is_sample_log(first[1]):
+        if is_sample_log(path, first[1]):
             yield from _from_log(file, chain([first], objects), mapping)
             return
         names = list(first[1])

@@ -21,7 +21,7 @@ _NAME = re.compile(
 # What the harnesses write beside the metrics.
 _FRAME = {"doc_id", "doc", "target", "arguments", "input", "resps", "filtered_resps", "filter", "metrics", "success"}
 _FRAME |= {"doc_hash", "prompt_hash", "target_hash", "token_counts"}
-_MARKS = ("filtered_resps", "doc_hash", "resps", "target")
+_MARKS = ("filtered_resps", "resps", "doc_hash")
 _SCORES = ("score", "correct", "acc", "accuracy")  # where an object keeps its number
 
 
@@ -29,9 +29,9 @@ def is_sample_name(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None
 
 
-def is_sample_log(first: Mapping[str, Any]) -> bool:
-    """Whether a file's first object is a document of a harness and no row of a table."""
-    return "doc_id" in first and any(mark in first for mark in _MARKS) and "score" not in first
+def is_sample_log(path: Path, first: Mapping[str, Any]) -> bool:
+    """Whether a file is a harness's log and no table: by its name, or by what only a harness writes of a document."""
+    return "doc_id" in first and (is_sample_name(path) or ("score" not in first and any(m in first for m in _MARKS)))
 
 
 def task_of(path: Path) -> str:

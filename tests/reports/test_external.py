@@ -134,6 +134,15 @@ def test_metrics_of_some_documents_and_groups_inside_them(tmp_path: Path) -> Non
     assert found.outcomes["a", "mme/mme_perception_score"].groups == ("img0", "img0", "img1", "img1")
 
 
+def test_a_log_is_told_from_a_table_of_json_lines(tmp_path: Path) -> None:
+    row = '{"doc_id": 1, "target": "x", "correct": 1, "model": "a"}'
+    assert read_scores([write(tmp_path / "rows.jsonl", row)]).systems == ("a",)
+    named = '{"doc_id": 1, "target": "x", "score": 1}'  # a metric called score
+    assert read_scores([write(tmp_path / "m" / "samples_t.jsonl", named)]).measures == ("t/score",)
+    marked = '{"doc_id": 1, "filtered_resps": ["x"], "acc": 1}'
+    assert read_scores([write(tmp_path / "m" / "other.jsonl", marked)]).systems == ("m",)
+
+
 def test_filters_of_lm_eval_are_measures_of_their_own(tmp_path: Path) -> None:
     rows = [
         {"doc_id": i, "target": "4", "filtered_resps": ["4"], "filter": kind, "metrics": ["exact_match"]}
