@@ -47,7 +47,8 @@ class Planning:
         cell, against: the recommended cell and the best baseline; where they are one, the next best fusion against it.
         whole: replicates of every cell, which look again at everything.
         fresh: replicates of the winner and the baselines, kept for them alone (the plan's ``confirm``).
-        now: the smallest difference that the replicates at hand tell with power .8, at the level of ``whole``.
+        now: the smallest difference that the replicates at hand (five, where they are fewer: a verdict takes that many)
+            tell with power .8, at the level of ``whole``.
     """
 
     measure: Measure
@@ -125,20 +126,21 @@ def planning(analysis: Analysis) -> Planning:
             "of seeds; two are the least, five are better."
         )
     whole, fresh = _designs(analysis, cell)
-    now = smallest(noise.seeds_var, noise.sampling_var, max(noise.replicates, 2), noise.examples, whole.alpha)
+    now = smallest(noise.seeds_var, noise.sampling_var, max(noise.replicates, FEWEST), noise.examples, whole.alpha)
     noun = f"test {plural(analysis.record.group_name, 2)}" if noise.grouped else "test images"
     return Planning(measure, cell, against, difference, noise, whole, fresh, now, noun)
 
 
 def what_it_would_take(analysis: Analysis) -> str:
     """One sentence for a study in which nothing can be told apart: what telling the smallest difference that matters
-    (the plan's margin, else one point) would take. Empty where the study is no pilot.
+    (the plan's margin, else one point) would take. Empty where the study is no pilot, or has fewer than five replicates:
+    it has no verdicts yet, and knows too little of its seeds.
     """
     try:
         found = planning(analysis)
     except WorkbenchError:
         return ""
-    return found.sentence(worth(analysis, found))
+    return found.sentence(worth(analysis, found)) if found.pilot.replicates >= FEWEST else ""
 
 
 def worth(analysis: Analysis, found: Planning) -> float:

@@ -50,8 +50,7 @@ def from_study(console: Console, uri: str, study: str, experiment: str, differen
     console.print(_levels(found), highlight=False, markup=False)
     now = " ".join(filter(None, [unit.score(found.now), unit.difference]))
     console.print(
-        f"The {found.pilot.replicates} replicates at hand tell {now} with power {POWER:g} among all "
-        f"{found.whole.comparisons} comparisons.",
+        f"{_at_hand(found.pilot)} tell {now} with power {POWER:g} among all {found.whole.comparisons} comparisons.",
         highlight=False,
         markup=False,
     )
@@ -101,7 +100,7 @@ def from_scores(
             markup=False,
         )
         _print_spread(console, p, unit)
-        now = smallest(*spread, p.replicates, p.examples, alpha)
+        now = smallest(*spread, max(p.replicates, FEWEST), p.examples, alpha)
         replicates = max(p.replicates, FEWEST)
         table = Table(_head("difference", unit.difference), "replicates", f"{noun}\nat {replicates} replicates")
         for d in _shown(differences, now):
@@ -113,7 +112,7 @@ def from_scores(
             )
         console.print(table)
         console.print(
-            f"The {p.replicates} replicates at hand tell {unit.score(now)} {unit.difference} with power {POWER:g}, "
+            f"{_at_hand(p)} tell {unit.score(now)} {unit.difference} with power {POWER:g}, "
             f"each comparison at {alpha:.2g} (the level over {number} comparisons).",
             highlight=False,
             markup=False,
@@ -139,6 +138,15 @@ def _print_spread(console: Console, p: Pilot, unit: Unit) -> None:
         f"{words[1]} from the choice of examples{f', {unit.difference}' if unit.difference else ''}",
         highlight=False,
         markup=False,
+    )
+
+
+def _at_hand(p: Pilot) -> str:
+    if p.replicates >= FEWEST:
+        return f"The {p.replicates} replicates at hand"
+    return (
+        f"A pilot of {p.replicates} replicates knows little of its seeds, so these plans are large; {FEWEST} are better.\n"
+        f"{FEWEST} replicates, the least for a verdict,"
     )
 
 

@@ -198,6 +198,13 @@ def test_one_replicate_is_no_pilot() -> None:
         planning(analysis)
 
 
+def test_fewer_than_five_are_a_poor_pilot_and_make_no_sentence() -> None:
+    analysis = Analysis(study(replicates=3))
+    found = planning(analysis)
+    assert found.now == smallest(found.pilot.seeds_var, found.pilot.sampling_var, 5, 200, found.whole.alpha)
+    assert what_it_would_take(analysis) == ""
+
+
 def test_small_words() -> None:
     assert [hours(h) for h in (None, 0.001, 0.5, 2.14, 100.0)] == ["?", "1 min", "30 min", "2.1 h", "4.2 days"]
     assert [round_up(n) for n in (7, 99, 101, 1234)] == [7, 99, 110, 1300]
