@@ -133,8 +133,8 @@ def planning(analysis: Analysis) -> Planning:
 
 def what_it_would_take(analysis: Analysis) -> str:
     """One sentence for a study in which nothing can be told apart: what telling the smallest difference that matters
-    (the plan's margin, else one point) would take. Empty where the study is no pilot, or has fewer than five replicates:
-    it has no verdicts yet, and knows too little of its seeds.
+    (the plan's margin, else one point) would take. Empty where the study is no pilot, or has fewer than five
+    replicates: it has no verdicts yet, and knows too little of its seeds.
     """
     try:
         found = planning(analysis)

@@ -145,7 +145,8 @@ def _at_hand(p: Pilot) -> str:
     if p.replicates >= FEWEST:
         return f"The {p.replicates} replicates at hand"
     return (
-        f"A pilot of {p.replicates} replicates knows little of its seeds, so these plans are large; {FEWEST} are better.\n"
+        f"A pilot of {p.replicates} replicates knows little of its seeds, so these plans are large; {FEWEST} are "
+        "better.\n"
         f"{FEWEST} replicates, the least for a verdict,"
     )
 
