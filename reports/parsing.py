@@ -162,10 +162,10 @@ def fresh_of(runs: Sequence[Run], planned: Sequence[int], stopped: Any) -> tuple
 
 def natural(word: str) -> tuple[int, str, int]:
     """Sorts replicates: 2 before 10, c2 before c10, numbers before words."""
-    if word.isdigit():
+    if word.isdecimal():
         return (0, "", int(word))
     head, digits = word[:1], word[1:]
-    return (1, head, int(digits)) if digits.isdigit() else (2, word, 0)
+    return (1, head, int(digits)) if digits.isdecimal() else (2, word, 0)
 
 
 def number(text: Any) -> float | None:

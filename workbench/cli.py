@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from workbench import cli_parts
+from workbench import cli_others, cli_parts
 from workbench.errors import WorkbenchError
 from workbench.terminal import DEFAULT_WORKSPACE, Overrides, Quiet, StudyName, Uri, Workspace, existing_uri, terminal
 
@@ -194,6 +194,7 @@ def export(
     exporting.show(terminal(), exported)
 
 
+app.add_typer(cli_others.app)
 app.add_typer(cli_parts.app)
 
 
