@@ -12,6 +12,7 @@ from reports.cheaper import Cheaper, cheaper_words, find_cheaper, none_cheaper
 from reports.comparison import BASELINES, BEST_SINGLE, CONTROLS, MIDDLE, Analysis, Comparison, Measure
 from reports.confirm import confirmation
 from reports.fairness import flags
+from reports.planning import what_it_would_take
 from reports.records import Cell
 from reports.retention import Retention, retention, retention_words
 from reports.selection import Inflation, inflation
@@ -100,6 +101,7 @@ def answer(analysis: Analysis) -> Answer:
                     retention_words(kept, cell, margin_words(judged, kept.measure) if kept else ""),
                     _inflated(analysis, found),
                     _flagged(analysis, cell, best),
+                    what_it_would_take(analysis) if head is not None and head.verdict in (SAME, NONE) else "",
                 ],
             )
         ),

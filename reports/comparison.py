@@ -148,10 +148,6 @@ class Analysis:
         paired = self.paired(cell, against, measure, split)
         return None if paired is None else estimate(paired.scores, codes(paired.groups))
 
-    def paired(self, cell: str, against: str, measure: str, split: str = "test") -> Outcomes | None:
-        """The differences that :meth:`difference` is estimated from: ``[R, N]``."""
-        return _paired(self.outcomes(cell, measure, split), self.outcomes(against, measure, split))
-
     def margin(self, measure: Measure) -> float | None:
         """What is as good as no difference, in the measure's own unit."""
         if self.plan.margin is None or measure.unit in (SHARE, GAIN):
