@@ -47,8 +47,8 @@ class Noise:
 
     def half(self, level: float = LEVEL) -> Floats:
         """Half the width of the two-sided interval."""
-        squares = _squares(np.asarray([1 - level]), self.df_seeds, self.df_sampling)
-        return np.asarray(np.sqrt(squares[0, 0] * self.seeds + squares[1, 0] * self.sampling), dtype=float)
+        seeds, sampling = _reach(level, self.df_seeds, self.df_sampling)
+        return np.asarray(np.sqrt(seeds * self.seeds + sampling * self.sampling), dtype=float)
 
     def p(self, value: ArrayLike = 0.0) -> Floats:
         """Two-sided p value of the mean against ``value``: the level at which the interval just reaches it."""
@@ -206,6 +206,13 @@ def _squares(p: Floats, df_seeds: int, df_sampling: int) -> Floats:
     """``[2, ...]``: t² of both parts at two-sided levels ``p``; 0 where a part is not known."""
     parts = [stats.t.isf(p / 2, df) ** 2 if df > 0 else np.zeros_like(p) for df in (df_seeds, df_sampling)]
     return np.asarray(parts, dtype=float)
+
+
+@lru_cache(maxsize=1024)
+def _reach(level: float, df_seeds: int, df_sampling: int) -> tuple[float, float]:
+    """t² of both parts at one level."""
+    seeds, sampling = _squares(np.asarray([1 - level]), df_seeds, df_sampling)
+    return float(seeds[0]), float(sampling[0])
 
 
 @lru_cache(maxsize=256)
