@@ -130,8 +130,12 @@ class Analysis:
 
     def difference(self, cell: str, against: str, measure: str, split: str = "test") -> Estimate | None:
         """Cell minus baseline, same replicate, same example; None where they share none."""
-        paired = _paired(self.outcomes(cell, measure, split), self.outcomes(against, measure, split))
+        paired = self.paired(cell, against, measure, split)
         return None if paired is None else estimate(paired.scores, codes(paired.groups))
+
+    def paired(self, cell: str, against: str, measure: str, split: str = "test") -> Outcomes | None:
+        """The differences that :meth:`difference` is estimated from: ``[R, N]``."""
+        return _paired(self.outcomes(cell, measure, split), self.outcomes(against, measure, split))
 
     def margin(self, measure: Measure) -> float | None:
         """What is as good as no difference, in the measure's own unit."""

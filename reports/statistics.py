@@ -99,9 +99,15 @@ class Estimate:
         return (self.high - self.low) / 2
 
 
-def mean_squares(scores: Floats) -> tuple[Floats, Floats, Floats]:
-    """Two-way layout, one score a crossing: ``[..., R, N]`` → MS of replicates, examples, interaction (R, N ≥ 2)."""
-    return _mean_squares(scores, np.zeros(scores.shape[-1], dtype=int))
+def mean_squares(scores: Floats, groups: ArrayLike | None = None) -> tuple[Floats, Floats, Floats]:
+    """Two-way layout, one score a crossing: ``[..., R, N]`` → MS of replicates, examples, interaction (R, N ≥ 2).
+
+    With groups, examples and interaction are those inside the groups.
+    """
+    codes = np.zeros(scores.shape[-1], dtype=int)
+    if groups is not None:
+        codes = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
+    return _mean_squares(scores, codes)
 
 
 def noise(scores: ArrayLike, groups: ArrayLike | None = None) -> Noise:
@@ -156,6 +162,20 @@ def estimate(scores: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
         examples=x.shape[1],
         groups=0 if groups is None else len(np.unique(np.asarray(groups))),
     )
+
+
+def quotient_shares(above: ArrayLike, below: ArrayLike) -> Floats:
+    """Each example's share of a quotient of sums: q + (a − q·b) / mean(b), whose mean is q = sum(a) / sum(b).
+
+    That is the quotient's infinitesimal jackknife (Efron, 1982, chapter 6): intervals of a mean then hold for it.
+
+    Args:
+        above: ``[..., N]``, a of each example.
+        below: the same of b; their sums must be above 0.
+    """
+    a, b = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    quotient = a.sum(-1, keepdims=True) / b.sum(-1, keepdims=True)
+    return np.asarray(quotient + (a - quotient * b) / b.mean(-1, keepdims=True), dtype=float)
 
 
 def holm(p: ArrayLike) -> Floats:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from workbench import cli_parts
+from workbench import cli_parts, cli_referee
 from workbench.errors import WorkbenchError
 from workbench.terminal import DEFAULT_WORKSPACE, Overrides, Quiet, StudyName, Uri, Workspace, existing_uri, terminal
 
@@ -167,6 +167,7 @@ def export(
 
 
 app.add_typer(cli_parts.app)
+app.add_typer(cli_referee.app)
 
 
 # --- shared by commands -----------------------------------------------------------------------------------------
