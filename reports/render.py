@@ -19,6 +19,7 @@ from markupsafe import Markup
 from reports import ReportPaths, tables, wording
 from reports.answer import Answer, answer
 from reports.answer_figure import answer_figure
+from reports.calibration import calibration_rows
 from reports.comparison import BASELINES, BEST_SINGLE, ITSELF, Analysis
 from reports.export import intervals_csv, results_csv, to_json
 from reports.figures import figures
@@ -117,6 +118,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "differences_in": "points" if all(m.unit is SHARE for m in analysis.measures) else "the unit of each column",
         "groups": wording.plural(record.group_name, len(record.groups)),
         "plural": wording.plural,
+        "calibration": calibration_rows(analysis),
         **look_page(analysis),
         "words": {"better": BETTER, "worse": WORSE, "same": SAME, "none": NONE, "itself": ITSELF},
         "fewest": FEWEST,
