@@ -25,6 +25,7 @@ FALSE_VERDICT, COVERAGE, FALSE_EQUIVALENCE, POWER = "false verdict", "coverage",
 REAL_AA, PLANTED = "real A/A", "planted layers"
 LEVEL = 0.05
 FINESCENES = ("right or wrong", "share of 6 items")
+MIXES = ("q1", "median", "q3", "max")  # of the pilots; at the least, replicates differ in nothing but interaction
 _WIDE = 6.0  # standard errors of the margin: narrower, equivalence is called even less often
 _CHUNK = 1 << 22  # scores drawn at once
 
@@ -105,7 +106,7 @@ def _coverages(mixes: Mapping[str, Mix]) -> Iterator[Check]:
     for replicates in (3, 5, 10):
         for clusters in (2, 10, 30):
             for kind in (NORMAL, HEAVY, *ITEMS, QUOTIENT):
-                for name in ("q1", "median", "q3"):
+                for name in MIXES:
                     world = World(mixes[name], replicates, clusters=clusters, kind=kind)
                     short = name == "median" and kind in (NORMAL, FINESCENES[0]) and clusters < 30
                     yield Check(COVERAGE, _setting(world, name), _covered(world), short)

@@ -72,7 +72,7 @@ def run(
         "seed": seed,
         "seconds": round(time.monotonic() - start),
         "seconds_simulating": round(simulated),
-        "pilots": [{key: p[key] for key in ("study", "command")} for p in sources],
+        "pilots": sources,
         "mixes": {name: mix.__dict__ for name, mix in mixes(sources).items()},
     }
     found = document(rows, facts)

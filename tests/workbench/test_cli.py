@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 COMMANDS = (
-    "quickstart", "sweep", "train", "report", "export",
+    "quickstart", "sweep", "train", "report", "export", "calibrate",
     "studies", "layers", "strategies", "check-strategy", "assets", "ui", "doctor",
 )  # fmt: skip
 STUDY = """
