@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,7 @@ from reports.statistics import mean_squares
 from workbench.errors import WorkbenchError
 
 PILOTS = Path(__file__).with_name("pilots.json")
+_PLACES = re.compile(r" (--workspace|-w|--out|-o)[ =]('[^']*'|\S+)")  # folders of one machine
 QUANTILES = {"min": 0.0, "q1": 0.25, "median": 0.5, "q3": 0.75, "max": 1.0}
 
 
@@ -83,7 +85,7 @@ def pilot(record: StudyRecord) -> dict[str, Any]:
     shapes = [o.scores.shape for (_, _, split), o in record.outcomes.items() if split == "test"]
     return {
         "study": record.name,
-        "command": record.tags.get("workbench.command", ""),
+        "command": _PLACES.sub("", record.tags.get("workbench.command", "")),
         "version": record.tags.get("workbench.commit", ""),
         "cells": len(record.cells),
         "replicates": max(r for r, _ in shapes),

@@ -139,6 +139,12 @@ def test_a_pilot_is_read_from_a_study() -> None:
     assert set(mixes([found])) == set(QUANTILES)
 
 
+def test_a_pilot_names_no_folder_of_its_machine() -> None:
+    command = "workbench sweep mine -w '/home/me/my ws' replicates=7 --workspace=/data"
+    record = replace(made().record, tags={"workbench.command": command})
+    assert pilot(record)["command"] == "workbench sweep mine replicates=7"
+
+
 def test_shipped_pilots_say_where_they_come_from() -> None:
     for row in pilots():
         assert row["study"]
