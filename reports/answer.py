@@ -63,9 +63,8 @@ def answer(analysis: Analysis) -> Answer:
     judged, cell = (trial.analysis, trial.winner or ranked[0]) if trial else (analysis, ranked[0])
     candidates = [judged.baselines.get((measure, b)) for b in (BEST_SINGLE, MIDDLE)]
     best = next((c for c in ranked if c.id in candidates), None)
-    head = best and next(
-        (c for b in BASELINES if (c := judged.comparisons.get((measure, b, cell.id))) and c.against == best.id), None
-    )
+    found = [c for b in BASELINES if (c := judged.comparisons.get((measure, b, cell.id)))]
+    head = next((c for c in found if best and c.against == best.id), None)
     cheaper = find_cheaper(analysis, cell)
     compared = tuple(
         c
@@ -74,7 +73,7 @@ def answer(analysis: Analysis) -> Answer:
         if (c := judged.comparisons.get((m.name, b, cell.id)))
     )
     runs = analysis.record.finals(cell.id)
-    headline, lead = _words(analysis, judged, cell, best, head or None, ranked)
+    headline, lead = _words(analysis, judged, cell, best, head, ranked)
     kept = retention(analysis, judged, cell)
     return Answer(
         cell=cell,
@@ -91,7 +90,7 @@ def answer(analysis: Analysis) -> Answer:
         judged=judged,
         tasks=(picks := task_picks(analysis)),
         task_text=task_words(analysis, picks),
-        inflation=(found := inflation(analysis)),
+        inflation=(luck := inflation(analysis)),
         retention=kept,
         checks=tuple(
             filter(
@@ -99,9 +98,9 @@ def answer(analysis: Analysis) -> Answer:
                 [
                     _controlled(compared, judged, cell),
                     retention_words(kept, cell, margin_words(judged, kept.measure) if kept else ""),
-                    _inflated(analysis, found),
+                    _inflated(analysis, luck),
                     _flagged(analysis, cell, best),
-                    what_it_would_take(analysis) if head is not None and head.verdict in (SAME, NONE) else "",
+                    what_it_would_take(analysis) if head and head.verdict in (SAME, NONE) else "",
                 ],
             )
         ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from reports.records import FINISHED, RUNNING, STATES, Cell, Contender, Family, Outcomes, Plan, Run, Task
+from reports.statistics import quotient_shares
 from workbench.layers import Selection
 
 if TYPE_CHECKING:
@@ -128,17 +129,15 @@ def ratio_of(entry: Any) -> tuple[str, str] | None:
 
 
 def example_scores(table: pd.DataFrame, ratio: tuple[str, str] | None) -> pd.Series[float]:
-    """Each example's score; of a quotient of sums a / b, its share of it: q + (a − q·b) / mean(b), whose mean is q.
+    """Each example's score; of a quotient of sums, its share of it (:func:`reports.statistics.quotient_shares`)."""
+    import pandas as pd
 
-    That is the quotient's infinitesimal jackknife (Efron, 1982, chapter 6): intervals of a mean then hold for it.
-    """
     if ratio is None or not {f"stat.{name}" for name in ratio} <= {*table.columns}:
         return table["score"]
     above, below = (table[f"stat.{name}"].astype(float) for name in ratio)
     if not below.sum() > 0:
         return table["score"]
-    quotient = above.sum() / below.sum()
-    return quotient + (above - quotient * below) / below.mean()
+    return pd.Series(quotient_shares(above, below), index=table.index)
 
 
 def replicates_of(study_yaml: str, runs: Sequence[Run], stopped: Any) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from reports.against_page import against_json, against_page
 from reports.agreement import published_page
 from reports.answer import Answer, answer
 from reports.answer_figure import answer_figure
+from reports.calibration import calibration_rows
 from reports.comparison import BASELINES, BEST_SINGLE, CONTROLS, ITSELF, Analysis
 from reports.export import intervals_csv, results_csv, to_json
 from reports.fairness import budgets
@@ -148,6 +149,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "groups": wording.plural(record.group_name, len(record.groups)),
         "plural": wording.plural,
         **layer_page(analysis, said),
+        "calibration": calibration_rows(analysis),
         **look_page(analysis),
         **published_page(analysis),
         "words": {"better": BETTER, "worse": WORSE, "same": SAME, "none": NONE, "itself": ITSELF},

@@ -47,8 +47,8 @@ class Noise:
 
     def half(self, level: float = LEVEL) -> Floats:
         """Half the width of the two-sided interval."""
-        squares = _squares(np.asarray([1 - level]), self.df_seeds, self.df_sampling)
-        return np.asarray(np.sqrt(squares[0, 0] * self.seeds + squares[1, 0] * self.sampling), dtype=float)
+        seeds, sampling = _reach(level, self.df_seeds, self.df_sampling)
+        return np.asarray(np.sqrt(seeds * self.seeds + sampling * self.sampling), dtype=float)
 
     def p(self, value: ArrayLike = 0.0) -> Floats:
         """Two-sided p value of the mean against ``value``: the level at which the interval just reaches it."""
@@ -99,9 +99,15 @@ class Estimate:
         return (self.high - self.low) / 2
 
 
-def mean_squares(scores: Floats) -> tuple[Floats, Floats, Floats]:
-    """Two-way layout, one score a crossing: ``[..., R, N]`` → MS of replicates, examples, interaction (R, N ≥ 2)."""
-    return _mean_squares(scores, np.zeros(scores.shape[-1], dtype=int))
+def mean_squares(scores: Floats, groups: ArrayLike | None = None) -> tuple[Floats, Floats, Floats]:
+    """Two-way layout, one score a crossing: ``[..., R, N]`` → MS of replicates, examples, interaction (R, N ≥ 2).
+
+    With groups, examples and interaction are those inside the groups.
+    """
+    codes = np.zeros(scores.shape[-1], dtype=int)
+    if groups is not None:
+        codes = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
+    return _mean_squares(scores, codes)
 
 
 def noise(scores: ArrayLike, groups: ArrayLike | None = None) -> Noise:
@@ -158,6 +164,20 @@ def estimate(scores: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
     )
 
 
+def quotient_shares(above: ArrayLike, below: ArrayLike) -> Floats:
+    """Each example's share of a quotient of sums: q + (a − q·b) / mean(b), whose mean is q = sum(a) / sum(b).
+
+    That is the quotient's infinitesimal jackknife (Efron, 1982, chapter 6): intervals of a mean then hold for it.
+
+    Args:
+        above: ``[..., N]``, a of each example.
+        below: the same of b; their sums must be above 0.
+    """
+    a, b = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    quotient = a.sum(-1, keepdims=True) / b.sum(-1, keepdims=True)
+    return np.asarray(quotient + (a - quotient * b) / b.mean(-1, keepdims=True), dtype=float)
+
+
 def holm(p: ArrayLike) -> Floats:
     """Holm's step-down adjusted p-values over the last axis, in the order given. NaNs stay NaN and are not counted."""
     raw = np.asarray(p, dtype=float)
@@ -206,6 +226,13 @@ def _squares(p: Floats, df_seeds: int, df_sampling: int) -> Floats:
     """``[2, ...]``: t² of both parts at two-sided levels ``p``; 0 where a part is not known."""
     parts = [stats.t.isf(p / 2, df) ** 2 if df > 0 else np.zeros_like(p) for df in (df_seeds, df_sampling)]
     return np.asarray(parts, dtype=float)
+
+
+@lru_cache(maxsize=1024)
+def _reach(level: float, df_seeds: int, df_sampling: int) -> tuple[float, float]:
+    """t² of both parts at one level."""
+    seeds, sampling = _squares(np.asarray([1 - level]), df_seeds, df_sampling)
+    return float(seeds[0]), float(sampling[0])
 
 
 @lru_cache(maxsize=256)

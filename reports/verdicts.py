@@ -7,6 +7,7 @@ worse. Equivalence (two one-sided tests against a margin) has families of its ow
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from reports.statistics import Noise, holm, noise
 from workbench.analysis_plan import FEWEST
 
 BETTER, WORSE, EQUIVALENT, SAME, NONE = "better", "worse", "equivalent", "not distinguishable", "no verdict"
+_AT_ONCE = 1 << 21  # scores that are judged in one piece: 16 MiB, and as much again a few times while they are
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,11 @@ class Judged:
 
 
 def equivalence(found: Noise, margin: ArrayLike) -> Floats:
-    """p of two one-sided tests (Schuirmann, 1987) that the mean lies within ± ``margin``."""
+    """p of two one-sided tests (Schuirmann, 1987) that the mean lies within ± ``margin``; NaN where that is NaN."""
     bound = np.asarray(margin, dtype=float)
     inside = np.abs(found.mean) < bound
     p = np.maximum(found.p(bound), found.p(-bound)) / 2
-    return np.asarray(np.where(inside, p, 1.0 - p / 2), dtype=float)
+    return np.asarray(np.where(np.isnan(bound), np.nan, np.where(inside, p, 1.0 - p / 2)), dtype=float)
 
 
 def judge(pairs: Sequence[Pair], plan: Plan, reached: int) -> Mapping[tuple[str, str, str], Judged]:
@@ -67,29 +69,41 @@ def judge(pairs: Sequence[Pair], plan: Plan, reached: int) -> Mapping[tuple[str,
         pairs: every comparison once, whatever baselines it serves.
         reached: how many replicates of every cell have ended; looks beyond it are not read.
     """
-    out: dict[tuple[str, str, str], Judged] = {}
-    looks = [n for n in plan.looks if n <= reached]
-    for family in plan.families:
-        own = [p for p in pairs if p.measure in family.measures]
-        for look, spent in zip(looks, plan.spent(), strict=False):
-            rows = [[i for i, r in enumerate(p.replicates) if r < look] for p in own]
-            seen = [noise(p.scores[r], p.groups) if len(r) >= FEWEST else None for p, r in zip(own, rows, strict=True)]
-            raw = [float(s.p()) if s else np.nan for s in seen]
-            close = [
-                float(equivalence(s, p.margin)) if s and p.margin is not None else np.nan
-                for s, p in zip(seen, own, strict=True)
-            ]
+    out = {(p.measure, *p.key): Judged(np.nan, np.nan, 0) for p in pairs}
+    for look, spent in zip(plan.looks, plan.spent(), strict=True):
+        if look > reached:
+            break
+        rows = [tuple(i for i, r in enumerate(p.replicates) if r < look) for p in pairs]
+        raw, close = _p_values(pairs, rows)
+        for family in plan.families:
+            own = [i for i, p in enumerate(pairs) if p.measure in family.measures and len(rows[i]) >= FEWEST]
             share = family.share * spent
-            for p, r, different, alike in zip(own, rows, holm(raw) / share, holm(close) / share, strict=True):
-                key = (p.measure, *p.key)
-                before = out.get(key, Judged(np.nan, np.nan, 0))
-                if len(r) >= FEWEST:
-                    out[key] = Judged(
-                        float(np.fmin(before.p, min(different, 1.0))),
-                        float(np.fmin(before.p_equivalent, np.minimum(alike, 1.0))),
-                        len(r),
-                    )
-    return out
+            corrected = holm(raw[own]) / share, holm(close[own]) / share
+            for i, different, alike in zip(own, *np.minimum(corrected, 1.0), strict=True):
+                key = (pairs[i].measure, *pairs[i].key)
+                p, p_equivalent = np.fmin(out[key].p, different), np.fmin(out[key].p_equivalent, alike)
+                out[key] = Judged(float(p), float(p_equivalent), len(rows[i]))
+    return {key: judged for key, judged in out.items() if judged.replicates}
+
+
+def _p_values(pairs: Sequence[Pair], rows: Sequence[tuple[int, ...]]) -> tuple[Floats, Floats]:
+    """``[P]`` each: raw p of a difference and of equivalence, on some rows of each pair; NaN where rows are too few.
+
+    Pairs of one shape and one set of groups are judged together: a report holds hundreds, a simulation millions.
+    """
+    raw, close = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
+    alike: dict[tuple[tuple[int, ...], int, bytes], list[int]] = defaultdict(list)
+    for i, (pair, chosen) in enumerate(zip(pairs, rows, strict=True)):
+        if len(chosen) >= FEWEST:
+            groups = b"" if pair.groups is None else np.asarray(pair.groups).tobytes()
+            alike[chosen, pair.scores.shape[1], groups].append(i)
+    for (chosen, examples, _), members in alike.items():
+        step = max(_AT_ONCE // (len(chosen) * examples), 1)
+        for part in (members[start : start + step] for start in range(0, len(members), step)):
+            found = noise(np.stack([pairs[i].scores[list(chosen)] for i in part]), pairs[part[0]].groups)
+            raw[part] = found.p()
+            close[part] = equivalence(found, [np.nan if (m := pairs[i].margin) is None else m for i in part])
+    return raw, close
 
 
 def verdict(mean: float, judged: Judged | None, level: float, sign: int = 1) -> str:

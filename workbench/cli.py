@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from workbench import cli_others, cli_parts
+from workbench import cli_others, cli_parts, cli_referee
 from workbench.errors import WorkbenchError
 from workbench.terminal import DEFAULT_WORKSPACE, Overrides, Quiet, StudyName, Uri, Workspace, existing_uri, terminal
 
@@ -196,6 +196,7 @@ def export(
 
 app.add_typer(cli_others.app)
 app.add_typer(cli_parts.app)
+app.add_typer(cli_referee.app)
 
 
 # --- shared by commands -----------------------------------------------------------------------------------------

@@ -45,6 +45,10 @@ def load_encoder(config: EncoderConfig, progress: bool = True) -> VisionEncoder:
     from workbench import assets
 
     name = config.name
+    if name.startswith("planted:"):
+        from modules.planted import PlantedEncoder
+
+        return PlantedEncoder(name, image_size=config.image_size)
     if name.startswith("assets:"):
         piece = name.removeprefix("assets:")
         if piece != "encoder":

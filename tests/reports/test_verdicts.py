@@ -30,6 +30,35 @@ def test_a_family_is_corrected_by_holm_at_its_share() -> None:
     assert judged["read", "a", "b9"].p == pytest.approx(min(raw[4] / 0.2, 1))
 
 
+@pytest.mark.parametrize("groups", [None, 3, 20])
+def test_many_pairs_at_once_are_judged_as_one_by_one(groups: int | None) -> None:
+    """Shapes, margins and groups mixed: stacking them changes no digit of any p."""
+    rng = np.random.default_rng(5)
+    codes = None if groups is None else np.arange(40) % groups
+    pairs = []
+    for number in range(12):
+        x = rng.normal(0.004, 0.01, (10, 1)) + rng.normal(0, 0.02, (10, 40 if number % 3 else 25))
+        own = codes if number % 3 else None
+        rows = tuple(range(10)) if number % 4 else (0, 2, 3, 5, 6, 7, 9, 10, 11, 12)
+        pairs.append(Pair("overall", ("a", f"b{number}"), x, rows, 0.01 if number % 5 else None, own))
+    plan = Plan("overall", (Family(("overall",), 1.0),), 0.05, 0.01, (5, 10))
+    together = judge(pairs, plan, 10)
+    raw = {look: [[i for i, r in enumerate(p.replicates) if r < look] for p in pairs] for look in (5, 10)}
+    looks = []
+    for rows_of in raw.values():
+        found = [noise(p.scores[r], p.groups) if len(r) >= 5 else None for p, r in zip(pairs, rows_of, strict=True)]
+        p = [np.nan if f is None else float(f.p()) for f in found]
+        close = [
+            np.nan if f is None or p_.margin is None else float(equivalence(f, p_.margin))
+            for f, p_ in zip(found, pairs, strict=True)
+        ]
+        looks.append((np.minimum(holm(p) / 0.5, 1), np.minimum(holm(close) / 0.5, 1)))
+    different, alike = (np.fmin(a, b) for a, b in zip(*looks, strict=True))
+    assert np.array_equal([together["overall", "a", f"b{n}"].p for n in range(12)], different)
+    assert np.array_equal([together["overall", "a", f"b{n}"].p_equivalent for n in range(12)], alike, equal_nan=True)
+    assert np.isnan(together["overall", "a", "b5"].p_equivalent)
+
+
 def test_below_five_replicates_there_is_no_verdict() -> None:
     found = judge([pair("overall", 1, 0.5, replicates=4)], PLAN, 5).get(("overall", "a", "b1"))
     assert verdict(0.5, found, 0.05) == NONE

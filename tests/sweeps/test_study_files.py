@@ -102,7 +102,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -
     return folder
 
 
-@pytest.mark.parametrize("name", bundled())
+@pytest.mark.parametrize("name", [name for name in bundled() if name != "planted"])  # whose encoder is its own
 def test_a_file_runs_to_its_report(name: str, workspace: Path) -> None:
     from reports import write_report
 

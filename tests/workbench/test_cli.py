@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 COMMANDS = (
-    "quickstart", "sweep", "train", "report", "export", "verdict", "power",
+    "quickstart", "sweep", "train", "report", "export", "verdict", "power", "calibrate",
     "studies", "layers", "strategies", "check-strategy", "assets", "ui", "doctor",
 )  # fmt: skip
 STUDY = """
