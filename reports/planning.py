@@ -200,11 +200,13 @@ def _designs(analysis: Analysis, winner: Cell) -> tuple[Design, Design]:
     }
     held = {(m, cell) for (m, _), cell in analysis.baselines.items() if m in family.measures and cell != winner.id}
     # A plan that foresees fresh replicates keeps a part of its level for them; one that does not would be made anew.
-    kept = float(getattr(plan, "confirm_share", 0.0))
-    level = plan.level * family.share
-    every, chosen = [c.id for c in record.cells], sorted({winner.id, *analysis.baselines.values()})
-    seen = level * (1 - kept) * plan.spent()[-1]
-    apart = level * (kept or PlanConfig().confirm_share)
+    whole = record.plan or plan
+    kept = whole.confirm_share or PlanConfig().confirm_share
+    share = next((f.share for f in whole.families if plan.primary in f.measures), 1.0)
+    every = [c.id for c in record.cells]
+    chosen = sorted({winner.id, *analysis.baselines.values(), *(c.cell.id for c in record.contenders)})
+    seen = plan.level * family.share * plan.spent()[-1]
+    apart = plan.level * share * kept
     return (
         Design(len(every), len(pairs), seen / max(len(pairs), 1), _hours(record, every)),
         Design(len(chosen), len(held), apart / max(len(held), 1), _hours(record, chosen)),
