@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reports.answer import Answer
 from reports.comparison import Analysis, Measure
 from reports.confirm import LeftOut, confirmation
+from reports.csvtext import csv_text
 from reports.inner import Importance
 from reports.similarity_figure import similarity_figure, similarity_json, stage_words
 from reports.statistics import Estimate
@@ -122,6 +123,17 @@ def importance_figure(
             "Which layers decide",
             " ".join([_BARS] * bool(ped_anova) + [_POINTS] * bool(panels)),
             " ".join(said),
+            csv_text(
+                ["what", "layer", "value", "low", "high"],
+                [
+                    *(["PED-ANOVA share", layer, share, None, None] for layer, share in ped_anova.items()),
+                    *(
+                        [f"{one.measure}: whole minus without", one.layer, e.mean, e.low, e.high]
+                        for one in left_out
+                        for e in (one.contribution,)
+                    ),
+                ],
+            ),
         )
 
 
