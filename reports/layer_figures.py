@@ -55,7 +55,13 @@ def layer_page(analysis: Analysis, answer: Answer) -> dict[str, Any]:
     found = record.importance
     shares, avoided = (found.layers, found.avoided) if found else ({}, frozenset[int]())
     said = [importance_words(found)] if found else []
-    said += [disagreement(shares, lost, analysis.measures, avoided=avoided)] if lost else []
+    trial = confirmation(analysis)
+    if lost and trial is not None and trial.fusion is not None:
+        many = f"{trial.replicates} fresh replicates"
+        said.append(
+            f"Points: {trial.fusion.name}, the best fusion, trained again without each of its layers on {many}."
+        )
+        said.append(disagreement(shares, lost, analysis.measures, avoided=avoided))
     return {
         "importance_said": " ".join(filter(None, said)),
         "stages_said": stage_words(record.similarity, answer.cell) if record.similarity else "",
