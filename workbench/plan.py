@@ -46,7 +46,7 @@ def show_plan(console: Console, parts: Parts) -> None:
     if study.plan.confirm:
         many = " or ".join(map(str, study.plan.confirm))
         console.print(
-            f"  judging    winner, baselines, controls and the best fusion without each layer on {many} fresh replicates",
+            f"  judging    on {many} fresh replicates: winner, baselines, controls, the best fusion without each layer",
             highlight=False,
         )
     if parts.store is not None:
