@@ -143,10 +143,10 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "words": {"better": BETTER, "worse": WORSE, "same": SAME, "none": NONE, "itself": ITSELF},
         "fewest": FEWEST,
         "symbols": wording.SYMBOLS,
-        "plan": analysis.plan,
+        "plan": record.plan or analysis.plan,
         "level": f"{analysis.plan.level:g}".removeprefix("0"),
         "families": "; ".join(
-            f"{wording.listed(list(f.measures))} {100 * f.share:g} %" for f in analysis.plan.families
+            f"{wording.listed(list(f.measures))} {100 * f.share:g} %" for f in (record.plan or analysis.plan).families
         ),
         "margin": wording.listed([f"{size} {of}".strip() for size, of in _margins(analysis)]),
         **frame(),
