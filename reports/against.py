@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from reports.answer import Answer
-from reports.between import Difference, from_estimates, from_outcomes
 from reports.comparison import Analysis
 from reports.environment import Change, changes
 from reports.records import Cell
 from reports.sides import Side, of_analysis
 from reports.statistics import Estimate, holm
-from reports.verdicts import Judged, verdict
+from reports.unpaired import Difference, of_estimates, of_outcomes
+from reports.verdicts import Judged, equivalence, verdict
 from workbench.analysis_plan import FEWEST
 
 
@@ -33,11 +33,14 @@ class Row:
     now: Cell
     before: Cell
     difference: Difference
-    estimate: Estimate
     p: float
     p_equivalent: float
     verdict: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def estimate(self) -> Estimate:
+        return self.difference.estimate
 
     @property
     def same_cell(self) -> bool:
@@ -113,11 +116,11 @@ def _difference(now: Side, before: Side, measure: str, one: Cell, other: Cell) -
     if now.outcomes and before.outcomes and now.images and now.images == before.images:
         scored = now.outcomes(one.id, measure), before.outcomes(other.id, measure)
         if scored[0] is not None and scored[1] is not None:
-            paired = from_outcomes(scored[0], scored[1])
+            paired = of_outcomes(scored[0], scored[1])
             if paired is not None:
                 return paired
     mean, past = now.means.get((one.id, measure)), before.means.get((other.id, measure))
-    return None if mean is None or past is None else from_estimates(mean, past)
+    return None if mean is None or past is None else of_estimates(mean, past)
 
 
 def _judge(
@@ -132,11 +135,16 @@ def _judge(
             if measure in family.measures and difference.replicates >= FEWEST
         }
         margins = {m: analysis.margin(analysis.measure(m)) for m in {key[0] for key in own}}
-        p = holm(np.asarray([d.p() for d in own.values()])) / family.share
-        alike = holm(np.asarray([d.p_equivalent(margins[key[0]]) for key, d in own.items()])) / family.share
-        for (key, d), different, close in zip(own.items(), p, alike, strict=True):
-            out[key] = Judged(float(np.minimum(different, 1)), float(np.minimum(close, 1)), d.replicates)
+        p = holm([float(d.noise.p()) for d in own.values()]) / family.share
+        close = [_equivalence(d, margins[key[0]]) for key, d in own.items()]
+        alike = holm(close) / family.share
+        for (key, d), different, same_p in zip(own.items(), p, alike, strict=True):
+            out[key] = Judged(float(np.minimum(different, 1)), float(np.minimum(same_p, 1)), d.replicates)
     return out
+
+
+def _equivalence(difference: Difference, margin: float | None) -> float:
+    return float(equivalence(difference.noise, math.nan if margin is None else margin))
 
 
 def _row(
@@ -152,7 +160,7 @@ def _row(
             notes.append("matched by name: its full options differ")
     if difference.identical:
         notes.append("every score is the same")
-    return Row(measure, now, before, difference, difference.estimate, p, alike, word, tuple(notes))
+    return Row(measure, now, before, difference, p, alike, word, tuple(notes))
 
 
 def _rate(cell: Cell) -> str:

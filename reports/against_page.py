@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from reports.against import Against, Row, same
-from reports.between import BOTH, IMAGES, NOTHING
 from reports.comparison import Analysis, holds_zero
 from reports.records import Cell
 from reports.tables import Mark
+from reports.unpaired import BOTH, IMAGES, NOTHING
 from reports.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
 from reports.wording import SYMBOLS, listed, pvalue, when
 

@@ -100,7 +100,7 @@ def answer(analysis: Analysis) -> Answer:
                     retention_words(kept, cell, margin_words(judged, kept.measure) if kept else ""),
                     _inflated(analysis, luck),
                     _flagged(analysis, cell, best),
-                    what_it_would_take(analysis) if head and head.verdict in (SAME, NONE) else "",
+                    what_it_would_take(analysis, judged) if head and head.verdict in (SAME, NONE) else "",
                 ],
             )
         ),
@@ -176,7 +176,7 @@ def _words(
     return (
         f"No verdict yet: {cell.name} is the best on validation{rate}.",
         f"Against the best baseline, {best.name}, it makes {size} on test, "
-        f"from {few} replicate{'s' * (few != 1)}; {takes}.",
+        f"from {few}{' fresh' * (judged is not analysis)} replicate{'s' * (few != 1)}; {takes}.",
     )
 
 
@@ -203,7 +203,7 @@ def _inflated(analysis: Analysis, found: Inflation | None) -> str:
     if found is None:
         return ""
     unit = analysis.objective.unit
-    share = dict(found.winners).get(analysis.ranked(analysis.objective.name)[0].id, 0.0)
+    share = dict(found.winners).get(found.winner.id, 0.0)
     return (
         f"Picking the best of {found.candidates} makes its validation score look better than it is by about "
         f"{' '.join(filter(None, [unit.score(found.inflation), unit.difference]))}; drawn anew, the same cell is "
@@ -234,7 +234,7 @@ def decided(analysis: Analysis, cell: Cell) -> bool:
 def _baseline_won(analysis: Analysis, cell: Cell, ranked: list[Cell], over: str) -> str:
     """The recommended cell is a baseline: how the best of the others fares against it."""
     measure = analysis.objective.name
-    others = [c for c in ranked if not c.single and c.id != cell.id]
+    others = [c for c in ranked if not c.single and c.strategy != "matched" and c.id != cell.id]
     lead = "It is itself a baseline, and no fusion did better on validation."
     if not others:
         return lead
@@ -273,11 +273,14 @@ def _losses(analysis: Analysis, compared: Sequence[Comparison]) -> str:
 
 def _hint(analysis: Analysis, head: Comparison) -> str:
     """Cells that test, but not validation, puts above the best baseline."""
-    above = [
-        analysis.record.cell(c.cell).name
+    found = [
+        c
         for (m, b, _), c in analysis.comparisons.items()
         if (m, b) == (head.measure, head.baseline) and c.verdict == BETTER
     ]
+    above = [analysis.record.cell(c.cell).name for c in found if c.cell != head.cell]
+    if len(above) < len(found):  # only where fresh replicates judge it
+        return " On the replicates that it was picked on it looked better: that did not hold."
     if not above:
         return ""
     names = ", ".join(above[:3]) + (f" and {len(above) - 3} more" if len(above) > 3 else "")

@@ -63,15 +63,23 @@ def caveats(analysis: Analysis) -> tuple[str, ...]:
         )
     out.extend(_blind(analysis))
     trial = confirmation(analysis)
-    few = min((e.replicates for e in analysis.means.values()), default=0)
+    reached_by = [e.replicates for e in analysis.means.values()]
+    few = min(reached_by, default=0)
     if trial is not None:
         reached, planned = trial.replicates, len(record.fresh_replicates)
         if reached < planned:
             out.append(f"The fresh replicates are incomplete: {reached} of {planned} have ended for every contender.")
-        if few < FEWEST:
+        if 0 < few < FEWEST:
+            which = "All" if max(reached_by) == few else "Some"
             out.append(
-                f"All cells are compared on {few} replicates, which gives intervals and no verdicts; what validation "
-                "picked on them is judged on the fresh ones."
+                f"{which} cells are compared on {few} replicate{'s' * (few > 1)}, which gives intervals and no "
+                "verdicts; what validation picked on them is judged on the fresh ones."
+            )
+        now = next(iter(analysis.ranked(analysis.objective.name)), None)
+        if trial.winner and now and now.id != trial.winner.id:
+            out.append(
+                f"Validation would now pick {now.name}; the fresh replicates are of {trial.winner.name}, which it "
+                "picked before they were trained."
             )
     elif 0 < few < FEWEST:
         out.append(f"Some cells have {few} replicate{'s' if few > 1 else ''}; a verdict takes {FEWEST}.")

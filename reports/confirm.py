@@ -8,11 +8,13 @@ its parameters, or its FLOPs) and the best fusion without each of its layers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 from reports.comparison import BASELINES, CONTROLS, Analysis, Comparison
-from reports.records import Cell, StudyRecord
+from reports.plain import cell_json, comparison_json
+from reports.records import Cell, Contender, StudyRecord
 from reports.statistics import Estimate
 from workbench.analysis_plan import OVERALL
 
@@ -62,6 +64,7 @@ class Confirmation:
         fresh: its fresh replicates alone.
 
     Attributes:
+        contenders: what was trained again, and why.
         analysis: winner and best fusion against every baseline, and the best fusion against its controls.
         winner: picked on validation, before there were fresh replicates.
         fusion: the best fusion, likewise; may be the winner.
@@ -72,7 +75,7 @@ class Confirmation:
         def role(word: str) -> Cell | None:
             return next((c.cell for c in record.contenders if word in c.roles), None)
 
-        self._contenders = record.contenders
+        self.contenders = record.contenders
         self.winner = role(WINNER)
         self.fusion = role(FUSION)
         measures = [task.name for task in record.tasks] + [OVERALL]
@@ -96,7 +99,7 @@ class Confirmation:
         )
 
     def _left_out(self) -> Iterator[LeftOut]:
-        for contender in self._contenders:
+        for contender in self.contenders:
             if contender.without is None or self.fusion is None:
                 continue
             for measure in self.analysis.measures:
@@ -110,3 +113,26 @@ def confirmation(analysis: Analysis) -> Confirmation | None:
     """None where no fresh replicate was started."""
     fresh = analysis.record.fresh()
     return None if fresh is None else Confirmation(analysis.record, fresh)
+
+
+def trial_json(found: Confirmation | None) -> dict[str, Any]:
+    """Plain values; of a study without fresh replicates, empty ones."""
+    judged = {c.id: c for c in (found.winner, found.fusion) if c} if found else {}
+    return {
+        "fresh_replicates": list(found.analysis.record.replicates) if found else [],
+        "ended": found.replicates if found else 0,
+        "winner": found.winner.id if found and found.winner else None,
+        "fusion": found.fusion.id if found and found.fusion else None,
+        "contenders": [_contender_json(c) for c in found.contenders] if found else [],
+        "comparisons": [comparison_json(c) for cell in judged.values() for c in found.compared(cell)] if found else [],
+        "left_out": [asdict(left) for left in found.left_out] if found else [],
+    }
+
+
+def _contender_json(c: Contender) -> dict[str, Any]:
+    return cell_json(c.cell) | {
+        "roles": list(c.roles),
+        "stands_for": [{"measure": measure, "baseline": baseline} for measure, baseline in c.stands_for],
+        "controls": list(c.controls),
+        "without": c.without,
+    }

@@ -9,12 +9,17 @@ from typing import Any
 
 from reports.agreement import published_json
 from reports.answer import Answer
-from reports.comparison import BASELINES, Analysis, Comparison
+from reports.comparison import BASELINES, Analysis
+from reports.confirm import confirmation, trial_json
 from reports.csvtext import csv_text
 from reports.environment import environment
+from reports.fairness import budgets
 from reports.layer_figures import layers_json
 from reports.look import look_json
+from reports.plain import cell_json, comparison_json
 from reports.records import FINISHED, Cell
+from reports.retention import retention_json
+from reports.selection import inflation_json
 from reports.statistics import Estimate
 from reports.tables import COSTS, health
 
@@ -46,17 +51,21 @@ def to_json(analysis: Analysis, answer: Answer, against: dict[str, Any] | None =
         "answer": {
             "headline": answer.headline,
             "text": answer.text,
-            "cell": _cell(answer.cell),
-            "best_baseline": _cell(answer.best_baseline),
+            "cell": cell_json(answer.cell),
+            "best_baseline": cell_json(answer.best_baseline),
             "better_than_best_baseline": answer.settled,
-            "comparisons": [_comparison(c) for c in answer.comparisons],
+            "comparisons": [comparison_json(c) for c in answer.comparisons],
             "by_task": [
-                {"measure": p.measure, "cell": _cell(p.cell), "comparison": p.comparison and _comparison(p.comparison)}
+                {
+                    "measure": p.measure,
+                    "cell": cell_json(p.cell),
+                    "comparison": p.comparison and comparison_json(p.comparison),
+                }
                 for p in answer.tasks
             ],
             "as_good_and_cheaper": cheaper
             and {
-                "cell": _cell(cheaper.cell),
+                "cell": cell_json(cheaper.cell),
                 "flops_share": cheaper.flops,
                 "validation": asdict(cheaper.validation),
                 "test": {measure: asdict(e) for measure, e in cheaper.test},
@@ -66,10 +75,17 @@ def to_json(analysis: Analysis, answer: Answer, against: dict[str, Any] | None =
             "conditional_on_test_groups": analysis.conditional,
         },
         "plan": {
-            **asdict(analysis.plan),
+            **asdict(record.plan or analysis.plan),
             "tracked": record.plan is not None,
             "hash": record.tags.get("workbench.plan"),
             "departures": list(record.departures),
+        },
+        "trial": {
+            **trial_json(confirmation(analysis)),
+            "inflation": inflation_json(answer.inflation),
+            "retention": retention_json(answer.retention),
+            "checks": list(answer.checks),
+            "budgets": budgets(record),
         },
         "counts": {"expected": record.expected, **record.counts()},
         "tasks": [asdict(t) for t in record.tasks],
@@ -77,8 +93,8 @@ def to_json(analysis: Analysis, answer: Answer, against: dict[str, Any] | None =
             {"measure": measure, "baseline": baseline, "cell": cell}
             for (measure, baseline), cell in analysis.baselines.items()
         ],
-        "cells": [_cell(c) | _numbers(analysis, c) for c in record.cells],
-        "comparisons": [_comparison(c) for c in analysis.comparisons.values()],
+        "cells": [cell_json(c) | _numbers(analysis, c) for c in record.cells],
+        "comparisons": [comparison_json(c) for c in analysis.comparisons.values()],
         "runs": [
             {"run": r.run_id, "cell": r.cell, "phase": r.phase, "replicate": r.replicate, "lr": r.lr, "state": r.state}
             for r in record.runs
@@ -161,35 +177,6 @@ def _numbers(analysis: Analysis, cell: Cell) -> dict[str, Any]:
         "test": {name: asdict(e) for name, e in means.items()},
         "validation": {m.name: analysis.validation.get((cell.id, m.name)) for m in analysis.measures},
         "cost": {name.removeprefix("cost/"): record.mean_metric(cell.id, name) for name, _ in COSTS},
-    }
-
-
-def _cell(cell: Cell | None) -> dict[str, Any]:
-    if cell is None:
-        return {}
-    return {
-        "cell": cell.id,
-        "label": cell.label,
-        "strategy": cell.strategy,
-        "levels": list(cell.levels),
-        "query": cell.query,
-        "options": dict(cell.options),
-        "alias": cell.alias,
-        "lr": cell.chosen_lr,
-        "baselines": list(cell.baselines),
-    }
-
-
-def _comparison(c: Comparison) -> dict[str, Any]:
-    return {
-        "measure": c.measure,
-        "baseline": c.baseline,
-        "against": c.against,
-        "cell": c.cell,
-        "difference": asdict(c.difference) if c.difference else None,
-        "p": c.p,
-        "p_equivalent": c.p_equivalent,
-        "verdict": c.verdict,
     }
 
 

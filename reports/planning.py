@@ -106,8 +106,12 @@ class Planning:
         return f"{number:,} fresh replicates of the winner and the baselines{cost(self.fresh.hours, number)}"
 
 
-def planning(analysis: Analysis) -> Planning:
+def planning(analysis: Analysis, judged: Analysis | None = None) -> Planning:
     """A study as a pilot.
+
+    Args:
+        analysis: of all cells.
+        judged: of fresh replicates that hold the same pair, where there are any: they tell its noise then.
 
     Raises:
         WorkbenchError: it holds no pair of a cell and a baseline with two replicates in common.
@@ -117,9 +121,10 @@ def planning(analysis: Analysis) -> Planning:
     if pair is None:
         raise WorkbenchError(f"{name} is no pilot yet: no cell and baseline have finished replicates in common.")
     cell, against = pair
-    found = analysis.paired(cell.id, against.id, measure.name)
+    source = judged if judged and judged.paired(cell.id, against.id, measure.name) else analysis
+    found = source.paired(cell.id, against.id, measure.name)
     noise = None if found is None else pilot(found.scores, codes(found.groups))
-    difference = analysis.difference(cell.id, against.id, measure.name)
+    difference = source.difference(cell.id, against.id, measure.name)
     if noise is None or difference is None:
         raise WorkbenchError(
             f"{name} is no pilot yet: {cell.name} and {against.name} have one replicate in common, which tells nothing "
@@ -131,13 +136,13 @@ def planning(analysis: Analysis) -> Planning:
     return Planning(measure, cell, against, difference, noise, whole, fresh, now, noun)
 
 
-def what_it_would_take(analysis: Analysis) -> str:
+def what_it_would_take(analysis: Analysis, judged: Analysis | None = None) -> str:
     """One sentence for a study in which nothing can be told apart: what telling the smallest difference that matters
     (the plan's margin, else one point) would take. Empty where the study is no pilot, or has fewer than five
     replicates: it has no verdicts yet, and knows too little of its seeds.
     """
     try:
-        found = planning(analysis)
+        found = planning(analysis, judged)
     except WorkbenchError:
         return ""
     return found.sentence(worth(analysis, found)) if found.pilot.replicates >= FEWEST else ""
@@ -199,14 +204,13 @@ def _designs(analysis: Analysis, winner: Cell) -> tuple[Design, Design]:
         if c.measure in family.measures and c.difference is not None
     }
     held = {(m, cell) for (m, _), cell in analysis.baselines.items() if m in family.measures and cell != winner.id}
-    # A plan that foresees fresh replicates keeps a part of its level for them; one that does not would be made anew.
-    whole = record.plan or plan
-    kept = whole.confirm_share or PlanConfig().confirm_share
-    share = next((f.share for f in whole.families if plan.primary in f.measures), 1.0)
     every = [c.id for c in record.cells]
     chosen = sorted({winner.id, *analysis.baselines.values(), *(c.cell.id for c in record.contenders)})
-    seen = plan.level * family.share * plan.spent()[-1]
-    apart = plan.level * share * kept
+    seen = plan.level * family.share * plan.spent()[-1]  # this plan is the part that compares all cells
+    if record.plan and record.plan.confirm:
+        apart = plan.level * next(f.share for f in record.plan.confirming().families if f.measures == family.measures)
+    else:  # a plan without fresh replicates would be made anew for them
+        apart = plan.level * family.share * PlanConfig().confirm_share
     return (
         Design(len(every), len(pairs), seen / max(len(pairs), 1), _hours(record, every)),
         Design(len(chosen), len(held), apart / max(len(held), 1), _hours(record, chosen)),

@@ -328,9 +328,12 @@ class StudyRecord:
         return str(self.source.get("group_name") or "group")
 
     def fresh(self) -> StudyRecord | None:
-        """The fresh replicates of the contenders as a study of their own; None where none was started."""
+        """The fresh replicates of the contenders as a study of their own; None where none was started.
+
+        Likewise where the plan, changed since, has none: it keeps no part of its level for them.
+        """
         runs = tuple(replace(r, phase="final") for r in self.runs if r.phase == "confirm")
-        if not runs or not self.contenders:
+        if not runs or not self.contenders or (self.plan and not self.plan.confirm):
             return None
         return replace(
             self,

@@ -1,21 +1,13 @@
-"""Analysis → files. Templates escape everything they print; nothing in the page is fetched from anywhere."""
+"""Analysis → files: what the templates print, and where it is written."""
 
 from __future__ import annotations
 
-import base64
 import errno
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping
-from functools import cache
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from reports import ReportPaths, tables, wording
 from reports.against import Against, compare
@@ -34,18 +26,14 @@ from reports.layer_figures import layer_page
 from reports.look import look_page
 from reports.query import read_study
 from reports.records import FINISHED, STATES
-from reports.runs import UI, anchor, cell_runs, link, server
+from reports.runs import UI, cell_runs, link, server
 from reports.sides import Source, find
 from reports.svg import Figure
+from reports.templating import frame, template
 from reports.units import SHARE, Unit
 from reports.verdicts import BETTER, NONE, SAME, WORSE
 from workbench.analysis_plan import FEWEST
 from workbench.errors import WorkbenchError
-from workbench.version import __version__
-
-_IN_URI = ",:;/()[]=+@!*~$"  # what a data URI takes as it is
-# What could start markup inside a line; an underscore within a word and a bracket that is no link cannot.
-_MARKDOWN = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|(?<=\])[(\[]|(?<=!)\[|\](?=:)|^[#>]|^[+-](?=\s)")
 
 
 def write(
@@ -77,8 +65,8 @@ def render(analysis: Analysis, said: Answer, changed: Against | None = None) -> 
     context = page(analysis, said, drawn) | against_page(analysis, changed)
     plain = json.dumps(to_json(analysis, said, against_json(changed)), indent=1, ensure_ascii=False, allow_nan=False)
     return {
-        "report.html": _environment("html").get_template("report.html.j2").render(context),
-        "report.md": _environment("md").get_template("report.md.j2").render(context),
+        "report.html": template("report.html.j2").render(context),
+        "report.md": template("report.md.j2").render(context),
         "report.json": plain + "\n",
         "results.csv": results_csv(analysis),
         "intervals.csv": intervals_csv(analysis),
@@ -155,22 +143,14 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "words": {"better": BETTER, "worse": WORSE, "same": SAME, "none": NONE, "itself": ITSELF},
         "fewest": FEWEST,
         "symbols": wording.SYMBOLS,
-        "plan": analysis.plan,
+        "plan": record.plan or analysis.plan,
         "level": f"{analysis.plan.level:g}".removeprefix("0"),
-        "families": _families(analysis),
+        "families": "; ".join(
+            f"{wording.listed(list(f.measures))} {100 * f.share:g} %" for f in (record.plan or analysis.plan).families
+        ),
         "margin": wording.listed([f"{size} {of}".strip() for size, of in _margins(analysis)]),
-        "version": __version__,
-        "script": Markup(_script()),
-        "script_hash": _script_hash(),
-        "style": Markup(_asset("report.css")),
+        **frame(),
     }
-
-
-def _families(analysis: Analysis) -> str:
-    """What the level is shared out to."""
-    parts = [f"{wording.listed(list(f.measures))} {100 * f.share:g} %" for f in analysis.plan.families]
-    kept = analysis.record.plan.confirm_share if analysis.record.plan else 0
-    return "; ".join([*parts, *([f"the winner on fresh replicates {100 * kept:g} %"] if kept else [])])
 
 
 def _scores_in(units: list[Unit]) -> str:
@@ -233,47 +213,3 @@ def _versions(text: str) -> dict[str, Any]:
     except json.JSONDecodeError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _environment(kind: str) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_markdown if kind == "md" else None,
-    )
-    filters: dict[str, Callable[..., Any]] = {
-        "count": wording.count,
-        "number": wording.number,
-        "when": wording.when,
-        "svg": lambda figure: Markup(figure.inline),
-        "anchor": anchor,
-        "csv_uri": lambda text: f"data:text/csv;charset=utf-8,{quote(text, safe=_IN_URI, errors='replace')}",
-        "fence": lambda text: Markup(str(text).replace("```", "'''")),
-    }
-    environment.filters |= filters
-    return environment
-
-
-def _markdown(value: Any) -> Any:
-    """Every printed value, escaped for Markdown and for the HTML that Markdown lets through."""
-    if isinstance(value, Markup):
-        return value
-    text = re.sub(r"\s+", " ", str(value)) if str(value).strip() else str(value)
-    return Markup(_MARKDOWN.sub(r"\\\g<0>", escape(text, quote=False)))
-
-
-@cache
-def _asset(name: str) -> str:
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
-
-
-def _script() -> str:
-    return _asset("report.js")
-
-
-def _script_hash() -> str:
-    """For the page's content security policy: this script, and no other."""
-    return base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()

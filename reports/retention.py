@@ -6,7 +6,8 @@ margin. It is one question, a family of its own at the plan's level.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -98,3 +99,11 @@ def retention_words(found: Retention | None, cell: Cell, margin: str) -> str:
         UNJUDGED: f"cannot be judged yet: {cell.name} makes {size}",
     }[found.word]
     return f"What the deepest layer does best, {found.measure.name}, {said}."
+
+
+def retention_json(found: Retention | None) -> dict[str, Any] | None:
+    """Plain values; None where there is nothing to compare."""
+    if found is None:
+        return None
+    plain = {"measure": found.measure.name, "against": found.against.id, "difference": asdict(found.difference)}
+    return plain | {"p": found.p, "word": found.word}

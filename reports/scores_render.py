@@ -12,18 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-from reports import render
 from reports.comparison import Comparison
 from reports.scores_table import Judgement, Table
 from reports.statistics import Estimate
 from reports.tables import Mark
+from reports.templating import frame, template
 from reports.units import Unit
 from reports.wording import SYMBOLS, correction, pvalue
 from workbench.analysis_plan import FEWEST
 from workbench.errors import WorkbenchError
-from workbench.version import __version__
 
 SCHEMA = 1
 
@@ -39,8 +36,8 @@ def write_judgement(found: Judgement, out: Path, files: tuple[str, ...] = ()) ->
     """
     context = _context(found, files)
     contents = {
-        "verdict.html": render._environment("html").get_template("scores.html.j2").render(context),
-        "verdict.md": render._environment("md").get_template("scores.md.j2").render(context),
+        "verdict.html": template("scores.html.j2").render(context),
+        "verdict.md": template("scores.md.j2").render(context),
         "verdict.json": json.dumps(to_json(found, files), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         "verdict.csv": to_csv(found),
     }
@@ -160,10 +157,7 @@ def _context(found: Judgement, files: tuple[str, ...]) -> dict[str, Any]:
         "level": f"{found.level:g}".removeprefix("0"),
         "files": files,
         "fewest": FEWEST,
-        "version": __version__,
-        "script": Markup(render._script()),
-        "script_hash": render._script_hash(),
-        "style": Markup(render._asset("report.css")),
+        **frame(),
     }
 
 

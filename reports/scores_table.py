@@ -12,9 +12,9 @@ from reports.comparison import ITSELF, Comparison, codes
 from reports.external import Scores
 from reports.parsing import natural
 from reports.records import Floats, Outcomes
-from reports.statistics import FEW_GROUPS, Estimate, Noise, estimate, holm, noise
+from reports.statistics import FEW_GROUPS, Estimate, estimate, holm
 from reports.units import MIXED, SHARE, Unit
-from reports.unpaired import estimated, unpaired
+from reports.unpaired import BOTH, Difference, of_outcomes
 from reports.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE, Judged, equivalence, verdict
 from reports.wording import correction_sentence, listed, plural
 from workbench.analysis_plan import FEWEST
@@ -71,17 +71,6 @@ class Judgement:
 
     def worse(self) -> tuple[Comparison, ...]:
         return tuple(c for c in self.comparisons if c.verdict == WORSE)
-
-
-@dataclass(frozen=True)
-class Matched:
-    """Two systems on one measure; ``by_replicate``: whether replicates are paired too."""
-
-    noise: Noise
-    shown: Estimate
-    by_replicate: bool
-    used: tuple[int, int]  # replicates of each
-    dropped: int  # examples that only one of them has
 
 
 def judge_scores(
@@ -161,29 +150,17 @@ def _baselines(scores: Scores, named: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named)) or scores.systems[:1]
 
 
-def _matched(scores: Scores, measure: str, one: str, other: str, independent: bool) -> Matched:
+def _matched(scores: Scores, measure: str, one: str, other: str, independent: bool) -> Difference:
     """``one`` minus ``other``."""
     a, b = scores.outcomes[one, measure], scores.outcomes[other, measure]
-    examples = tuple(sorted({*a.examples} & {*b.examples}, key=natural))
-    on = f" on {measure}" if measure else ""
-    if not examples:
+    found = of_outcomes(a, b, independent)
+    if found is None:
+        on = f" on {measure}" if measure else ""
         raise WorkbenchError(
             f"{one} and {other} have no example in common{on}: such as '{a.examples[0]}' in the one and "
             f"'{b.examples[0]}' in the other."
         )
-    group = dict(zip(a.examples, a.groups, strict=False)) | dict(zip(b.examples, b.groups, strict=False))
-    groups = codes(tuple(group[e] for e in examples)) if group else None
-    dropped = len({*a.examples} ^ {*b.examples})
-    common = () if independent else tuple(r for r in a.replicates if r in b.replicates)
-    few = min(len(a.replicates), len(b.replicates))
-    number = 0 if groups is None else len(set(groups.tolist()))
-    if common and len(common) >= min(few, FEWEST):
-        difference = _cut(a, common, examples) - _cut(b, common, examples)
-        found = noise(difference, groups)
-        return Matched(found, estimate(difference, groups), True, (len(common), len(common)), dropped)
-    apart = unpaired(_cut(a, a.replicates, examples), _cut(b, b.replicates, examples), groups)
-    shown = estimated(apart, few, len(examples), number)
-    return Matched(apart, shown, False, (len(a.replicates), len(b.replicates)), dropped)
+    return found
 
 
 def paired_differences(scores: Scores, measure: str, one: str, other: str) -> Outcomes | None:
@@ -195,23 +172,16 @@ def paired_differences(scores: Scores, measure: str, one: str, other: str) -> Ou
         return None
     group = dict(zip(a.examples, a.groups, strict=False))
     groups = tuple(group[e] for e in examples) if group else ()
-    return Outcomes(common, examples, _cut(a, common, examples) - _cut(b, common, examples), groups)
+    return Outcomes(common, examples, a.cut(common, examples) - b.cut(common, examples), groups)
 
 
-def _cut(outcomes: Outcomes, replicates: Sequence[str], examples: Sequence[str]) -> Floats:
-    rows = {name: i for i, name in enumerate(outcomes.replicates)}
-    columns = {name: i for i, name in enumerate(outcomes.examples)}
-    chosen = outcomes.scores[np.ix_([rows[r] for r in replicates], [columns[e] for e in examples])]
-    return np.asarray(chosen, dtype=float)
-
-
-def _judged(pairs: dict[Key, Matched], margin: float | None) -> dict[Key, Judged]:
+def _judged(pairs: dict[Key, Difference], margin: float | None) -> dict[Key, Judged]:
     """Holm over all pairs that have replicates enough; equivalence is a family of its own, at the same level."""
-    enough = {key: m for key, m in pairs.items() if min(m.used) >= FEWEST}
+    enough = {key: m for key, m in pairs.items() if m.replicates >= FEWEST}
     different = holm([float(m.noise.p()) for m in enough.values()])
     alike = holm([float(equivalence(m.noise, margin)) if margin is not None else np.nan for m in enough.values()])
     return {
-        key: Judged(float(p), float(q), min(m.used))
+        key: Judged(float(p), float(q), m.replicates)
         for (key, m), p, q in zip(enough.items(), different, alike, strict=True)
     }
 
@@ -220,7 +190,7 @@ def _comparison(
     measure: str,
     system: str,
     baseline: str,
-    pairs: dict[Key, Matched],
+    pairs: dict[Key, Difference],
     judged: dict[Key, Judged],
     level: float,
     sign: int,
@@ -232,7 +202,7 @@ def _comparison(
     found = pairs.get((measure, one, other))
     if found is None:
         return None
-    shown = found.shown if system == one else _turned(found.shown)
+    shown = found.estimate if system == one else _turned(found.estimate)
     j = judged.get((measure, one, other))
     word = verdict(shown.mean, j, level, sign)
     return Comparison(measure, baseline, baseline, system, shown, j.p if j else nan, j.p_equivalent if j else nan, word)
@@ -276,9 +246,9 @@ def _headline(found: Judgement) -> str:
     return f"Of {len(comparisons)} comparisons {listed(told)}."
 
 
-def _caveats(scores: Scores, pairs: dict[Key, Matched], independent: bool) -> list[str]:
+def _caveats(scores: Scores, pairs: dict[Key, Difference], independent: bool) -> list[str]:
     out: list[str] = []
-    few = {m.used for m in pairs.values() if min(m.used) < FEWEST}
+    few = {m.used for m in pairs.values() if m.replicates < FEWEST}
     single = sorted({s for (s, _), o in scores.outcomes.items() if len(o.replicates) == 1})
     if single:
         have = f"{listed(single)} {'has' if len(single) == 1 else 'have'} one replicate"
@@ -289,7 +259,7 @@ def _caveats(scores: Scores, pairs: dict[Key, Matched], independent: bool) -> li
         out.append(f"{have}: {left if len(single) > 1 else left.replace('their', 'its', 1)}")
     if few:
         out.append(f"A verdict takes {FEWEST} replicates of both systems; with fewer there are intervals only.")
-    apart = [f"{one} and {other}" for (_, one, other), m in pairs.items() if not m.by_replicate]
+    apart = [f"{one} and {other}" for (_, one, other), m in pairs.items() if m.shares != BOTH]
     if apart:
         named = list(dict.fromkeys(apart))
         shown = listed(named[:3]) if len(named) < 4 else f"{', '.join(named[:3])} and {len(named) - 3} more pairs"

@@ -2,20 +2,26 @@
 
 Whoever picks the largest of many noisy scores picks luck along with merit. The bootstrap repeats the picking:
 replicates and examples (or their groups, where these were sampled) are drawn with replacement, the best cell of a draw
-is picked and scored on what the draw left out. The mean distance between the two scores is the inflation: the optimism
-of Efron and Tibshirani (1993, chapter 17), of a choice among cells.
+is picked and scored on what the draw left out. The mean distance between the two scores is the optimism of Efron and
+Tibshirani (1993, chapter 17), of a choice among cells.
+
+A draw repeats some replicates and examples and lacks others, so it is noisier than the whole study and picks more luck:
+the variance that seeds and examples bring is about twice as large, that of their interaction four times. Luck grows
+with the standard deviation of the noise; so the distance is divided by the root of that ratio, which the variance
+components of the cells' differences give.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from reports.comparison import Analysis, codes
-from reports.records import Floats
-from reports.statistics import FEW_GROUPS
+from reports.records import Cell, Floats
+from reports.statistics import FEW_GROUPS, mean_squares
 
 _DRAWS = 400
 
@@ -25,12 +31,14 @@ class Inflation:
     """The luck of the pick.
 
     Attributes:
-        score: the winner's validation score.
+        winner: the best cell on validation.
+        score: its validation score.
         inflation: how much of it is the picking's, in the same unit; never below 0.
         winners: cells that were ever picked, with the share of draws in which they were, the most often first.
         candidates: cells to pick from.
     """
 
+    winner: Cell
     score: float
     inflation: float
     winners: tuple[tuple[str, float], ...]
@@ -40,8 +48,8 @@ class Inflation:
 def inflation(analysis: Analysis) -> Inflation | None:
     """Of the pick on the primary measure; None below two replicates or two cells."""
     measure = analysis.objective
-    cells = [c.id for c in analysis.ranked(measure.name)]
-    found = {c: o for c in cells if (o := analysis.outcomes(c, measure.name, "val")) is not None}
+    ranked = analysis.ranked(measure.name)
+    found = {c.id: o for c in ranked if (o := analysis.outcomes(c.id, measure.name, "val")) is not None}
     if len(found) < 2:
         return None
     shared = sorted(set.intersection(*(set(o.examples) for o in found.values())))
@@ -55,14 +63,16 @@ def inflation(analysis: Analysis) -> Inflation | None:
     gap, shares = optimism(scores, codes(names))
     order = np.argsort(-shares)
     winners = tuple((list(found)[i], float(shares[i])) for i in order if shares[i] > 0)
-    best = cells[0]
-    return Inflation(analysis.validation[best, measure.name], max(gap, 0.0), winners, len(found))
+    best = next(c for c in ranked if c.id in found)
+    return Inflation(best, analysis.validation[best.id, measure.name], max(gap, 0.0), winners, len(found))
 
 
 def optimism(
     scores: Floats, groups: ArrayLike | None = None, draws: int = _DRAWS, seed: int = 0
 ) -> tuple[float, Floats]:
-    """Mean of in-bag minus out-of-bag score of the cell that each draw picks, and how often each was picked.
+    """What the best of the cells' mean scores owes to its being picked, and how often a draw picks each cell.
+
+    The mean of in-bag minus out-of-bag score of the cells picked, at the noise of all scores and not of a draw.
 
     Args:
         scores: ``[C, R, N]``, more is better.
@@ -93,4 +103,25 @@ def optimism(
         outside = float(out_rows @ sums[best] @ out_columns) / (out_rows.sum() * (out_columns @ sizes))
         gaps.append(inside[best] - outside)
         picked[best] += 1
-    return (float(np.mean(gaps)) if gaps else 0.0), picked / max(len(gaps), 1)
+    gap = float(np.mean(gaps)) if gaps else 0.0
+    return gap / np.sqrt(_excess(sums / sizes)), picked / max(len(gaps), 1)
+
+
+def _excess(means: Floats) -> float:
+    """Variance of the differences of ``[C, R, K]`` cells' means in a draw, over that in all scores; 1 without noise."""
+    _, replicates, clusters = means.shape
+    squares = mean_squares(means - means.mean(0))
+    by_replicate, by_cluster, rest = (float(ms.mean()) for ms in squares)
+    parts = np.array([max(by_replicate - rest, 0.0), max(by_cluster - rest, 0.0), rest])  # each times R·K
+    repeats = 2 - 1 / replicates, 2 - 1 / clusters  # mean square of how often one is drawn
+    total = float(parts.sum())
+    return float(parts @ [*repeats, repeats[0] * repeats[1]]) / total if total > 0 else 1.0
+
+
+def inflation_json(found: Inflation | None) -> dict[str, Any] | None:
+    """Plain values; None where nothing was picked."""
+    if found is None:
+        return None
+    winners = [{"cell": cell, "share": share} for cell, share in found.winners]
+    plain = {"winner": found.winner.id, "score": found.score, "inflation": found.inflation}
+    return plain | {"winners": winners, "candidates": found.candidates}

@@ -55,7 +55,7 @@ def equivalence(found: Noise, margin: ArrayLike) -> Floats:
     bound = np.asarray(margin, dtype=float)
     inside = np.abs(found.mean) < bound
     p = np.maximum(found.p(bound), found.p(-bound)) / 2
-    return np.asarray(np.where(np.isnan(bound), np.nan, np.where(inside, p, 1.0 - p / 2)), dtype=float)
+    return np.asarray(np.where(np.isnan(bound), np.nan, np.where(inside, p, 1.0 - p)), dtype=float)
 
 
 def judge(pairs: Sequence[Pair], plan: Plan, reached: int) -> Mapping[tuple[str, str, str], Judged]:

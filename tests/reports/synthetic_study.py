@@ -7,7 +7,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from reports.records import Cell, Outcomes, Run, StudyRecord, Task
+from reports.records import Cell, Contender, Family, Outcomes, Plan, Run, StudyRecord, Task
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -23,11 +23,16 @@ if TYPE_CHECKING:
 MIDDLE = ((3, 4, 5), 6)
 SELECTIONS = (((3, 6, 9), 12), ((1, 3, 5), 12), ((9, 10, 11), 12), MIDDLE)
 ITEMS = {"read": 6, "digit": 1}
-Key = tuple[str, tuple[int, ...], int]
+Key = tuple[str, tuple[int, ...], int]  # and a budget, where a control has one
 
 
 def truth(task: str, strategy: str, levels: Sequence[int], query: int) -> float:
-    """Expected score: detail peaks at layer 5, category at 10; fusion gains a little over its best layer."""
+    """Expected score: detail peaks at layer 5, category at 10; fusion gains a little over its best layer.
+
+    A control of the same budget reads the query alone, a little better than a plain projector does.
+    """
+    if strategy == "matched":
+        return 0.01 + truth(task, "deep_only", (), query)
     peak, top, floor = {"read": (5.0, 0.46, 0.06), "digit": (10.0, 0.62, 0.18)}[task]
     layers = [*levels, query]
     each = [floor + (top - floor) * np.exp(-(((layer - peak) / 3.6) ** 2)) for layer in layers]
@@ -37,7 +42,11 @@ def truth(task: str, strategy: str, levels: Sequence[int], query: int) -> float:
 
 @dataclass
 class Synthetic:
-    """What to write. ``fate`` maps (cell key, replicate) to an outcome other than finished."""
+    """What to write. ``fate`` maps (cell key, replicate) to an outcome other than finished.
+
+    With ``confirm`` it tracks a plan and trains what validation picks again, as the workbench does; fresh replicates
+    are c0, c1, …; ``luck`` is what the study's own replicates show of a cell beyond its truth, on both splits.
+    """
 
     name: str = "synthetic"
     experiment: str = "fusion-workbench"
@@ -59,6 +68,9 @@ class Synthetic:
     errors: Sequence[str] = ()  # tasks measured by a count that is wrong: less is better, and not below 1
     group_name: str = "photograph"
     look: bool = False  # whether the last step logged one
+    confirm: Sequence[int] = ()  # looks at fresh replicates
+    fresh: int | None = None  # fresh replicates that are trained; None: as many as the last look takes
+    luck: dict[Key, float] = field(default_factory=dict)
     layers: bool = False  # whether similarity, importance, insides and (with a look) regions were logged
 
     def planned_keys(self) -> list[Key]:
@@ -77,7 +89,7 @@ def cell_id(key: Key) -> str:
 
 
 def label(key: Key) -> str:
-    strategy, levels, query = key
+    strategy, levels, query = key[:3]
     return f"{strategy} [{','.join(map(str, levels))}]→{query}" if levels else f"{strategy} {query}"
 
 
@@ -120,9 +132,54 @@ class _Writer:
         for replicate in range(study.replicates):
             for key in study.planned_keys():
                 self._child(parent, key, "final", str(replicate), study.rates[-1])
+        if study.confirm:
+            self._confirm(parent)
         if study.status != "RUNNING":
             self.client.set_terminated(parent, study.status)
         return str(parent)
+
+    def _confirm(self, parent: str) -> None:
+        """``contenders.json``, ``plan.json`` and the fresh replicates, as ``workbench/confirm.py`` leaves them."""
+        from reports import find_picks
+
+        study = self.study
+        self._files(parent, {"plan.json": self._plan(None)})
+        found = find_picks(self.client.tracking_uri, self.id)
+        assert found is not None
+        contenders: dict[Key, dict[str, Any]] = {}
+
+        def entry(key: Key) -> dict[str, Any]:
+            plain: dict[str, Any] = {"roles": [], "stands_for": [], "controls": [], "without": None}
+            return contenders.setdefault(key, self._variant(key) | plain)
+
+        keys = {cell_id(key): key for key in study.planned_keys()}
+        entry(keys[found.winner.id])["roles"].append("winner")
+        if found.fusion is not None:
+            entry(keys[found.fusion.id])["roles"].append("fusion")
+        for pair, cell in found.baselines.items():
+            entry(keys[cell.id])["stands_for"].append(list(pair))
+        if found.fusion is not None:
+            strategy, levels, query = keys[found.fusion.id]
+            for budget in ("parameters", "flops"):
+                entry(("matched", levels, query, budget))["controls"].append(budget)  # type: ignore[arg-type]
+            for layer in (*levels, query):
+                rest = [n for n in (*levels, query) if n != layer]
+                key = (strategy if rest[:-1] else "deep_only", tuple(rest[:-1]), rest[-1])
+                entry(key)["without"] = layer
+        trained = study.confirm[-1] if study.fresh is None else study.fresh
+        for number in range(trained):
+            for key in contenders:
+                self._child(parent, key, "confirm", f"c{number}", study.rates[-1])
+        done = trained if study.status != "RUNNING" else None
+        files = {"contenders.json": json.dumps(list(contenders.values())).encode(), "plan.json": self._plan(done)}
+        self._files(parent, files)
+
+    def _plan(self, confirmed: int | None) -> bytes:
+        from workbench.analysis_plan import PlanConfig, full_plan, plan_hash
+
+        plan = full_plan(PlanConfig(confirm=list(self.study.confirm)), list(ITEMS), self.study.replicates)
+        known = {"hash": plan_hash(plan), "plan": plan, "first": plan, "changes": []}
+        return json.dumps(known | {"stopped": None, "confirmed": confirmed}).encode()
 
     def _descriptions(self) -> dict[str, bytes]:
         study = self.study
@@ -150,7 +207,7 @@ class _Writer:
         return files | (look_files(study) if study.look else {}) | (layer_files(study) if study.layers else {})
 
     def _variant(self, key: Key) -> dict[str, Any]:
-        strategy, levels, query = key
+        strategy, levels, query = key[:3]
         depth = self.study.depth
         named = {("deep_only", (), depth): "deepest layer", ("deep_only", (), depth - 1): "penultimate layer"}
         named[("concat", *MIDDLE)] = "middle concat"
@@ -170,7 +227,7 @@ class _Writer:
     def _child(self, parent: str, key: Key, phase: str, replicate: str, lr: float) -> None:
         from mlflow.entities import Metric, Param
 
-        strategy, levels, query = key
+        strategy, levels, query = key[:3]
         fate = self.study.fate.get((key, int(replicate))) if phase == "final" else None
         if fate == "missing":
             return
@@ -178,7 +235,7 @@ class _Writer:
         tags |= {"workbench.cell": cell_id(key), "workbench.phase": phase, "workbench.replicate": replicate}
         if fate != "running":
             tags["workbench.outcome"] = "finished" if fate in (None, "unreadable") else fate
-        name = f"{label(key)} " + (f"r{replicate}" if phase == "final" else f"search lr {lr:g}")
+        name = f"{label(key)} " + (f"r{replicate}" if phase != "search" else f"search lr {lr:g}")
         run = self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
         params = {
             "strategy": strategy,
@@ -186,14 +243,16 @@ class _Writer:
             "query": query,
             "lr": lr,
             "replicate": replicate,
+            "epochs": self.study.epochs,
+            "batch_size": 64,
         }
         metrics = self._metrics(key, phase, replicate, lr)
         if fate in (None, "unreadable"):
-            scores = self._scores(key, replicate) if phase == "final" else {}
+            scores = self._scores(key, replicate) if phase != "search" else {}
             for (split, task), score in scores.items():
                 metric = "mae" if task in self.study.errors else "accuracy"
                 metrics.append((f"{split}/{task}/{metric}", float(score.mean()), self.study.epochs))
-            if phase == "final":
+            if phase != "search":
                 signs = {task: -1 if task in self.study.errors else 1 for task in ITEMS}
                 mean = np.mean([sign * scores["val", task].mean() for task, sign in signs.items()])
                 metrics = [m for m in metrics if m[0] != "val/objective" or m[2] < self.study.epochs - 1]
@@ -209,7 +268,7 @@ class _Writer:
         self.client.set_terminated(run, "FINISHED" if fate in (None, "unreadable", "pruned") else "FAILED")
 
     def _metrics(self, key: Key, phase: str, replicate: str, lr: float) -> list[tuple[str, float, int]]:
-        strategy, levels, query = key
+        strategy, levels, query = key[:3]
         rng = np.random.default_rng([int(cell_id(key)[:8], 16), hash_of(replicate), int(lr * 1e4)])
         best = float(np.mean([self.study.truth(task, strategy, levels, query) for task in ITEMS]))
         width = 384 * (len(levels) + 1) if strategy == "concat" else 384
@@ -240,13 +299,14 @@ class _Writer:
 
     def _scores(self, key: Key, replicate: str) -> dict[tuple[str, str], np.ndarray]:
         """Crossed noise: a replicate's shift, an example's difficulty (shared by all cells), their interaction."""
-        strategy, levels, query = key
+        strategy, levels, query = key[:3]
         out = {}
         for number, (task, items) in enumerate(ITEMS.items()):
             rng = np.random.default_rng([int(cell_id(key)[:8], 16), hash_of(replicate), number])
             shift = rng.normal(0, 0.008)
             for split in ("val", "test"):
-                mean = self.study.truth(task, strategy, levels, query) + shift
+                lucky = 0.0 if replicate.startswith("c") else self.study.luck.get(key, 0.0)
+                mean = self.study.truth(task, strategy, levels, query) + shift + lucky
                 chance = np.clip(mean + self.difficulty[split] + rng.normal(0, 0.05, self.study.examples), 0.01, 0.99)
                 share = rng.binomial(items, chance) / items
                 out[split, task] = 4 * (1 - share) + 0.5 if task in self.study.errors else share
@@ -384,7 +444,7 @@ def planted(
     tasks = list(dict.fromkeys(task for by_task in scores.values() for task in by_task))
     cells, runs, outcomes = [], [], {}
     for key, by_task in scores.items():
-        strategy, levels, query = key
+        strategy, levels, query = key[:3]
         named = {("deep_only", (), depth): "deepest layer", ("deep_only", (), depth - 1): "penultimate layer"}
         named[("concat", *MIDDLE)] = "middle concat"
         tags = ((named[key],) if key in named else ()) + (("single layer",) if strategy == "deep_only" else ())
@@ -425,6 +485,52 @@ def planted(
         runs=tuple(runs),
         outcomes=outcomes,
         groups=tuple(groups),
+    )
+
+
+def tried_again(
+    record: StudyRecord,
+    scores: dict[Any, dict[str, np.ndarray]],
+    winner: Any,
+    fusion: Any = None,
+    stands_for: dict[Any, Sequence[tuple[str, str]]] | None = None,
+    controls: dict[Any, Sequence[str]] | None = None,
+    without: dict[Any, int] | None = None,
+    plan: Plan | None = None,
+) -> StudyRecord:
+    """A record made by hand with fresh replicates: for each cell and task the test scores ``[R, N]``.
+
+    The plan, unless another is given: all measures in one family, half of the level of .05 for the fresh replicates,
+    a margin of one point.
+    """
+    number = len(next(iter(next(iter(scores.values())).values())))
+    fresh = tuple(f"c{r}" for r in range(number))
+    known = {c.id: c for c in record.cells}
+    contenders, runs, outcomes = [], [], {}
+    for key, by_task in scores.items():
+        name = cell_id(key)
+        cell = known.get(name) or Cell(name, *key[:3], label(key), chosen_lr=0.003)
+        roles = [word for word, who in (("winner", winner), ("fusion", fusion)) if who == key]
+        pairs = tuple((stands_for or {}).get(key, ()))
+        contenders.append(
+            Contender(cell, tuple(roles), pairs, tuple((controls or {}).get(key, ())), (without or {}).get(key))
+        )
+        for task, values in by_task.items():
+            examples = tuple(f"{i:05d}" for i in range(values.shape[1]))
+            for split in ("val", "test"):
+                outcomes[name, task, split] = Outcomes(fresh, examples, values)
+        runs += [Run(f"{name}{r}", name, "confirm", r, "finished", 0.003, 0, {}, {}) for r in fresh]
+    measures = (*(t.name for t in record.tasks), *(["overall"] if len(record.tasks) > 1 else []))
+    looks = (len(record.replicates),)
+    default = Plan(measures[-1], (Family(measures, 1.0),), 0.05, 0.01, looks, (number,), 0.5)
+    return replace(
+        record,
+        contenders=tuple(contenders),
+        confirmed=outcomes,
+        fresh_replicates=fresh,
+        searched={**record.searched, **{c.cell.id: c.cell for c in contenders}},
+        runs=(*record.runs, *runs),
+        plan=plan or default,
     )
 
 

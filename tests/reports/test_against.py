@@ -18,12 +18,12 @@ from reports import write_report
 from reports.against import Against, compare
 from reports.against_page import words
 from reports.answer import answer
-from reports.between import BOTH, NOTHING
 from reports.comparison import Analysis
 from reports.export import to_json
 from reports.gate import failures
 from reports.records import StudyRecord
 from reports.sides import Source, find, of_analysis
+from reports.unpaired import BOTH, NOTHING
 from reports.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
 from workbench.cli import app
 from workbench.errors import WorkbenchError

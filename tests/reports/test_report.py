@@ -17,8 +17,8 @@ from synthetic_study import Synthetic, copy_database, tiny
 
 from reports import ReportPaths, write_report
 from reports.figures import pareto
-from reports.render import _markdown
 from reports.svg import spread
+from reports.templating import markdown
 from reports.units import SHARE
 from reports.wording import count, number
 from workbench.config import study_from_yaml
@@ -289,7 +289,7 @@ def test_numbers_in_words() -> None:
     assert [SHARE.score(0.4567), *map(SHARE.signed, (0.0123, -0.0123, -0.0001))] == ["45.7", "+1.2", "−1.2", "0.0"]
     assert [count(1.8e7), count(999), count(None), count(5.19e6)] == ["18 M", "999", "–", "5.19 M"]
     assert [number(1795.2), number(0.1512), number(0), number(None)] == ["1,795", "0.151", "0", "–"]
-    assert str(_markdown("a|b *c* <i> deep_only [3,6]→12 _x_")) == r"a\|b \*c\* &lt;i&gt; deep_only [3,6]→12 \_x\_"
+    assert str(markdown("a|b *c* <i> deep_only [3,6]→12 _x_")) == r"a\|b \*c\* &lt;i&gt; deep_only [3,6]→12 \_x\_"
 
 
 def test_pareto() -> None:

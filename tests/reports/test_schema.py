@@ -29,6 +29,8 @@ STUDIES = {
     "begun": {"status": "RUNNING", "singles": (), "selections": (), "planned": False},
     "one replicate": {"replicates": 1},
     "counts": {"errors": ("read",), "look": True},
+    "confirmed": {"confirm": (5, 6), "fresh": 5, "errors": ("digit",)},
+    "fresh ones running": {"confirm": (5,), "fresh": 2, "status": "RUNNING"},
     "single layers": {"selections": (), "singles": (5, 12)},
 }
 
@@ -60,6 +62,21 @@ def test_reports_keep_to_it(name: str, uri: str, schema: dict[str, Any], tmp_pat
     jsonschema.validate(json.loads(paths.json.read_text(encoding="utf-8")), schema, jsonschema.Draft202012Validator)
 
 
+def test_the_trial_is_in_it(uri: str, tmp_path: Path) -> None:
+    plain = json.loads(write_report(uri, "confirmed", tmp_path).json.read_text(encoding="utf-8"))
+    trial = plain["trial"]
+    assert (trial["fresh_replicates"], trial["ended"]) == ([f"c{n}" for n in range(5)], 5)
+    assert trial["winner"] == plain["answer"]["cell"]["cell"]
+    assert {word for c in trial["contenders"] for word in c["roles"]} == {"winner", "fusion"}
+    assert {b for c in trial["contenders"] for b in c["controls"]} == {"parameters", "flops"}
+    assert {c["cell"] for c in trial["comparisons"]} == {trial["winner"], trial["fusion"]}
+    assert {left["layer"] for left in trial["left_out"]} == {3, 6, 12}
+    assert trial["checks"]
+    assert trial["budgets"]
+    assert (plain["plan"]["confirm"], plain["plan"]["confirm_share"]) == ([5, 6], 0.5)
+    assert sum(f["share"] for f in plain["plan"]["families"]) == pytest.approx(1)  # as planned, not the part for all
+
+
 def test_so_does_a_comparison_and_what_does_not_is_found(uri: str, schema: dict[str, Any], tmp_path: Path) -> None:
     paths = write_report(uri, "whole", tmp_path, against="counts")
     plain = json.loads(paths.json.read_text(encoding="utf-8"))
@@ -76,6 +93,8 @@ def test_so_does_a_comparison_and_what_does_not_is_found(uri: str, schema: dict[
         (["cells", 0, "states", "0"], "lost"),
         (["against", "comparisons", 0, "paired_by"], "luck"),
         (["published", 0, "read"], "guessed"),
+        (["trial", "inflation", "candidates"], 1),
+        (["trial", "winner"], 1),
         (["published", 0, "agreement", 0, "tau"], 1.5),
     ]
     for path, value in wrong:
