@@ -43,12 +43,13 @@ class Answer:
     task_text: str = ""
     inflation: Inflation | None = None
     retention: Retention | None = None
+    takes: str = ""  # what it would take to tell, where nothing is told apart
     checks: tuple[str, ...] = ()  # sentences: against controls, retention, luck of the pick, training
 
     @property
     def text(self) -> str:
         """The answer in one paragraph, for a terminal."""
-        parts = [self.headline, self.lead, *self.checks, self.cheaper_text, *self.caveats]
+        parts = [self.headline, self.lead, self.takes, *self.checks, self.cheaper_text, *self.caveats]
         return " ".join(part for part in parts if part)
 
 
@@ -92,6 +93,7 @@ def answer(analysis: Analysis) -> Answer:
         task_text=task_words(analysis, picks),
         inflation=(luck := inflation(analysis)),
         retention=kept,
+        takes=what_it_would_take(analysis, judged) if head and head.verdict in (SAME, NONE) else "",
         checks=tuple(
             filter(
                 None,
@@ -100,7 +102,6 @@ def answer(analysis: Analysis) -> Answer:
                     retention_words(kept, cell, margin_words(judged, kept.measure) if kept else ""),
                     _inflated(analysis, luck),
                     _flagged(analysis, cell, best),
-                    what_it_would_take(analysis, judged) if head and head.verdict in (SAME, NONE) else "",
                 ],
             )
         ),

@@ -85,6 +85,7 @@ def to_json(analysis: Analysis, answer: Answer, against: dict[str, Any] | None =
             "inflation": inflation_json(answer.inflation),
             "retention": retention_json(answer.retention),
             "checks": list(answer.checks),
+            "what_it_would_take": answer.takes,
             "budgets": budgets(record),
         },
         "counts": {"expected": record.expected, **record.counts()},

@@ -83,7 +83,12 @@ def _naive_coverage(world: World, studies: int) -> int:
     return int((np.abs(d.mean((-2, -1))) < 1.96 * se).sum())
 
 
-@pytest.mark.parametrize("check", [c for c in checks.checks(mixes(pilots())) if c.short], ids=str)
+def named(check: checks.Check) -> str:
+    """The same in every process: a check's own repr holds the address of its function."""
+    return f"{check.check} {check.setting}"
+
+
+@pytest.mark.parametrize("check", [c for c in checks.checks(mixes(pilots())) if c.short], ids=named)
 def test_short_form(check: checks.Check) -> None:
     row = check.row(300 if check.check != checks.FALSE_VERDICT else 120, 4)
     assert row.passed, row
@@ -91,7 +96,7 @@ def test_short_form(check: checks.Check) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("check", list(checks.checks(mixes(pilots()))), ids=str)
+@pytest.mark.parametrize("check", list(checks.checks(mixes(pilots()))), ids=named)
 def test_long_form(check: checks.Check) -> None:
     row = check.row(4000 if check.check == checks.COVERAGE else 1500, 11)
     assert row.passed, row
