@@ -8,6 +8,7 @@ the replicate, the group of the example and the measure. A *sample log* is what 
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -116,7 +117,7 @@ def _files(files: Sequence[str], systems: Sequence[str]) -> list[File]:
 
 
 def _expanded(path: Path) -> list[Path]:
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises where a name is too long
         raise WorkbenchError(f"{path}: there is no such file.")
     if not path.is_dir():
         if path.suffix.lower() not in TABLES:

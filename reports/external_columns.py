@@ -32,6 +32,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "measure": ("task", "metric", "dataset", "benchmark"),  # several are joined
 }
 _WORDS = {"true": 1.0, "false": 0.0}
+LARGEST = 1e100  # of a score: squares and their sums stay finite
 
 
 def mapping_of(columns: Sequence[str]) -> dict[str, str]:
@@ -57,6 +58,8 @@ def number(value: Any, where: str, column: str) -> float:
     if not np.isfinite(found):
         wrong = f"'{said}' is no number" if said else "there is no number"
         raise WorkbenchError(f"{where}: {wrong} (column '{column}'); a score is a finite number, or true or false.")
+    if abs(found) > LARGEST:
+        raise WorkbenchError(f"{where}: '{said}' is too large for a score (column '{column}'; at most {LARGEST:g}).")
     return found
 
 
@@ -69,7 +72,7 @@ def word(values: Sequence[Any], at: Sequence[int]) -> str:
             value = int(value)
         if value is not None and str(value).strip():
             words.append(str(value).strip())
-    return "/".join(words)
+    return "/".join(words).encode(errors="replace").decode()  # half a surrogate pair, which JSON can hold, is no text
 
 
 def columns_of(path: Path, names: Sequence[str], mapping: Mapping[str, str]) -> dict[str, tuple[int, ...]]:

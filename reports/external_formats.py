@@ -51,19 +51,22 @@ def objects_of(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """JSON lines, or one JSON list of objects, which are then numbered instead."""
     text = _text(path)
     if text.lstrip().startswith("["):
-        try:
-            listed = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise WorkbenchError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from None
+        listed = _json(text, f"{path}")
         yield from ((i, _object(value, f"{path}:{i}")) for i, value in enumerate(listed, 1))
         return
     for line, words in enumerate(text.split("\n"), 1):
         if words.strip():
-            try:
-                value = json.loads(words)
-            except json.JSONDecodeError as error:
-                raise WorkbenchError(f"{path}:{line}: not valid JSON ({error.msg}).") from None
-            yield line, _object(value, f"{path}:{line}")
+            yield line, _object(_json(words, f"{path}", line), f"{path}:{line}")
+
+
+def _json(words: str, path: str, line: int | None = None) -> Any:
+    try:
+        return json.loads(words)
+    except json.JSONDecodeError as error:
+        raise WorkbenchError(f"{path}:{line or error.lineno}: not valid JSON ({error.msg}).") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
+        why = "nested too deep" if isinstance(error, RecursionError) else "a number is too long"
+        raise WorkbenchError(f"{path}{f':{line}' if line else ''}: not JSON that can be read ({why}).") from None
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:

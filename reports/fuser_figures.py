@@ -51,7 +51,9 @@ def gates(record: StudyRecord) -> Figure | None:
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        digits = next((d for d in (1, 2) if len({number(tick, d) for tick in ticks}) == len(ticks)), 3)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, digits)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_yticks(range(len(cells)), [short(c.label, 34) for c in cells])
         axes.tick_params(axis="y", labelcolor=INK)

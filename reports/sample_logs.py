@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from reports.external_columns import LARGEST
 from workbench.errors import WorkbenchError
 
 _NAME = re.compile(
@@ -92,7 +93,7 @@ def _score(value: Any) -> float | None:
         named = [value[key] for key in _SCORES if key in value]
         numbers = [v for key, v in value.items() if isinstance(v, (bool, int, float)) and "id" not in key.lower()]
         return _score((named or numbers)[0]) if named or len(numbers) == 1 else None
-    if not isinstance(value, (bool, int, float)) or value != value or value in (float("inf"), float("-inf")):
+    if not isinstance(value, (bool, int, float)) or not abs(value) <= LARGEST:  # nor what is not a number
         return None
     return float(value)
 

@@ -270,6 +270,12 @@ def _caveats(scores: Scores, pairs: dict[Key, Difference], independent: bool) ->
             on = f" on {measure}" if measure else ""
             out.append(f"{one} and {other}{on}: {m.dropped} examples that only one of them has are left out.")
     for measure in scores.measures:
+        without = [s for s in scores.systems if (s, measure) not in scores.outcomes]
+        if without:
+            rest = [f"{len(without) - 5} more"] if len(without) > 5 else []
+            out.append(
+                f"{measure or 'One measure'} is not scored for {listed(without[:5] + rest)}: not compared there."
+            )
         groups = {g for (_, m), o in scores.outcomes.items() if m == measure for g in o.groups}
         if 0 < len(groups) < FEW_GROUPS:
             on = f" on {measure}" if measure else ""

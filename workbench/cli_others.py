@@ -108,13 +108,17 @@ def _show(console: Console, found: Judgement) -> None:
             table.add_column(Text(f"against {name}"))
         table.add_column("replicates", justify="right")
         table.add_column("examples", justify="right")
+        grouped = any(line.mean.groups for line in t.lines)  # what was drawn: intervals count these
+        if grouped:
+            table.add_column("groups", justify="right")
         for row in rows(t):
             marks = [
                 Text("\n".join(filter(None, [f"{m.symbol} {m.verdict}", m.effect, m.correction])) if m else "–")
                 for m in row["marks"]
             ]
             mean = Text(f"{row['mean']} [{row['low']}, {row['high']}]")
-            table.add_row(Text(row["system"]), mean, *marks, str(row["replicates"]), str(row["examples"]))
+            counts = [row["replicates"], row["examples"], *([row["groups"]] if grouped else [])]
+            table.add_row(Text(row["system"]), mean, *marks, *map(str, counts))
         console.print(table)
     console.print(found.headline, highlight=False, markup=False, style="bold")
     for caveat in found.caveats:

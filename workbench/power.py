@@ -100,8 +100,11 @@ def from_scores(
             markup=False,
         )
         _print_spread(console, p, unit)
-        now = smallest(*spread, max(p.replicates, FEWEST), p.examples, alpha)
         replicates = max(p.replicates, FEWEST)
+        now = smallest(*spread, replicates, p.examples, alpha)
+        if not now > 0:
+            console.print("They differ alike on every example and replicate: there is no noise to plan on.")
+            continue
         table = Table(_head("difference", unit.difference), "replicates", f"{noun}\nat {replicates} replicates")
         for d in _shown(differences, now):
             more = needed_examples(d, p, replicates, alpha)
@@ -112,8 +115,9 @@ def from_scores(
             )
         console.print(table)
         console.print(
-            f"{_at_hand(p)} tell {unit.score(now)} {unit.difference} with power {POWER:g}, "
-            f"each comparison at {alpha:.2g} (the level over {number} comparisons).",
+            f"{_at_hand(p)} tell {' '.join(filter(None, [unit.score(now), unit.difference]))} with power {POWER:g}, "
+            f"each comparison at {alpha:.2g} (the level over {number} comparison{'s' * (number > 1)}). –: no number "
+            "does.",
             highlight=False,
             markup=False,
         )

@@ -75,6 +75,16 @@ def test_power_from_scores(table: str) -> None:
     assert "each comparison at 0.025 (the level over 2 comparisons)" in done.stdout
 
 
+def test_power_of_systems_that_never_differ(tmp_path: Path) -> None:
+    lines = [f"{system},{seed},{i},1" for system in "ab" for seed in range(5) for i in range(4)]
+    path = tmp_path / "same.csv"
+    path.write_text("\n".join(["system,seed,example,score", *lines]) + "\n")
+    done = run("power", "--scores", str(path))
+    assert done.exit_code == 0, done.exception
+    assert "there is no noise to plan on" in done.stdout
+    assert "power 0.8" not in done.stdout
+
+
 def test_power_from_a_study(small_uri: str) -> None:
     done = run("power", "synthetic", "--uri", small_uri, "-d", "0.05")
     assert done.exit_code == 0, done.exception

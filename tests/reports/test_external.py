@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ b,0,read,x2,p,0.5
 b,1,read,x1,p,true
 b,1,read,x2,p,False
 """
+ROW = '{"system": "a", "example": "x", "score": 1}'
 
 
 def write(path: Path, text: str) -> str:
@@ -256,3 +258,31 @@ def test_no_files_no_folder_no_match_no_metric(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(WorkbenchError, match="holds no sample logs and no tables"):
         read_scores([str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("s.json", "[" * 100_000, "s.json: not JSON that can be read (nested too deep)"),
+        ("s.jsonl", f'{ROW}\n{{"score": {"9" * 5000}}}', "s.jsonl:2: not JSON that can be read (a number is"),
+        ("s.csv", "system,example,score\na,x,1\na,y,-1e308\n", "s.csv:3: '-1e308' is too large for a score"),
+    ],
+)
+def test_what_no_reader_expects_is_said_in_one_line(tmp_path: Path, name: str, text: str, said: str) -> None:
+    with pytest.raises(WorkbenchError, match=re.escape(said)):
+        read_scores([write(tmp_path / name, text)])
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    lines = '{"system": "a\\ud800", "example": "x", "score": 1}\n{"system": "b", "example": "x", "score": 0}\n'
+    assert read_scores([write(tmp_path / "s.jsonl", lines)]).systems == ("a?", "b")
+
+
+def test_a_name_that_is_too_long_for_a_file(tmp_path: Path) -> None:
+    with pytest.raises(WorkbenchError, match="there is no such file"):
+        read_scores([f"{tmp_path}/{'x' * 300}.csv"])
+
+
+def test_a_score_of_a_log_that_no_float_holds_is_none(tmp_path: Path) -> None:
+    path = log(tmp_path, {"acc": [10**400, 10**400], "f1": [1.0, 0.5]})
+    assert read_scores([path]).measures == ("pope/f1",)

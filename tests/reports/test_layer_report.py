@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_study import Synthetic, cell_id, copy_database, inside_file, tiny
+from synthetic_study import Synthetic, cell_id, copy_database, inside_file, planted, tiny
 from test_look_report import artifacts
 from test_report import Page
 
 from reports import ReportPaths, write_report
 from reports.comparison import Measure
-from reports.fuser_figures import _same_channels
+from reports.fuser_figures import _same_channels, gates
 from reports.inner import Similarity, read_importance, read_inside, read_similarity
 from reports.layer_figures import LeftOut, disagreement, importance_figure, importance_words
 from reports.query import read_study
@@ -224,3 +225,16 @@ def test_seeds_that_open_the_same_channels_agree() -> None:
     assert abs(_same_channels([gates, rng.normal(size=(3, 50))]) or 0) < 0.4
     assert _same_channels([gates]) is None
     assert _same_channels([gates, np.zeros((3, 50))]) is None
+
+
+def test_ticks_of_gates_are_told_apart() -> None:
+    """Over less than a decade one digit calls neighbours the same."""
+    key = ("mmfuser", (3, 6), 12)
+    record = planted({key: {"read": np.ones((6, 12))}})
+    sizes = (0.53, 0.57, 0.64, 0.77, 0.81, 0.94)
+    runs = [replace(r, metrics={"gate/gamma1_rms": size}) for r, size in zip(record.runs, sizes, strict=True)]
+    figure = gates(replace(record, runs=tuple(runs)))
+    assert figure is not None
+    ticks = re.findall(r">(0\.\d+)</text>", figure.standalone)
+    assert len(ticks) > 2
+    assert len(set(ticks)) == len(ticks)

@@ -209,3 +209,21 @@ def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
     found = judge_scores(scores_of(a=outcomes(noisy(0.5, 0)), b=outcomes(noisy(0.6, 1))))
     with pytest.raises(WorkbenchError, match="cannot be written"):
         write_judgement(found, tmp_path / "out")
+
+
+def test_a_measure_that_one_system_lacks_is_told() -> None:
+    a, b = outcomes(noisy(0.5, 0)), outcomes(noisy(0.5, 1))
+    found = judge_scores(Scores(("a", "b"), ("t", "u"), {("a", "t"): a, ("b", "t"): b, ("a", "u"): a}))
+    assert "u is not scored for b: not compared there." in found.caveats
+
+
+def test_markdown_tells_what_the_intervals_count(tmp_path: Path) -> None:
+    """Two hundred examples of twelve groups are twelve draws."""
+    a, b = outcomes(noisy(0.5, 0), groups=12), outcomes(noisy(0.6, 1), groups=12)
+    write_judgement(judge_scores(scores_of(a=a, b=b)), tmp_path)
+    text = (tmp_path / "verdict.md").read_text()
+    assert "| replicates | examples | groups |\n|---|---|---|---:|---:|---:|\n| a | " in text
+    assert "| 5 | 300 | 12 |\n| b | " in text
+    assert "correction for the one comparison" in text
+    write_judgement(judge_scores(scores_of(a=outcomes(noisy(0.5, 0)), b=outcomes(noisy(0.6, 1)))), tmp_path)
+    assert "| examples |\n|---|---|---|---:|---:|\n| a | " in (tmp_path / "verdict.md").read_text()
