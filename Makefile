@@ -25,11 +25,14 @@ assets: $(STAMP)  ## the embedded encoder, photographs, digits and typefaces
 quickstart: $(STAMP)  ## environment, assets, a real ablation, its report
 	$(BIN)/workbench quickstart
 
+# A process a core, each with one thread: the models of the tests are too small to share out.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: $(STAMP)  ## environment and the default tests
-	$(BIN)/python -m pytest -m 'not long'
+	$(PYTEST) -m 'not long'
 
 test-long: $(STAMP)  ## every test, the long ones too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reports.answer import Answer
-from reports.comparison import BASELINES, Analysis, Comparison, Measure
+from reports.comparison import BASELINES, CONTROLS, Analysis, Comparison, Measure
 from reports.csvtext import csv_text
 from reports.svg import ACCENT, INK, MUTED, PAPER, WIDTH, Figure, canvas, finish, short
 from reports.units import Unit
@@ -15,12 +15,12 @@ _HEAD = ("difference", "low", "high", "unit", "verdict")
 
 def answer_figure(analysis: Analysis, answer: Answer) -> Figure | None:
     """A panel a measure, a row a baseline; filled where the verdict tells the two apart."""
-    rows = [b for b in BASELINES if any(c.baseline == b and c.difference for c in answer.comparisons)]
+    rows = [b for b in BASELINES + CONTROLS if any(c.baseline == b and c.difference for c in answer.comparisons)]
     if answer.cell is None or not rows:
         return None
     found = {(c.measure, c.baseline): c for c in answer.comparisons}
     measures = [m for m in analysis.measures if any((m.name, b) in found for b in rows)]
-    left, right, gap = 0.165, 0.985, 0.022
+    left, right, gap = (0.235 if set(rows) & {*CONTROLS} else 0.165), 0.985, 0.022
     wide = (right - left - gap * (len(measures) - 1)) / len(measures)
     tall = _ROW * len(rows) + 0.15
     height = tall + 0.85
@@ -46,7 +46,8 @@ def answer_figure(analysis: Analysis, answer: Answer) -> Figure | None:
                     continue
                 d = comparison.difference
                 if d is None:
-                    axes.text(0, y, " the baseline itself", color=MUTED, va="center")
+                    side = "left" if abs(ends[1]) > abs(ends[0]) else "right"  # where there is more room
+                    axes.text(0, y, " the baseline itself ", color=MUTED, va="center", ha=side)
                     said.append(f"{measure.name}, {baseline}: the baseline itself")
                     continue
                 colour = _colour(comparison)

@@ -110,17 +110,16 @@ def _nearest(rows: Sequence[Mapping[str, Any]], key: str, wanted: int) -> list[M
 
 def _summary(check: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The row that did worst, and how many it is the worst of."""
-    if check == COVERAGE:
-        worst = max(rows, key=lambda r: abs(r["rate"] - 0.95))
-    elif check == POWER:
+    if check == POWER:
         worst = min(rows, key=lambda r: r["rate"] - (r["promised"] or 0))
     else:
-        worst = (min if check == PLANTED else max)(rows, key=lambda r: r["rate"])
+        worst = (min if check in (COVERAGE, PLANTED) else max)(rows, key=lambda r: r["rate"])
     return {
         "what": TITLES[check],
         "rate": worst["rate"],
         "low": worst["low"],
         "high": worst["high"],
+        "most": max(r["rate"] for r in rows) if check == COVERAGE and len(rows) > 1 else None,
         "count": worst["count"],
         "total": worst["total"],
         "bar": worst["bar"],

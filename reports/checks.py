@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from reports.power import power
 from reports.records import Family, Plan
 from reports.simulation import BASELINES, HEAVY, ITEMS, NORMAL, QUOTIENT, Study, World, draw, interval
 from reports.statistics import noise
@@ -157,20 +157,11 @@ def _powers(mixes: Mapping[str, Mix]) -> Iterator[Check]:
 
 
 def expected_power(world: World, difference: float, alpha: float = LEVEL) -> float:
-    """Chance of a verdict for a true difference, of one comparison alone, from the variance components.
-
-    The mean is normal about the difference; Var(seeds) is scaled χ² with R − 1 degrees of freedom, over whose
-    quantiles the chance is averaged; Var(sampling) is taken as known, its t apart.
-    """
+    """What ``workbench power`` promises one comparison alone, told the variance components that were simulated."""
     m, n, r = world.mix, world.examples, world.replicates
-    seeds = (m.replicate + m.interaction / n) / r
-    sampling = world.variance - seeds
-    spread = stats.chi2.ppf((np.arange(400) + 0.5) / 400, r - 1) / (r - 1)
-    df = (world.clusters if world.sampled else n - world.clusters + 1) - 1
-    half = np.sqrt(
-        stats.t.isf(alpha / 2, r - 1) ** 2 * seeds * spread + stats.t.isf(alpha / 2, df) ** 2 * max(sampling, 0.0)
-    )
-    return float(stats.norm.sf((half - difference) / np.sqrt(world.variance)).mean())
+    seeds = m.replicate + m.interaction / n
+    sampled = world.clusters if world.sampled else n
+    return power(difference, seeds, (world.variance - seeds / r) * sampled, r, sampled, alpha)
 
 
 def _alone(world: World, shift: float, margin: float | None, word: str) -> Callable[[int, np.random.Generator], int]:

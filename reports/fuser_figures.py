@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
+from reports.csvtext import csv_text
 from reports.inner import Inside
 from reports.records import Cell, Floats, StudyRecord
 from reports.svg import ACCENT, CHARACTER, FONT, INK, MARKERS, MUTED, PAPER, WIDTH, Figure, canvas, finish, short
@@ -17,6 +18,7 @@ from reports.wording import number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_QUANTILES = (5, 25, 50, 75, 95)  # of a gate's channels
 _MOST_ROWS = 40  # rows of a figure; the tables have all
 _MOST_EPOCHS = 200  # points of a curve
 _RIBBONS = ((5, 95, 0.16), (25, 75, 0.3))  # percentiles of the channels, and how dark
@@ -68,6 +70,16 @@ def gates(record: StudyRecord) -> Figure | None:
             "A dot a replicate. A gate near zero means that the fuser's output was hardly added: that cell measured "
             "the query layer, not the fusion.",
             f"Mean root mean square by cell. {said}.",
+            csv_text(
+                ["cell", "gate", "replicate", "root mean square"],
+                [
+                    [c.label, _gate(key), r.replicate, r.metrics[key]]
+                    for c in cells
+                    for key in names
+                    for r in record.finals(c.id)
+                    if key in r.metrics
+                ],
+            ),
         )
 
 
@@ -117,6 +129,10 @@ def attention(record: StudyRecord) -> Figure | None:
             "Share of attention that each level gets",
             "Per cent, mean over replicates, tokens and heads. Empty: the cell does not read that layer.",
             f"{said}.",
+            csv_text(
+                ["cell", "layer", "share, %"],
+                [[c.label, n, 100 * v] for c, own in shares for n, v in sorted(own.items())],
+            ),
         )
 
 
@@ -169,6 +185,16 @@ def opening(record: StudyRecord) -> Figure | None:
             "middle half and nine tenths of the channels of all replicates. One scale a gate. Seeds agree: the rank "
             "correlation of the channels' sizes between replicates at the end, 1 where all open the same channels.",
             ". ".join(said) + ".",
+            csv_text(
+                ["cell", "gate", "epoch", *(f"{q} % of channels below" for q in _QUANTILES)],
+                [
+                    [cell.label, name, epoch + 1, *np.percentile(np.abs(sizes), _QUANTILES).tolist()]
+                    for cell, own in shown
+                    for name in names
+                    if (gates := [i.gates[name] for i in own if name in i.gates])
+                    for epoch, sizes in enumerate(zip(*gates, strict=False))
+                ],
+            ),
         )
 
 
@@ -215,7 +241,21 @@ def heads(record: StudyRecord) -> Figure | None:
             "of deformable attention: root mean square distance of a head's samples from their own cell. Of the first "
             "replicate: heads of different seeds are not the same heads.",
             ". ".join(said) + ".",
+            csv_text(
+                ["cell", "replicate", "layer", "head", "attention, %", "offset, cells"],
+                [
+                    [cell.label, inside.replicate, level, head, 100 * float(share), _of(inside.offsets, row, head)]
+                    for cell, inside in shown
+                    if inside.attention is not None
+                    for row, level in enumerate(inside.levels)
+                    for head, share in enumerate(inside.attention[row])
+                ],
+            ),
         )
+
+
+def _of(values: Floats | None, row: int, column: int) -> float | None:
+    return None if values is None else float(values[row, column])
 
 
 def _looked_into(record: StudyRecord) -> list[tuple[Cell, tuple[Inside, ...]]]:
@@ -227,10 +267,10 @@ def _ribbons(axes: Axes, gates: Sequence[Floats], start: Any) -> tuple[float, fl
     epochs = min(len(one) for one in gates)
     sizes = np.abs(np.concatenate([one[:epochs] for one in gates], axis=1))  # [epochs, channels · replicates]
     at = np.unique(np.linspace(0, epochs - 1, min(epochs, _MOST_EPOCHS)).round().astype(int))
-    x, spread = at + 1, np.percentile(sizes[at], [5, 25, 50, 75, 95], axis=1)
+    x, spread = at + 1, np.percentile(sizes[at], _QUANTILES, axis=1)
     if isinstance(start, int | float):
         x, spread = np.r_[0, x], np.c_[np.full(5, abs(start)), spread]
-    by_percentile = dict(zip((5, 25, 50, 75, 95), spread, strict=True))
+    by_percentile = dict(zip(_QUANTILES, spread, strict=True))
     for low, high, alpha in _RIBBONS:
         axes.fill_between(x, by_percentile[low], by_percentile[high], color=ACCENT, alpha=alpha, lw=0)
     axes.plot(x, by_percentile[50], color=ACCENT)

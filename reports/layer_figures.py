@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reports.answer import Answer
 from reports.comparison import Analysis, Measure
 from reports.confirm import LeftOut, confirmation
+from reports.csvtext import csv_text
 from reports.inner import Importance
 from reports.similarity_figure import similarity_figure, similarity_json, stage_words
 from reports.statistics import Estimate
@@ -54,7 +55,13 @@ def layer_page(analysis: Analysis, answer: Answer) -> dict[str, Any]:
     found = record.importance
     shares, avoided = (found.layers, found.avoided) if found else ({}, frozenset[int]())
     said = [importance_words(found)] if found else []
-    said += [disagreement(shares, lost, analysis.measures, avoided=avoided)] if lost else []
+    trial = confirmation(analysis)
+    if lost and trial is not None and trial.fusion is not None:
+        many = f"{trial.replicates} fresh replicates"
+        said.append(
+            f"Points: {trial.fusion.name}, the best fusion, trained again without each of its layers on {many}."
+        )
+        said.append(disagreement(shares, lost, analysis.measures, avoided=avoided))
     return {
         "importance_said": " ".join(filter(None, said)),
         "stages_said": stage_words(record.similarity, answer.cell) if record.similarity else "",
@@ -122,6 +129,17 @@ def importance_figure(
             "Which layers decide",
             " ".join([_BARS] * bool(ped_anova) + [_POINTS] * bool(panels)),
             " ".join(said),
+            csv_text(
+                ["what", "layer", "value", "low", "high"],
+                [
+                    *(["PED-ANOVA share", layer, share, None, None] for layer, share in ped_anova.items()),
+                    *(
+                        [f"{one.measure}: whole minus without", one.layer, e.mean, e.low, e.high]
+                        for one in left_out
+                        for e in (one.contribution,)
+                    ),
+                ],
+            ),
         )
 
 

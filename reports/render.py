@@ -145,12 +145,17 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "symbols": wording.SYMBOLS,
         "plan": record.plan or analysis.plan,
         "level": f"{analysis.plan.level:g}".removeprefix("0"),
-        "families": "; ".join(
-            f"{wording.listed(list(f.measures))} {100 * f.share:g} %" for f in (record.plan or analysis.plan).families
-        ),
+        "families": _families(analysis),
         "margin": wording.listed([f"{size} {of}".strip() for size, of in _margins(analysis)]),
         **frame(),
     }
+
+
+def _families(analysis: Analysis) -> str:
+    """What the level is shared out to."""
+    parts = [f"{wording.listed(list(f.measures))} {100 * f.share:g} %" for f in analysis.plan.families]
+    kept = analysis.record.plan.confirm_share if analysis.record.plan else 0
+    return "; ".join([*parts, *([f"the winner on fresh replicates {100 * kept:g} %"] if kept else [])])
 
 
 def _scores_in(units: list[Unit]) -> str:

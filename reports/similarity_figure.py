@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reports.csvtext import csv_text
 from reports.inner import Similarity
 from reports.records import Cell
 from reports.stages import ALIKE, Stage, stages
@@ -61,6 +62,10 @@ def similarity_figure(similarity: Similarity) -> Figure:
             f"stages of neighbouring layers that are at least {ALIKE:g} alike on average. Where similarity falls "
             "evenly with distance, a stage's border is a convenience.",
             _similar_words(similarity, found),
+            csv_text(
+                ["layer", *map(str, similarity.layers)],
+                [[layer, *row] for layer, row in zip(similarity.layers, similarity.matrix.tolist(), strict=True)],
+            ),
         )
 
 

@@ -40,6 +40,7 @@ class Entry:
     mark: Mark | None
     recommended: bool
     complete: bool
+    flags: str  # what to mind of its training; empty where it trained as it should
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def entry(
         mark=mark(analysis.comparisons.get((measure, baseline, cell.id)), analysis),
         recommended=recommended is not None and cell.id == recommended.id,
         complete=e.replicates == len(analysis.record.replicates),
+        flags="; ".join(flags(analysis.record, cell)),
     )
 
 

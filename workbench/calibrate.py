@@ -76,9 +76,16 @@ def run(
         "mixes": {name: mix.__dict__ for name, mix in mixes(sources).items()},
     }
     found = document(rows, facts)
-    (out / "calibration.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(found, out / "calibration.json")
     (out / "calibration.md").write_text(markdown(found), encoding="utf-8")
     return found
+
+
+def write(found: dict[str, Any], path: Path) -> None:
+    """As JSON, a line a row."""
+    facts = json.dumps({key: value for key, value in found.items() if key != "rows"}, indent=1, ensure_ascii=False)
+    rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in found["rows"])
+    path.write_text(f'{facts[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n', encoding="utf-8")
 
 
 def show(console: Console, found: dict[str, Any], out: Path) -> None:

@@ -126,6 +126,7 @@ def train(
     base.strategies = [StrategyConfig(name=strategy, options=known.options)]
     base.selections = [SelectionConfig([x for x in levels.split(",") if x], query or None)]
     base.space, base.single_layers, base.baselines, base.replicates = None, [], False, 1
+    base.plan.confirm = []
     base.search.learning_rates = [lr]
     base.question = f"What does {strategy} reach on its own?"
     base.name = f"train-{strategy}"

@@ -96,7 +96,8 @@ class Confirmer:
         known: list[dict[str, Any]] | None = ledger.fact(_FACT)
         contenders = [self._restored(entry) for entry in known] if known is not None else self._pick()
         entries = [contender.entry() for contender in contenders]
-        ledger.remember(_FACT, entries)
+        if entries:  # of a study in which nothing has finished yet, they are picked when something has
+            ledger.remember(_FACT, entries)
         tracker.log_files(run_id, {"contenders.json": to_json(entries)})
         return contenders
 

@@ -43,6 +43,12 @@ def show_plan(console: Console, parts: Parts) -> None:
         f"  encoder    {parts.encoder.name}, layers {planner.layers()}, {parts.encoder.precision}{_unpinned(parts)}",
         highlight=False,
     )
+    if study.plan.confirm:
+        many = " or ".join(map(str, study.plan.confirm))
+        console.print(
+            f"  judging    on {many} fresh replicates: winner, baselines, controls, the best fusion without each layer",
+            highlight=False,
+        )
     if parts.store is not None:
         plan = parts.store.plan(planner.layers())
         text = str(plan).removeprefix("feature store: ") if plan.images else f"all stored at {plan.where}"

@@ -10,7 +10,7 @@ import pytest
 from synthetic_study import planted
 
 from reports import checks
-from reports.calibration import calibration_rows, document, load, markdown, told
+from reports.calibration import TITLES, calibration_rows, document, load, markdown, told
 from reports.comparison import Analysis
 from reports.simulation import HEAVY, ITEMS, KINDS, NORMAL, QUOTIENT, Study, World, draw, interval
 from reports.statistics import estimate, noise
@@ -180,7 +180,20 @@ def test_a_report_shows_the_rows_nearest_to_its_study() -> None:
     assert told_ is not None
     assert [r["total"] for r in told_["rows"]] == [500]
     assert "10 clusters sampled" in told_["rows"][0]["of"]
+    assert told_["rows"][0]["most"] is None  # one row: no range
     few = Analysis(replace(analysis.record, groups=("a", "b")))
     told_ = calibration_rows(few, found)
     assert told_ is not None
     assert "2 clusters given" in told_["rows"][0]["of"]
+
+
+def test_the_section_names_the_worst_of_the_shipped_rows() -> None:
+    """Of intervals the fewest that held, of mistakes the most."""
+    found = calibration_rows(made(5))
+    assert found is not None
+    table = load()["rows"]
+    by_what = {row["what"]: row for row in found["rows"]}
+    for check, pick in ((checks.COVERAGE, min), (checks.FALSE_VERDICT, max)):
+        own = [r for r in table if r["check"] == check and r["setting"]["replicates"] == 5]
+        own = [r for r in own if r["setting"]["clusters"] == 10]  # twelve groups
+        assert by_what[TITLES[check]]["rate"] == pick(r["rate"] for r in own)
