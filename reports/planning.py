@@ -204,13 +204,14 @@ def _designs(analysis: Analysis, winner: Cell) -> tuple[Design, Design]:
         if c.measure in family.measures and c.difference is not None
     }
     held = {(m, cell) for (m, _), cell in analysis.baselines.items() if m in family.measures and cell != winner.id}
+    # A plan that foresees fresh replicates keeps a part of its level for them; one that does not would be made anew.
+    whole = record.plan or plan
+    kept = whole.confirm_share or PlanConfig().confirm_share
+    share = next((f.share for f in whole.families if plan.primary in f.measures), 1.0)
     every = [c.id for c in record.cells]
     chosen = sorted({winner.id, *analysis.baselines.values(), *(c.cell.id for c in record.contenders)})
-    seen = plan.level * family.share * plan.spent()[-1]  # this plan is the part that compares all cells
-    if record.plan and record.plan.confirm:
-        apart = plan.level * next(f.share for f in record.plan.confirming().families if f.measures == family.measures)
-    else:  # a plan without fresh replicates would be made anew for them
-        apart = plan.level * family.share * PlanConfig().confirm_share
+    seen = plan.level * family.share * plan.spent()[-1]
+    apart = plan.level * share * kept
     return (
         Design(len(every), len(pairs), seen / max(len(pairs), 1), _hours(record, every)),
         Design(len(chosen), len(held), apart / max(len(held), 1), _hours(record, chosen)),

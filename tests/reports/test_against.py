@@ -168,7 +168,7 @@ def test_an_earlier_report_is_read_back(tmp_path: Path) -> None:
     paired = held(study(MEANS), before.record)[1]
     for apart, together in zip(against.rows, paired.rows, strict=True):
         assert apart.estimate.mean == pytest.approx(together.estimate.mean)
-        assert apart.difference.half() > together.difference.half()
+        assert apart.difference.noise.half() > together.difference.noise.half()
     assert "Nothing could be paired" in " ".join(words(analysis, against))
 
 
