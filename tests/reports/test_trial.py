@@ -250,7 +250,7 @@ def test_the_first_screen_says_that_replicates_are_fresh(paths: ReportPaths) -> 
     assert SAME_PARAMETERS in screen
     assert "All cells are compared on 3 replicates" in screen
     assert "Equal tuning" in page
-    assert "the winner on fresh replicates 50 %" in page
+    assert "Of each, 50 % is kept for what is judged on fresh replicates" in page
     markdown = paths.markdown.read_text(encoding="utf-8")
     assert "trained again on 5 fresh seeds" in markdown
     found = json.loads(paths.json.read_text(encoding="utf-8"))
