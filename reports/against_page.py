@@ -19,6 +19,7 @@ SHARED = {
     IMAGES: "The test images are the same and the replicates are not: paired by image alone.",
     NOTHING: "Nothing could be paired: two samples of their own, with wider intervals than a paired comparison's.",
 }
+_WITHOUT = "without a verdict"
 
 
 def words(analysis: Analysis, against: Against) -> tuple[str, ...]:
@@ -32,8 +33,8 @@ def words(analysis: Analysis, against: Against) -> tuple[str, ...]:
     counts = tally(against.rows)
     total = len(against.rows)
     out.append(
-        f"Against {name} of {when(before.ended)}: of {total} comparison{'s' * (total > 1)} "
-        f"{listed([f'{n} {word}' for word, n in counts.items()])}."
+        f"Against {name} ({when(before.ended)}): of {total} comparison{'s' * (total > 1)} "
+        f"{listed([f'{n} {_WITHOUT if word == NONE else word}' for word, n in counts.items()])}."
     )
     out.append(_recommendation(analysis, against))
     if against.lost:

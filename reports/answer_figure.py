@@ -47,7 +47,16 @@ def answer_figure(analysis: Analysis, answer: Answer) -> Figure | None:
                 d = comparison.difference
                 if d is None:
                     side = "left" if abs(ends[1]) > abs(ends[0]) else "right"  # where there is more room
-                    axes.text(0, y, " the baseline itself ", color=MUTED, va="center", ha=side)
+                    away = (6 if side == "left" else -6, 0)  # points, from the line at 0
+                    axes.annotate(
+                        "the baseline itself",
+                        (0, y),
+                        away,
+                        textcoords="offset points",
+                        color=MUTED,
+                        va="center",
+                        ha=side,
+                    )
                     said.append(f"{measure.name}, {baseline}: the baseline itself")
                     continue
                 colour = _colour(comparison)
@@ -63,7 +72,7 @@ def answer_figure(analysis: Analysis, answer: Answer) -> Figure | None:
             "verdict",
             f"{answer.cell.name} minus each baseline",
             f"Test difference with its 95 % interval; right of 0 the recommended cell is better.{turned} Filled: the "
-            "verdict tells the two apart after correction for the number of cells. Open: it does not (yet).",
+            "verdict tells the two apart after correction for the number of comparisons. Open: it does not (yet).",
             f"{_difference(measures).capitalize()}, with 95 % intervals. {'; '.join(said)}.",
             csv_text(
                 ["measure", "baseline", "cell of the baseline", *_HEAD],

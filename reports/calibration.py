@@ -61,8 +61,10 @@ def load(path: Path = TABLE) -> dict[str, Any]:
     """A table that was written.
 
     Raises:
-        WorkbenchError: the file is none, or of another schema.
+        WorkbenchError: there is no file, it is none, or of another schema.
     """
+    if not path.is_file():
+        raise WorkbenchError(f"{path}: there is no such calibration table; workbench calibrate writes one.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["schema"] == SCHEMA:
@@ -73,20 +75,26 @@ def load(path: Path = TABLE) -> dict[str, Any]:
 
 
 @cache
-def _shipped() -> dict[str, Any]:
-    return load()
+def _shipped() -> dict[str, Any] | None:
+    """The table that the package holds; None where its file is gone, which costs a report that section alone."""
+    try:
+        return load()
+    except WorkbenchError:
+        return None
 
 
 def calibration_rows(analysis: Analysis, found: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
     """What simulation says of studies like this one: of the nearest numbers of replicates and clusters simulated.
 
     Returns ``rows`` (each ``what``, ``rate``, ``low``, ``high``, ``bar``, and ``of``, what was simulated) and what the
-    table is of; None for a study without replicates.
+    table is of; None for a study without replicates, or without a table.
     """
     replicates = len(analysis.core)
     if not replicates:
         return None
     table = _shipped() if found is None else found
+    if table is None:
+        return None
     groups = len(analysis.record.groups)
     sampled = groups >= FEW_GROUPS
     out = []

@@ -62,6 +62,11 @@ def caveats(analysis: Analysis) -> tuple[str, ...]:
             "nothing here speaks for other ones."
         )
     out.extend(_blind(analysis))
+    if not record.contenders and any(run.phase == "confirm" for run in record.runs):
+        out.append(
+            "Fresh replicates were trained, but contenders.json, which says what they are of, is missing or cannot be "
+            "read: the study's own replicates judge instead."
+        )
     trial = confirmation(analysis)
     reached_by = [e.replicates for e in analysis.means.values()]
     few = min(reached_by, default=0)

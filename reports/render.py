@@ -40,9 +40,11 @@ def write(
     tracking_uri: str, study: str, out: Path, experiment: str | None, against: Source | None = None
 ) -> ReportPaths:
     """See :func:`reports.write_report`."""
-    analysis = Analysis(read_study(tracking_uri, study, experiment))
+    record = read_study(tracking_uri, study, experiment)
+    other = find(against, tracking_uri, experiment, record) if against else None  # a wrong one is said before the work
+    analysis = Analysis(record)
     said = answer(analysis)
-    changed = compare(analysis, said, find(against, tracking_uri, experiment, analysis.record)) if against else None
+    changed = compare(analysis, said, other) if other else None
     files = render(analysis, said, changed)
     _save(out, files)
     return ReportPaths(
@@ -105,6 +107,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "analysis": analysis,
         "answer": said,
         "fresh": said.judged.reached if said.judged is not analysis else 0,
+        "own_replicates": _own_replicates(analysis, said),
         "budgets": budgets(record),
         "measures": analysis.measures,
         "tasks": tasks,
@@ -137,7 +140,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "groups": wording.plural(record.group_name, len(record.groups)),
         "plural": wording.plural,
         **layer_page(analysis, said),
-        "calibration": calibration_rows(analysis),
+        "calibration": calibration_rows(said.judged),
         **look_page(analysis),
         **published_page(analysis),
         "words": {"better": BETTER, "worse": WORSE, "same": SAME, "none": NONE, "itself": ITSELF},
@@ -158,6 +161,17 @@ def _scores_in(units: list[Unit]) -> str:
     if all(unit is SHARE for unit in units):
         return "in per cent"
     return "shares in per cent, others as they are" if SHARE in units else "in the task's own unit"
+
+
+def _own_replicates(analysis: Analysis, said: Answer) -> str:
+    """What tables of all cells say where the recommended cell was judged on other replicates; starts with a space."""
+    if said.judged is analysis:
+        return ""
+    own = wording.plural("replicate", len(analysis.record.replicates))
+    return (
+        f" On the study's own {len(analysis.record.replicates)} {own}; the {said.judged.reached} fresh ones, which "
+        "judge the recommended cell above, have other scores."
+    )
 
 
 def _margins(analysis: Analysis) -> list[tuple[str, str]]:

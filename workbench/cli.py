@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 from contextlib import nullcontext
 from enum import StrEnum
@@ -100,7 +101,15 @@ def sweep(
     """Run a study, or go on with it: what was finished is kept. Ends with its report."""
     from workbench.config import load_study
 
-    _run(load_study(study, overrides or []), workspace, quiet, plan=plan, retry_failed=retry_failed, report=report)
+    words = shlex.join([study, *(overrides or [])])
+    _run(
+        load_study(study, overrides or []),
+        workspace,
+        quiet,
+        plan=f"workbench sweep {words}" if plan else "",
+        retry_failed=retry_failed,
+        report=report,
+    )
 
 
 @app.command()
@@ -213,10 +222,11 @@ def _run(
     study: StudyConfig,
     workspace: Path,
     quiet: bool,
-    plan: bool = False,
+    plan: str = "",
     retry_failed: bool = False,
     report: bool = True,
 ) -> None:
+    """``plan``: the command that would run it; named, nothing is trained."""
     from workbench.tracking import check_uri
 
     if study.tracking.uri:
@@ -232,8 +242,9 @@ def _run(
 
         parts = prepare(study, workspace, progress=not quiet)
     show_plan(console, parts)
+    where = f" --workspace {shlex.quote(str(workspace))}" if workspace != DEFAULT_WORKSPACE else ""
     if plan:
-        console.print(f"run it: [bold]workbench sweep {study.name}[/]", highlight=False)
+        console.print(f"run it: {plan}{where}", highlight=False, markup=False)
         return
     result = Experiment(parts, display, retry_failed).run()
     failed = f", {result.failed} did not finish (see the report)" if result.failed else ""
@@ -242,8 +253,7 @@ def _run(
         _write_report(
             console, result.tracking_uri, result.study_id, workspace / "reports" / study.name, study.tracking.experiment
         )
-    where = f" --workspace {workspace}" if workspace != DEFAULT_WORKSPACE else ""
-    console.print(f"next: [bold]workbench ui{where}[/] shows every run in MLflow", highlight=False)
+    console.print(f"next: workbench ui{where} shows every run in MLflow", highlight=False, markup=False)
 
 
 def _study_name(word: str) -> str:

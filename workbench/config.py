@@ -278,13 +278,21 @@ _PARTS: dict[tuple[type, str], tuple[type, bool]] = {
 }
 
 
+_PLAIN = {  # what OmegaConf says in words of its own
+    "is not a ListConfig": "it must be a list, in brackets",
+    "is not a subclass of": "it must be a mapping of keys",
+    "is not Optional": "it cannot be null",
+}
+
+
 def _explain(error: Exception, where: str) -> str:
     key = getattr(error, "full_key", None) or getattr(error, "key", None) or ""
     first = str(error).strip().splitlines()[0]
     if isinstance(error, ConfigKeyError):
         return f"{where}: unknown key '{key}'. {first}"
     if isinstance(error, ValidationError):
-        return f"{where}: wrong type for '{key}': {first}."
+        plain = next((words for told, words in _PLAIN.items() if told in first), first.rstrip("."))
+        return f"{where}: wrong type for '{key}': {plain}."
     return f"{where}: {first}"
 
 

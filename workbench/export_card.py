@@ -28,6 +28,8 @@ def card(analysis: Analysis, cell: Cell, config: Mapping[str, Any]) -> str:
     front: dict[str, Any] = {"library_name": "fusion-workbench", "tags": ["visual-layer-fusion", config["strategy"]]}
     if encoder["revision"]:  # a hub's model has a commit; a folder and an asset have none
         front["base_model"] = encoder["encoder"]
+    fresh = said.judged is not analysis and any(key[-1] == cell.id for key in said.judged.comparisons)
+    judged = said.judged if fresh else analysis  # what a cell was picked on makes it look better than it is
     tokens = " × ".join(map(str, encoder["grid"]))
     layers = ", ".join(map(str, config["layers"]))
     lines = [
@@ -49,7 +51,8 @@ def card(analysis: Analysis, cell: Cell, config: Mapping[str, Any]) -> str:
             else f"This is not the cell that the study recommends. {said.headline}"
         )
         + "\n",
-        _evidence(analysis, cell),
+        *([f"Judged on {judged.reached} fresh replicates, which had no part in the picking:\n"] if fresh else []),
+        _evidence(judged, cell),
         "## What is not known\n",
         "".join(f"- {caveat}\n" for caveat in (*said.caveats, _GENERAL)),
         "## What it costs\n",

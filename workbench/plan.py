@@ -20,6 +20,8 @@ def _unpinned(parts: Parts) -> str:
 
 def show_plan(console: Console, parts: Parts) -> None:
     """Print cells, trainings, steps and disk use. Raises WorkbenchError when the features would not fit on the disk."""
+    from rich.markup import escape
+
     from sweeps.planner import Planner
 
     study, training = parts.study, parts.study.training
@@ -33,14 +35,15 @@ def show_plan(console: Console, parts: Parts) -> None:
             len(planner.representatives()) if study.search.scope == "strategy" else len(planner.finalists())
         )
     cells = ", ".join(f"{count} {name}" for name, count in per_strategy.items())
-    console.print(f"[bold]{study.name}[/]  {study.question}", highlight=False)
+    console.print(f"[bold]{study.name}[/]  {escape(study.question)}", highlight=False)
     more = "" if planner.exhaustive else f", and up to {study.search.budget} sampled for each strategy"
     console.print(
         f"  cells      {sum(per_strategy.values())} ({cells}){more}\n"
         f"  training   {study.replicates} replicates + {searched} runs for the learning rate "
         f"({', '.join(f'{r:g}' for r in rates)}); "
         f"{steps} steps of {training.batch_size} images each\n"
-        f"  encoder    {parts.encoder.name}, layers {planner.layers()}, {parts.encoder.precision}{_unpinned(parts)}",
+        f"  encoder    {escape(parts.encoder.name)}, layers {planner.layers()}, {parts.encoder.precision}"
+        f"{_unpinned(parts)}",
         highlight=False,
     )
     if study.plan.confirm:

@@ -37,7 +37,7 @@ def named(studies: int, seed: int, workspace: Path, advance: Callable[[], None])
         cell = answer(Analysis(_run(planted_study(pair, seed + number), workspace))).cell
         right += cell is not None and cell.levels == pair
         advance()
-    setting = {"replicates": 5, "cells": "12 cells, 6 pairs of layers", "what": "all of it trained and reported"}
+    setting = {"replicates": 5, "cells": "12 cells, 6 pairs of layers", "what": "trained, and read from MLflow"}
     return row(PLANTED, setting, right, studies)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +16,17 @@ from synthetic_study import MIDDLE, cell_id, planted
 from reports import write_report
 from reports.answer import answer
 from reports.answer_figure import answer_figure
-from reports.comparison import BEST_SINGLE, Analysis
-from reports.records import Floats
+from reports.calibration import load
+from reports.comparison import BEST_SINGLE, DEEPEST, Analysis
+from reports.records import Contender, Family, Floats, Plan
+from reports.render import render
 from reports.tables import mark
 from reports.verdicts import BETTER, SAME
 from reports.wording import correction
 from workbench.errors import WorkbenchError
 
 L3, L5, L12 = ("deep_only", (), 3), ("deep_only", (), 5), ("deep_only", (), 12)
+FRESH = ("c0", "c1", "c2", "c3", "c4")
 CONCAT, MIDDLE_CONCAT = ("concat", (3, 6), 12), ("concat", *MIDDLE)
 
 
@@ -123,6 +129,80 @@ def test_the_page_and_the_json_hold_them(small_uri: str, tmp_path: Path) -> None
     assert "Were one task all that matters" in paths.markdown.read_text(encoding="utf-8")
     by_task = json.loads(paths.json.read_text(encoding="utf-8"))["answer"]["by_task"]
     assert [entry["measure"] for entry in by_task] == ["read", "digit"]
+
+
+def tried_again(analysis: Analysis) -> Analysis:
+    """Every cell trained again, on five fresh replicates with other scores; concat is the winner."""
+    record = analysis.record
+    fresh = {key: replace(o, replicates=FRESH, scores=o.scores + 0.05) for key, o in record.outcomes.items()}
+    runs = [replace(r, phase="confirm", replicate=f"c{r.replicate}") for r in record.runs]
+    contenders = [Contender(c, ("winner",) if c.id == cell_id(CONCAT) else ()) for c in record.cells]
+    halves = (Family(("overall",), 0.8), Family(("read", "digit"), 0.2))
+    contenders[2] = replace(contenders[2], stands_for=tuple((m, DEEPEST) for m in ("read", "digit", "overall")))
+    return Analysis(
+        replace(
+            record,
+            plan=Plan("overall", halves, 0.05, 0.01, (5,), (5,), 0.5),
+            runs=(*record.runs, *runs),
+            contenders=tuple(contenders),
+            confirmed=fresh,
+            fresh_replicates=FRESH,
+        )
+    )
+
+
+def test_tables_of_all_cells_say_that_fresh_replicates_have_other_scores(two_tasks: Analysis) -> None:
+    """Else the recommended cell has two scores on one page, and nothing says why."""
+    analysis = tried_again(two_tasks)
+    files = render(analysis, answer(analysis))
+    own = "On the study's own 5 replicates; the 5 fresh ones, which judge the recommended cell above, have other"
+    assert unescape(files["report.html"]).count(own) == 2
+    assert files["report.md"].count(own) == 2
+    assert "on test, on 5 fresh replicates that had no part in picking it, in points" in files["report.md"]
+    alone = render(two_tasks, answer(two_tasks))
+    assert "own 5 replicates" not in alone["report.html"] + alone["report.md"]
+
+
+def test_a_model_card_holds_the_fresh_evidence(two_tasks: Analysis) -> None:
+    """Not the scores that the cell was picked on, which the report's first screen does not show either."""
+    from workbench.export_card import card
+
+    encoder = {"encoder": "e", "family": "f", "depth": 12, "grid": [8, 8], "image_size": 112, "fingerprint": "0" * 64}
+    study = {"name": "s", "id": "0", "replicate": "0", "run": "r", "command": "c", "commit": "0"}
+    config = {"strategy": "concat", "layers": [3, 6, 12], "projector": "linear", "width": 8, "training": {}}
+    config |= {"encoder": encoder | {"revision": None}, "study": study}
+    analysis = tried_again(two_tasks)
+    said = answer(analysis)
+    assert said.cell is not None
+    fresh, own = (a.means[said.cell.id, "read"].mean for a in (said.judged, analysis))
+    text = card(analysis, said.cell, config)
+    assert "Judged on 5 fresh replicates, which had no part in the picking:" in text
+    assert f"| read (accuracy), % | {100 * fresh:.1f} [" in text
+    assert f"{100 * own:.1f} [" not in text
+    single = next(c for c in analysis.record.cells if c.id == cell_id(L3))  # judged on the study's own alone
+    assert "fresh replicates, which had no part" not in card(analysis, single, config)
+
+
+def test_lost_contenders_are_told(two_tasks: Analysis) -> None:
+    analysis = Analysis(replace(tried_again(two_tasks).record, contenders=()))
+    said = answer(analysis)
+    assert said.judged is analysis
+    assert any("contenders.json, which says what they are of, is missing" in c for c in said.caveats)
+
+
+def test_caveats_are_paragraphs_of_one_quotation(two_tasks: Analysis) -> None:
+    said = replace(answer(two_tasks), caveats=("The first.", "The second."))
+    assert "\n> The first.\n>\n> The second.\n" in render(two_tasks, said)["report.md"]
+
+
+def test_a_report_without_a_calibration_table(two_tasks: Analysis, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = answer(two_tasks)
+    assert 'href="#calibration"' in render(two_tasks, said)["report.html"]
+    monkeypatch.setattr("reports.calibration._shipped", lambda: None)
+    html = render(two_tasks, said)["report.html"]
+    assert "calibration" not in re.findall(r'href="#([^"]+)"', html)
+    with pytest.raises(WorkbenchError, match="there is no such calibration table"):
+        load(Path("nowhere.json"))
 
 
 def test_a_folder_that_may_not_be_written(small_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,17 @@ def test_plan_trains_nothing(workspace: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "studies").exists()
 
 
+def test_plan_ends_with_the_command_that_runs_it(workspace: Path, tmp_path: Path) -> None:
+    """The file that was named, not the study's name, with every override and the workspace."""
+    file, there = str(workspace / "cli.yaml"), tmp_path / "a b"
+    result = run("sweep", file, "replicates=7", "question=Which [/] of [3]?", "--plan", workspace=there)
+    assert result.returncode == 0, result.stderr
+    assert f"run it: workbench sweep {file} replicates=7 'question=Which [/] of [3]?' --workspace '{there}'" in (
+        " ".join(result.stdout.split())
+    )
+    assert "Which [/] of [3]?" in result.stdout
+
+
 def test_layers_prints_the_passport(tiny_dinov2: Path) -> None:
     result = run("layers", str(tiny_dinov2), "--image-size", "56")
     assert result.returncode == 0, result.stderr

@@ -94,6 +94,9 @@ def test_bundled_studies_are_valid_and_say_what_they_ask(name: str) -> None:
         (GOOD, ["plan.families=[{measure: [overall]}]"], "families"),
         (GOOD, ["plan.looks=[3,5]"], "must rise from 5 or more to replicates"),
         (GOOD, ["plan.looks=[5,10]"], r"to replicates \(5\)"),
+        (GOOD, ["plan.confirm=5"], "wrong type for 'plan.confirm': it must be a list, in brackets"),
+        (GOOD, ["plan=5"], "wrong type for 'plan': it must be a mapping of keys"),
+        (GOOD, ["plan.confirm=null"], "wrong type for 'plan.confirm': it cannot be null"),
         (GOOD + "\nplan: {margn: 1}", [], "unknown key 'plan.margn'. Did you mean 'margin'"),
     ],
 )

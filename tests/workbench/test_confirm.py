@@ -101,6 +101,15 @@ def test_contenders_are_picked_once(text: str, tmp_path: Path) -> None:
     ledger.close()
 
 
+def test_where_nothing_finished_nothing_is_picked_for_good(text: str, tmp_path: Path) -> None:
+    """Else a study that was mended and run again with --retry-failed would never have its fresh replicates."""
+    run(study(text, "search.learning_rates=[1.0e+30]", "training.gradient_clip=0", "replicates=1"), tmp_path)
+    (path,) = tmp_path.glob("studies/*/ledger.db")
+    ledger = Ledger(path)
+    assert ledger.fact("contenders") is None
+    ledger.close()
+
+
 def test_without_a_plan_for_it_nothing_is_trained_again(text: str, tmp_path: Path) -> None:
     result = run(study(text, "plan.confirm=[]"), tmp_path)
     record = read_study(result.tracking_uri, "confirmed")
