@@ -22,7 +22,7 @@ def flags(record: StudyRecord, cell: Cell) -> list[str]:
     if opened and not all(opened):
         found.append(f"gates stayed shut in {len(opened) - sum(opened)} of {len(opened)}")
     tried = rates(record).get(cell.id, ())
-    if len(tried) > 1 and cell.chosen_lr is not None and cell.chosen_lr in (tried[0], tried[-1]):
+    if len(tried) > 2 and cell.chosen_lr is not None and cell.chosen_lr in (tried[0], tried[-1]):
         end = "lowest" if cell.chosen_lr == tried[0] else "highest"
         found.append(f"took the {end} learning rate that was tried")
     return found
@@ -62,6 +62,8 @@ def budgets(record: StudyRecord) -> list[str]:
             for tried, cells in by_rates.items()
         ]
         said.append(f"Unequal tuning: learning rates {'; '.join(parts)}.")
+    if any(len(tried) == 2 for tried in by_rates):  # said once, and not of every cell
+        said.append("Of two rates each is at an end of what was tried; a third might do better.")
     steps = {
         tuple(run.params.get(name, "") for name in _STEPS)
         for run in record.runs

@@ -63,6 +63,10 @@ def test_a_learning_rate_at_the_edge() -> None:
     assert flags(record, cell(record, FUSER)) == ["took the lowest learning rate that was tried"]
     one = study(dict.fromkeys(ALL, (0.001,)))
     assert flags(one, cell(one, CONCAT)) == []  # nothing was chosen
+    two = study(dict.fromkeys(ALL, (0.001, 0.003)))
+    assert flags(two, cell(two, CONCAT)) == []  # true of every cell, so said once
+    assert "Of two rates each is at an end of what was tried; a third might do better." in budgets(two)
+    assert not any("Of two rates" in sentence for sentence in budgets(record))
 
 
 def test_a_falling_loss_and_shut_gates_are_told_on_the_first_screen() -> None:
