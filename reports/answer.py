@@ -61,7 +61,8 @@ def answer(analysis: Analysis) -> Answer:
     if not ranked:
         return Answer(None, nothing(analysis), "", None, False, (), None, "", "", said, "", analysis)
     trial = confirmation(analysis)
-    judged, cell = (trial.analysis, trial.winner or ranked[0]) if trial else (analysis, ranked[0])
+    cell = (trial.winner if trial else None) or ranked[0]
+    judged = trial.analysis if trial and _begun(trial.analysis, cell) else analysis
     candidates = [judged.baselines.get((measure, b)) for b in (BEST_SINGLE, MIDDLE)]
     best = next((c for c in ranked if c.id in candidates), None)
     found = [c for b in BASELINES if (c := judged.comparisons.get((measure, b, cell.id)))]
@@ -106,6 +107,13 @@ def answer(analysis: Analysis) -> Answer:
             )
         ),
     )
+
+
+def _begun(fresh: Analysis, cell: Cell) -> bool:
+    """Whether fresh replicates have scores of the winner and of a baseline; until then the study's own judge."""
+    measure = fresh.objective.name
+    against = [c for b in BASELINES if (c := fresh.baselines.get((measure, b)))] or [cell.id]
+    return (cell.id, measure) in fresh.means and any((c, measure) in fresh.means for c in against)
 
 
 def snippet(cell: Cell) -> str:

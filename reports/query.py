@@ -30,6 +30,7 @@ from reports.parsing import (
     tasks_of,
 )
 from reports.records import FINISHED, UNREADABLE, Look, Outcomes, Plan, Run, StudyRecord
+from workbench.analysis_plan import plan_hash
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -262,7 +263,15 @@ class _Reader:
             return None
 
     def _departures(self) -> tuple[str, ...]:
-        return tuple(str(change) for change in self._optional("plan.json").get("changes", ()))
+        """Changes of the plan, in words; also where it is not the one whose hash was tracked."""
+        tracked, found = self.parent.data.tags.get("workbench.plan"), self._optional("plan.json")
+        changes = found.get("changes")
+        told = [str(change) for change in changes] if isinstance(changes, list) else []
+        if tracked and not found:
+            told.append(f"plan.json, tracked with the hash {tracked}, is missing or cannot be read")
+        elif tracked and isinstance(found.get("first"), Mapping) and plan_hash(found["first"]) != tracked:
+            told.append(f"plan.json does not have the hash that was tracked before the first run, {tracked}")
+        return tuple(told)
 
     def _optional(self, path: str) -> Mapping[str, Any]:
         """A JSON object that older studies do not have; empty without it."""

@@ -190,6 +190,18 @@ def test_lost_contenders_are_told(two_tasks: Analysis) -> None:
     assert any("contenders.json, which says what they are of, is missing" in c for c in said.caveats)
 
 
+def test_until_a_fresh_replicate_has_ended_the_studys_own_judge(two_tasks: Analysis) -> None:
+    """Killed in the middle of them, a study still has its baselines."""
+    record = tried_again(two_tasks).record
+    runs = tuple(replace(r, state="running") if r.phase == "confirm" else r for r in record.runs)
+    analysis = Analysis(replace(record, runs=runs, confirmed={}))
+    said = answer(analysis)
+    assert said.judged is analysis
+    assert said.best_baseline is not None
+    assert "holds no baseline" not in said.lead
+    assert any("fresh replicates are incomplete: 0 of 5" in c for c in said.caveats)
+
+
 def test_caveats_are_paragraphs_of_one_quotation(two_tasks: Analysis) -> None:
     said = replace(answer(two_tasks), caveats=("The first.", "The second."))
     assert "\n> The first.\n>\n> The second.\n" in render(two_tasks, said)["report.md"]

@@ -10,6 +10,7 @@ from synthetic_study import cell_id, copy_database, tiny
 
 from reports.connect import shown
 from reports.query import read_study
+from workbench.analysis_plan import PlanConfig, full_plan, plan_hash
 from workbench.errors import WorkbenchError
 
 L5, L12, CONCAT, FUSER = ("deep_only", (), 5), ("deep_only", (), 12), ("concat", (3, 6), 12), ("mmfuser", (3, 6), 12)
@@ -129,3 +130,20 @@ def test_a_server_that_is_not_there() -> None:
 def test_passwords_are_not_shown() -> None:
     assert shown("postgresql://me:secret@host:5432/db") == "postgresql://me:…@host:5432/db"
     assert shown("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+
+
+def test_a_plan_that_was_lost_or_altered_is_told(uri: str) -> None:
+    """Its hash was tracked before the first run: that is what the hash is for."""
+    from mlflow.tracking import MlflowClient
+
+    tiny().write(uri)
+    run, client = read_study(uri, "synthetic").run_id, MlflowClient(tracking_uri=uri)
+    plan = full_plan(PlanConfig(), ["read", "digit"], 3)
+    client.set_tag(run, "workbench.plan", plan_hash(plan))
+    (lost,) = read_study(uri, "synthetic").departures
+    assert lost == f"plan.json, tracked with the hash {plan_hash(plan)}, is missing or cannot be read"
+    looser = plan | {"level": 0.2}
+    for first, changes, told in ((plan, [], 0), (plan, 5, 0), (plan, ["level"], 1), (looser, [], 1)):
+        client.log_dict(run, {"plan": first, "first": first, "changes": changes}, "plan.json")
+        assert len(read_study(uri, "synthetic").departures) == told
+    assert "does not have the hash that was tracked" in read_study(uri, "synthetic").departures[0]
