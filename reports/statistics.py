@@ -146,7 +146,12 @@ def noise(scores: ArrayLike, groups: ArrayLike | None = None) -> Noise:
 def estimate(scores: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
     """Mean and interval of ``[R, N]`` scores, or of paired differences of scores; ``groups`` as in :func:`noise`."""
     x = np.asarray(scores, dtype=float)
-    found = noise(x, groups)
+    known = 0 if groups is None else len(np.unique(np.asarray(groups)))
+    return estimated(noise(x, groups), x.shape[0], x.shape[1], known)
+
+
+def estimated(found: Noise, replicates: int, examples: int, groups: int = 0) -> Estimate:
+    """What :func:`estimate` gives, of a noise that is known already."""
     mean, half, half90 = float(found.mean), float(found.half()), float(found.half(0.90))
     return Estimate(
         mean=mean,
@@ -158,9 +163,9 @@ def estimate(scores: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
         se_seeds=float(np.sqrt(found.seeds)),
         se_sampling=float(np.sqrt(found.sampling)),
         p=float(found.p()),
-        replicates=x.shape[0],
-        examples=x.shape[1],
-        groups=0 if groups is None else len(np.unique(np.asarray(groups))),
+        replicates=replicates,
+        examples=examples,
+        groups=groups,
     )
 
 

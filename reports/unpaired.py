@@ -34,7 +34,7 @@ from scipy import optimize, special
 from reports.comparison import codes
 from reports.parsing import natural
 from reports.records import Floats, Outcomes
-from reports.statistics import FEW_GROUPS, LEVEL, Estimate, Noise, estimate, noise
+from reports.statistics import FEW_GROUPS, LEVEL, Estimate, Noise, estimate, estimated, noise
 from workbench.analysis_plan import FEWEST
 
 BOTH, IMAGES, NOTHING = "replicates and images", "images", "nothing"
@@ -177,22 +177,3 @@ def of_estimates(one: Estimate, other: Estimate) -> Difference:
     """Of two means of which nothing is known to be common."""
     found, used = from_estimates(one, other), (one.replicates, other.replicates)
     return Difference(found, estimated(found, min(used), min(one.examples, other.examples)), NOTHING, used)
-
-
-def estimated(found: Noise, replicates: int, examples: int, groups: int = 0) -> Estimate:
-    """What :func:`reports.statistics.estimate` gives, of a noise that is known already."""
-    mean, half, half90 = float(found.mean), float(found.half()), float(found.half(0.90))
-    return Estimate(
-        mean=mean,
-        low=mean - half,
-        high=mean + half,
-        low90=mean - half90,
-        high90=mean + half90,
-        se=float(found.se),
-        se_seeds=float(np.sqrt(found.seeds)),
-        se_sampling=float(np.sqrt(found.sampling)),
-        p=float(found.p()),
-        replicates=replicates,
-        examples=examples,
-        groups=groups,
-    )
