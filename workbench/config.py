@@ -21,6 +21,14 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from workbench.analysis_plan import FamilyConfig, PlanConfig, check_plan
 from workbench.errors import WorkbenchError, nearest
+from workbench.language_config import (
+    NOT_IDENTITY,
+    LanguageConfig,
+    LoraSettings,
+    StageConfig,
+    StageSourceConfig,
+    check_language,
+)
 
 PRECISIONS = ("auto", "float32", "bf16")
 TRAINING_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
@@ -137,6 +145,7 @@ class StudyConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    language_model: LanguageConfig | None = None  # given: the cells are multimodal language models, not probes
 
 
 # What may change without making it another study: it moves no result of any variant-replicate.
@@ -275,6 +284,10 @@ _PARTS: dict[tuple[type, str], tuple[type, bool]] = {
     (StudyConfig, "search"): (SearchConfig, False),
     (StudyConfig, "training"): (TrainingConfig, False),
     (StudyConfig, "tracking"): (TrackingConfig, False),
+    (StudyConfig, "language_model"): (LanguageConfig, False),
+    (LanguageConfig, "stages"): (StageConfig, True),
+    (LanguageConfig, "lora"): (LoraSettings, False),
+    (StageConfig, "source"): (StageSourceConfig, False),
 }
 
 
@@ -333,6 +346,13 @@ def check(study: StudyConfig, where: str = "study") -> None:
     if not study.strategies:
         raise WorkbenchError(f"{where}: strategies is empty; name at least one, such as - name: concat.")
     check_plan(study.plan, study.tasks, study.replicates, where)
+    if study.language_model is not None:
+        check_language(study.language_model, where)
+        if study.training.width:
+            raise WorkbenchError(
+                f"{where}: training.width is {study.training.width}; before a language model tokens are as wide as its "
+                "embeddings, so leave it at 0."
+            )
     if not study.name or any(not (c.isalnum() or c in "-_.") for c in study.name) or study.name.startswith("."):
         raise WorkbenchError(
             f"{where}: name '{study.name}' must be letters, digits, '-', '_' and '.', as it names a folder."
@@ -357,6 +377,8 @@ def to_dict(study: StudyConfig) -> dict[str, Any]:
     """Plain dicts, lists, strings and numbers."""
     plain = OmegaConf.to_container(OmegaConf.structured(study), resolve=True)
     assert isinstance(plain, dict)
+    if plain["language_model"] is None:
+        del plain["language_model"]  # a study of probes is what it was before there were others
     return {str(key): value for key, value in plain.items()}
 
 
@@ -374,6 +396,8 @@ def study_id(study: StudyConfig) -> str:
             plain[head].pop(tail)
         else:
             plain.pop(head)
+    for key in NOT_IDENTITY if "language_model" in plain else ():
+        plain["language_model"].pop(key)
     return digest(plain)
 
 
