@@ -23,6 +23,8 @@ LEAVES = {
     "workbench.config",
     "workbench.analysis_plan",
     "workbench.language_config",
+    "workbench.overrides",
+    "workbench.tokens",
 }
 LEAVES |= {"workbench.analysis_plan", "workbench.guard"}  # the latter for the __init__ of each package
 
