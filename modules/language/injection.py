@@ -29,7 +29,7 @@ in a package that names the class under the entry-point group ``fusion_workbench
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -88,6 +88,10 @@ class Injection(nn.Module, ABC):
     def new_projector(self) -> Projector:
         """A fresh projector of the setting's kind, from ``dim`` to ``width`` channels."""
         return Projector(self.setting.projector, self.setting.dim, self.setting.width)
+
+    def projectors(self) -> Iterator[Projector]:
+        """Every projector once: what sets the scale of the tokens at the start goes over these."""
+        return (module for module in self.modules() if isinstance(module, Projector))
 
     def gates(self) -> Iterable[nn.Parameter]:
         """Parameters that open the injection from a closed start; they get a learning rate of their own."""
@@ -174,6 +178,17 @@ def injection_spec(name: str) -> InjectionSpec:
     if name not in INJECTIONS:
         raise WorkbenchError(f"unknown injection '{name}'.{nearest(name, INJECTIONS)}")
     return INJECTIONS[name]
+
+
+def injection_of_class(cls: type[Injection]) -> InjectionSpec:
+    """Raises WorkbenchError for a class that is not registered."""
+    for spec in INJECTIONS.values():
+        if spec.cls is cls:
+            return spec
+    raise WorkbenchError(
+        f"{cls.__module__}.{cls.__qualname__} is an Injection and not registered; put "
+        f"@register_injection('a_name', options=AnOptionsDataclass) above the class."
+    )
 
 
 def canonical_injection_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
