@@ -38,11 +38,26 @@ from torch import Tensor, nn
 
 from modules import cost
 from modules.fusion.base import Grid, check_features
+from modules.language.injector import Injector
 from modules.language.visual import VisualInput
 from modules.options import read_options
 from modules.projector import Projector
 from workbench.errors import WorkbenchError, nearest
 from workbench.layers import Selection
+
+__all__ = [
+    "INJECTIONS",
+    "Injection",
+    "InjectionSetting",
+    "InjectionSpec",
+    "Injector",
+    "build_injection",
+    "canonical_injection",
+    "check_blocks",
+    "injection_of_class",
+    "injection_spec",
+    "register_injection",
+]
 
 
 @dataclass(frozen=True)
@@ -191,7 +206,7 @@ def injection_of_class(cls: type[Injection]) -> InjectionSpec:
     )
 
 
-def canonical_injection_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def canonical_injection(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """``options`` with every default filled in, as plain values: equal for options that mean the same.
 
     Raises:
