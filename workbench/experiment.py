@@ -20,12 +20,13 @@ from workbench.confirm import Confirmer
 from workbench.dissect import log_layers
 from workbench.errors import WorkbenchError
 from workbench.freeze import freeze, write_plan
+from workbench.jobs import FINAL, SEARCH, Job
 from workbench.ledger import DONE, RUNNING, Ledger
 from workbench.look import log_look
 from workbench.prepare import Parts, flat, variant
 from workbench.record import describe, study_files
 from workbench.tracking import Tracker, default_uri, to_json
-from workbench.training import FINAL, SEARCH, BankTrainer, Job
+from workbench.training import BankTrainer
 
 if TYPE_CHECKING:
     from sweeps.planner import Planner
