@@ -204,7 +204,7 @@ class Confirmer:
         encoder, training = self.parts.encoder, self.parts.study.training
         with torch.device("meta"):
             fuser = build(cell.strategy, cell.selection, encoder.dim, dict(cell.options))
-            return parameters(fuser.projector(training.projector, training.width or encoder.dim, encoder.grid()))
+            return parameters(fuser.projector(training.projector, self.parts.width, encoder.grid()))
 
     # --- learning rates ---------------------------------------------------------------------------------------------
 
