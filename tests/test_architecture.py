@@ -22,6 +22,7 @@ LEAVES = {
     "workbench.version",
     "workbench.config",
     "workbench.analysis_plan",
+    "workbench.tokens",
 }
 LEAVES |= {"workbench.analysis_plan", "workbench.guard"}  # the latter for the __init__ of each package
 
