@@ -247,7 +247,7 @@ def test_beams_are_given_the_tokens_of_their_sequence() -> None:
             inputs_embeds=embeds[rows],
             attention_mask=scene.mask[rows].long(),
             max_new_tokens=4,
-            num_beams=3,
+            num_beams=2,  # odd numbers would put the second sequence where it is by chance
             do_sample=False,
             output_scores=True,
             return_dict_in_generate=True,
