@@ -176,6 +176,14 @@ def test_each_named_block_is_given_its_level_and_no_other_block_anything(decoder
         torch.testing.assert_close(added, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_tokens_may_come_packed() -> None:
+    scene = Scene.of("llama", "deepstack")
+    given = scene.visual_input()
+    with torch.no_grad():
+        packed = {block: tokens.flatten(0, 1) for block, tokens in given.injected.items()}
+        assert torch.equal(scene.logits(VisualInput(given.tokens, packed)), scene.logits(given))
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_nothing_set_removed_or_zero_is_the_plain_decoder(decoder: str) -> None:
     scene = Scene.of(decoder, "deepstack")
