@@ -24,9 +24,9 @@ class Answers(Protocol):
     """
 
     def answer(
-        self, images: Sequence[Sequence[Any]], questions: Sequence[str], max_new_tokens: int, temperature: float = 0.0
+        self, images: Sequence[Sequence[Any]], questions: Sequence[str], max_new_tokens: int, batch_size: int
     ) -> list[str]:
-        """What the model says to each question; 0 degrees: its most likely words."""
+        """What the model says to each question, its most likely words; ``batch_size`` questions at once."""
         ...
 
     def log_likelihood(self, images: Sequence[Any], question: str, continuation: str) -> tuple[float, bool]:
@@ -47,27 +47,22 @@ class Generation:
 
     until: tuple[str, ...] = ()
     max_new_tokens: int = 128
-    temperature: float = 0.0
 
     @classmethod
     def of(cls, wanted: Mapping[str, Any], task: str, max_new_tokens: int) -> Generation:
-        """Read a task's wishes.
+        """Read a task's wishes; ``max_new_tokens`` where it names none.
 
         Raises:
-            WorkbenchError: it wants what is not built: beams, or sampling from a part of the distribution.
+            WorkbenchError: it wants what is not built, beams or sampling.
         """
         until = wanted.get("until") or ()
-        temperature = float(wanted.get("temperature") or 0.0) if wanted.get("do_sample", True) else 0.0
         if int(wanted.get("num_beams") or 1) > 1:
-            raise WorkbenchError(
-                f"task '{task}' asks for beam search, which is not built; add --gen_kwargs num_beams=1."
-            )
-        if temperature > 0 and float(wanted.get("top_p") or 1.0) < 1:
-            raise WorkbenchError(f"task '{task}' asks for top_p, which is not built; add --gen_kwargs temperature=0.")
+            raise WorkbenchError(f"task '{task}' asks for beams, which are not built; add --gen_kwargs num_beams=1.")
+        if float(wanted.get("temperature") or 0.0) > 0 and wanted.get("do_sample", True):
+            raise WorkbenchError(f"task '{task}' samples, which is not built; add --gen_kwargs temperature=0.")
         return cls(
             until=(until,) if isinstance(until, str) else tuple(map(str, until)),
             max_new_tokens=int(wanted.get("max_new_tokens") or max_new_tokens),
-            temperature=temperature,
         )
 
     def cut(self, text: str) -> str:
@@ -100,10 +95,9 @@ class Answering:
         for places in self._progress(batches(asked, wishes, self.batch_size), len(asked)):
             images = [self._images(asked[place][2:]) for place in places]
             questions = [placed(asked[place][0], len(shown)) for place, shown in zip(places, images, strict=True)]
-            wish = wishes[places[0]]
-            said = self.model.answer(images, questions, wish.max_new_tokens, wish.temperature)
+            said = self.model.answer(images, questions, wishes[places[0]].max_new_tokens, self.batch_size)
             for place, text in zip(places, said, strict=True):
-                answers[place] = wish.cut(text)
+                answers[place] = wishes[place].cut(text)
                 self.cache_hook.add_partial("generate_until", asked[place][:2], answers[place])
         return answers
 

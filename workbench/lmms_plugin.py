@@ -56,4 +56,4 @@ def _device(wanted: str | None) -> Any:
 
 
 def _load(folder: Path, device: str) -> Any:
-    return import_module("workbench.model_folder").load_model(folder, device=device)
+    return import_module("workbench.loaded_model").load_model(folder, device=device)

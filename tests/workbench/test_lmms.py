@@ -56,12 +56,12 @@ class Echo:
     """Says the question and the shade of every image; its calls are kept."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[int, int, float]] = []
+        self.calls: list[tuple[int, int, int]] = []
 
     def answer(
-        self, images: Sequence[Sequence[Any]], questions: Sequence[str], max_new_tokens: int, temperature: float = 0.0
+        self, images: Sequence[Sequence[Any]], questions: Sequence[str], max_new_tokens: int, batch_size: int
     ) -> list[str]:
-        self.calls.append((len(questions), max_new_tokens, temperature))
+        self.calls.append((len(questions), max_new_tokens, batch_size))
         assert all(image.mode == "RGB" for shown in images for image in shown)
         return [
             f"{question}|{[image.getpixel((0, 0))[0] for image in shown]}|STOP and more"
@@ -107,12 +107,12 @@ def test_unlike_wishes_and_tasks_are_not_batched() -> None:
     made.generate_until(
         [
             request(0, max_new_tokens=4),
-            request(1, max_new_tokens=16, temperature=0.5, top_p=None),
+            request(1, max_new_tokens=16, temperature=0, top_p=None),
             request(2, max_new_tokens=4),
             request(3, "other", max_new_tokens=4),
         ]
     )
-    assert sorted(made.model.calls) == [(1, 4, 0.0), (1, 16, 0.5), (2, 4, 0.0)]  # type: ignore[attr-defined]
+    assert sorted(made.model.calls) == [(1, 4, 8), (1, 16, 8), (2, 4, 8)]  # type: ignore[attr-defined]
 
 
 @given(
@@ -133,7 +133,7 @@ def test_every_request_is_in_one_batch(rows: list[tuple[str, int, str]], size: i
 def test_a_request_without_wishes_gets_the_models_own() -> None:
     made = model()
     made.generate_until([request(0)])
-    assert made.model.calls == [(1, 128, 0.0)]  # type: ignore[attr-defined]
+    assert made.model.calls == [(1, 128, 1)]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -144,16 +144,22 @@ def test_stop_strings(until: Any, text: str, left: str) -> None:
     assert Generation.of({"until": until}, "scenes", 5).cut(text) == left
 
 
-def test_temperature_is_that_of_sampling() -> None:
-    assert Generation.of({"temperature": 0.7}, "scenes", 5).temperature == 0.7
-    assert Generation.of({"temperature": 0.7, "do_sample": False}, "scenes", 5).temperature == 0
-    assert Generation.of({"temperature": None, "top_p": 0.5, "num_beams": 1}, "scenes", 5).temperature == 0
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"temperature": 0.7, "do_sample": False},
+        {"temperature": 0, "do_sample": True},  # as some tasks have it
+        {"temperature": None, "top_p": 0.5, "num_beams": 1},
+    ],
+)
+def test_what_comes_to_the_likeliest_words_is_answered(wishes: dict[str, Any]) -> None:
+    assert Generation.of(wishes, "scenes", 5) == Generation(max_new_tokens=5)
 
 
-@pytest.mark.parametrize("wishes", [{"num_beams": 5}, {"temperature": 1.0, "top_p": 0.5}])
+@pytest.mark.parametrize("wishes", [{"num_beams": 5}, {"temperature": 1.0, "do_sample": True}, {"temperature": "0.2"}])
 def test_what_is_not_built_is_said_before_any_answer(wishes: dict[str, Any]) -> None:
     made = model()
-    with pytest.raises(WorkbenchError, match=r"'other' asks for .* not built; add --gen_kwargs"):
+    with pytest.raises(WorkbenchError, match=r"'other' .* not built; add --gen_kwargs"):
         made.generate_until([request(0), request(1, "other", **wishes)])
     assert made.model.calls == []  # type: ignore[attr-defined]
 
@@ -217,8 +223,8 @@ def test_the_plugin_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
         importlib.import_module("workbench.lmms_plugin")
 
 
-def plugin(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
-    """The plugin's class, on lmms-eval where it is installed and on its stand-in elsewhere; and what it loaded."""
+def plugin(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, list[Any]]:
+    """The plugin, on lmms-eval where it is installed and on its stand-in elsewhere; and what it loaded."""
     try:
         import lmms_eval.api.model  # noqa: F401
     except ImportError:
@@ -236,28 +242,28 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
         return Echo()
 
     monkeypatch.setattr(found, "_load", load)
-    return found.FusionWorkbench, loaded
+    return found, loaded
 
 
 def test_the_plugin_takes_what_lmms_eval_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    cls, loaded = plugin(monkeypatch)
-    made = cls(folder=str(tmp_path), batch_size="8", device="cpu")
+    found, loaded = plugin(monkeypatch)
+    made = found.FusionWorkbench(folder=str(tmp_path), batch_size="8", device="cpu")
     assert loaded == [(tmp_path, "cpu")]
     assert made.batch_size == 8
     assert str(made.device) == "cpu"
     made.task_dict = {"scenes": {"test": DOCUMENTS}}
     made.cache_hook = Hook()
     assert made.generate_until([request(2, until="|")]) == [DOCUMENTS[2]["question"]]
-    assert cls.is_simple is True
+    assert found.FusionWorkbench.is_simple is True
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"), [({}, "--model_args folder=PATH"), ({"folder": "x", "batch_size": "auto"}, "--batch_size auto")]
 )
 def test_the_plugin_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], said: str) -> None:
-    cls, loaded = plugin(monkeypatch)
+    found, loaded = plugin(monkeypatch)
     with pytest.raises(WorkbenchError, match=said):
-        cls(**wrong)
+        found.FusionWorkbench(**wrong)
     assert loaded == []
 
 
@@ -269,9 +275,10 @@ def test_the_entry_point_leads_to_the_manifest() -> None:
 
 def test_lmms_eval_makes_our_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     registry = pytest.importorskip("lmms_eval.models.registry_v2").ModelRegistryV2()
-    cls, _ = plugin(monkeypatch)
-    monkeypatch.setattr("workbench.lmms_plugin.FusionWorkbench", cls, raising=False)
+    found, _ = plugin(monkeypatch)
+    monkeypatch.setitem(sys.modules, found.__name__, found)
     registry.register_manifest(manifest())
-    found = registry.get_model_class("fusion_workbench")
-    made = found.create_from_arg_string(f"folder={tmp_path}", {"batch_size": "2", "device": "cpu"})
+    cls = registry.get_model_class("fusion_workbench")
+    assert cls is found.FusionWorkbench
+    made = cls.create_from_arg_string(f"folder={tmp_path}", {"batch_size": "2", "device": "cpu"})
     assert made.batch_size == 2
