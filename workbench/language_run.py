@@ -20,11 +20,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from modules.language.adapter import seeded_adapter
 from modules.language.decoder import LoraOptions
-from modules.language.injection import Injector
 from modules.language.rates import Rates
 from modules.language.vlm import VisionLanguageModel
 
 from datamodules.datamodule import AblationDataModule
+from modules.language.injection import Injector
 from workbench.language import adapter_config, stage_rates, stage_steps
 from workbench.language_config import FROZEN, FULL, LORA, StageConfig
 from workbench.prepare import Parts, seed_of

@@ -29,7 +29,7 @@ in a package that names the class under the entry-point group ``fusion_workbench
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -38,11 +38,26 @@ from torch import Tensor, nn
 
 from modules import cost
 from modules.fusion.base import Grid, check_features
+from modules.language.injector import Injector
 from modules.language.visual import VisualInput
 from modules.options import read_options
 from modules.projector import Projector
 from workbench.errors import WorkbenchError, nearest
 from workbench.layers import Selection
+
+__all__ = [
+    "INJECTIONS",
+    "Injection",
+    "InjectionSetting",
+    "InjectionSpec",
+    "Injector",
+    "build_injection",
+    "canonical_injection",
+    "check_blocks",
+    "injection_of_class",
+    "injection_spec",
+    "register_injection",
+]
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,10 @@ class Injection(nn.Module, ABC):
     def new_projector(self) -> Projector:
         """A fresh projector of the setting's kind, from ``dim`` to ``width`` channels."""
         return Projector(self.setting.projector, self.setting.dim, self.setting.width)
+
+    def projectors(self) -> Iterator[Projector]:
+        """Every projector once: what sets the scale of the tokens at the start goes over these."""
+        return (module for module in self.modules() if isinstance(module, Projector))
 
     def gates(self) -> Iterable[nn.Parameter]:
         """Parameters that open the injection from a closed start; they get a learning rate of their own."""
@@ -176,7 +195,18 @@ def injection_spec(name: str) -> InjectionSpec:
     return INJECTIONS[name]
 
 
-def canonical_injection_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def injection_of_class(cls: type[Injection]) -> InjectionSpec:
+    """Raises WorkbenchError for a class that is not registered."""
+    for spec in INJECTIONS.values():
+        if spec.cls is cls:
+            return spec
+    raise WorkbenchError(
+        f"{cls.__module__}.{cls.__qualname__} is an Injection and not registered; put "
+        f"@register_injection('a_name', options=AnOptionsDataclass) above the class."
+    )
+
+
+def canonical_injection(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """``options`` with every default filled in, as plain values: equal for options that mean the same.
 
     Raises:

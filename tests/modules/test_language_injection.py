@@ -27,7 +27,7 @@ from modules.language.injection import (
     Injection,
     InjectionSetting,
     build_injection,
-    canonical_injection_options,
+    canonical_injection,
     register_injection,
 )
 from modules.language.injector import Injector
@@ -433,7 +433,7 @@ def test_a_name_is_taken_once() -> None:
 
 def test_canonical_options_fill_in_defaults() -> None:
     full = {"start": 1, "interval": 1, "order": "shallow_first", "projectors": "own"}
-    assert canonical_injection_options("deepstack", {"start": 1.0}) == full
+    assert canonical_injection("deepstack", {"start": 1.0}) == full
 
 
 def test_parts_hold_every_parameter_once() -> None:
