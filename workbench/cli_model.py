@@ -130,7 +130,9 @@ def convert(
     out: Annotated[Path, typer.Option("--out", "-o", help="What is written: a folder, or a file for mm-projector.")],
     model: Annotated[
         str,
-        typer.Argument(help="Ours: a model folder, a run, a study or STUDY:CELL.", metavar="[MODEL]", show_default=False),
+        typer.Argument(
+            help="Ours: a model folder, a run, a study or STUDY:CELL.", metavar="[MODEL]", show_default=False
+        ),
     ] = "",
     to: Annotated[Form, typer.Option("--to", help="What ours becomes.")] = Form.LLAVA,
     from_llava: Annotated[
@@ -157,7 +159,8 @@ def convert(
     ] = "",
     query: Annotated[str, typer.Option("--query", help="Of a connector file: the deep layer.")] = "-2",
     system: Annotated[
-        str | None, typer.Option("--system", help="The system's words; default: the template's own.", show_default=False)
+        str | None,
+        typer.Option("--system", help="The system's words; default: the template's own.", show_default=False),
     ] = None,
     uri: Uri = "",
     experiment: Experiment = "fusion-workbench",

@@ -12,23 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.connector_files import fill, published, read_connector_file, write_connector_file
 from workbench.errors import WorkbenchError
+from workbench.language_weights import language_path, read_tensors
 from workbench.layers import Selection
 from workbench.model_folder import (
     ADAPTER,
     BACKGROUND,
     Described,
     adapter_config_of,
-    language_path,
     load_parts,
     read_model_config,
-    read_tensors,
     save_model,
 )
 
 if TYPE_CHECKING:
     from datamodules.chat import Chat
     from modules.encoder import VisionEncoder
-    from modules.language.adapter import AdapterConfig, FusedAdapter
+    from modules.language.adapter import FusedAdapter
 
 IMAGE_WORD = "<image>"
 PAPER_DEPTH, PAPER_LEVELS = 24, (-22, -17, -12, -7)  # CLIP-L, and what MMFuser reads of it beside the query
@@ -255,7 +254,8 @@ def _processor(encoder: VisionEncoder, tokenizer: Any, chat: Chat, images: Mappi
     said = chat.template.system
     words = json.dumps(said[0], ensure_ascii=False) if said else "none"
     template = tokenizer.chat_template or PLAIN.replace("{{ beginning }}", "")
-    return LlavaProcessor(
+    processor: Any = LlavaProcessor
+    return processor(
         image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=encoder.patch,

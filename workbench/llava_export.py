@@ -8,6 +8,7 @@ logits are the same up to rounding, which :func:`to_stock` checks on the model i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -115,8 +116,9 @@ def to_stock(
     cut = next(name for name, tokens in STRATEGY.items() if tokens == encoder.prefix_tokens)
     layers = [layer - encoder.depth - 1 for layer in fuser.uses]  # from the end, as LLaVA's own configs count
     rows, columns = encoder.grid()
-    config = LlavaConfig(
-        vision_config=_at_size(encoder),
+    made: Any = LlavaConfig
+    config = made(
+        vision_config=copy.deepcopy(encoder.config),
         text_config=text.config,
         image_token_index=image_token_id,
         image_seq_length=rows * columns,
@@ -128,7 +130,8 @@ def to_stock(
     vocabulary = text.get_input_embeddings().weight.shape[0]
     config.text_config.vocab_size = max(vocabulary, image_token_id + 1)
     with torch.random.fork_rng(devices=[]):  # its initialisation is overwritten; the caller's random state is not
-        stock = LlavaForConditionalGeneration(config).float()
+        stock: Any = LlavaForConditionalGeneration(config)
+        stock.float()
     fill(stock.model.vision_tower, _cpu(encoder.model), "the encoder")
     fill(stock.model.language_model, _lengthened(_cpu(text.base_model), vocabulary, config), "the language model")
     for theirs, ours in (("linear_1", "map.0"), ("linear_2", "map.2")):
@@ -140,7 +143,8 @@ def to_stock(
     stock.generation_config = text.generation_config
     stock.eval().requires_grad_(False)
     _check(stock, text, vocabulary)
-    return stock
+    checked: nn.Module = stock
+    return checked
 
 
 def from_stock(stock: nn.Module) -> Unstocked:
@@ -179,7 +183,8 @@ def from_stock(stock: nn.Module) -> Unstocked:
     weights |= {f"map.2.{name}": value for name, value in second.state_dict().items()}
     weights["map.0.weight"] = _reordered(weights["map.0.weight"], layers, fuser.uses)
     fill(projector, weights, "the stock projector")
-    language = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
+    auto: Any = AutoModelForCausalLM
+    language = auto.from_config(config.text_config, trust_remote_code=False)
     fill(language.base_model, model.model.language_model.state_dict(), "the stock language model")
     language.get_output_embeddings().weight = nn.Parameter(model.lm_head.weight.detach().clone())
     language.tie_weights()
@@ -197,17 +202,11 @@ def _reordered(weight: Tensor, theirs: Sequence[int], ours: Sequence[int]) -> Te
 
 def _causal(decoder: Decoder) -> Any:
     """The decoder's model without LoRA, in float32; the decoder stays as it is."""
-    import copy
-
     if decoder.trains == "lora":
         merged = copy.deepcopy(decoder)
         merged.merge_lora()
         return merged.model.float()
     return decoder.model
-
-
-def _at_size(encoder: VisionEncoder) -> Any:
-    return encoder.model.config.__class__.from_dict(encoder.config.to_dict())
 
 
 def _cpu(module: nn.Module) -> dict[str, Tensor]:

@@ -45,14 +45,16 @@ def card(config: Mapping[str, Any]) -> str:
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {adapter['strategy']}, {encoder['encoder']}, {language['name']}\n",
         f"A language model that sees: hidden states {layers} of `{encoder['encoder']}` ({encoder['family']}, "
-        f"{encoder['depth']} blocks) by the strategy `{adapter['strategy']}`, then a `{adapter['projector']}` projector "
-        f"of the tokens, {norm}, into `{language['name']}` ({language['model_type']}, {language['parameters']:,} "
-        f"parameters), which {_KEPT[language['kept']]}.\n",
+        f"{encoder['depth']} blocks) by the strategy `{adapter['strategy']}`, then a `{adapter['projector']}` "
+        f"projector of the tokens, {norm}, into `{language['name']}` ({language['model_type']}, "
+        f"{language['parameters']:,} parameters), which {_KEPT[language['kept']]}.\n",
         _LOAD + "\n",
         f"Images are made squares (`{config['images']['padding']}`) of {encoder['image_size']} px, a grid of "
         f"{rows} × {columns} tokens.\n",
         "## Where it comes from\n",
-        f"```yaml\n{yaml.safe_dump(dict(origin), sort_keys=False)}```\n" if origin else "It says nothing of its origin.\n",
+        f"```yaml\n{yaml.safe_dump(dict(origin), sort_keys=False)}```\n"
+        if origin
+        else "It says nothing of its origin.\n",
         f"Encoder fingerprint `{encoder['fingerprint'][:16]}`, workbench {config['workbench']}, "
         + ", ".join(f"{name} {number}" for name, number in config["versions"].items())
         + ".\n",

@@ -258,10 +258,9 @@ def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, descr
     if described.kept == "own":
         decoder.model.save_pretrained(made / LANGUAGE)
         decoder.tokenizer.save_pretrained(made / LANGUAGE)
-    passport = encoder.passport()
     if described.own_encoder:
         shutil.copytree(encoder.name, made / ENCODER)
-        passport["encoder"] = ENCODER
+    place = ENCODER if described.own_encoder else _full(encoder.name)
     adapter = described.adapter
     plain = {name: value for name, value in vars(adapter).items() if name not in ("selection", "options", "grid")}
     return {
@@ -276,7 +275,7 @@ def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, descr
             "grid": list(adapter.grid) if adapter.grid else None,
         },
         "layers": list(model.adapter.uses),
-        "encoder": {**passport, "encoder": passport["encoder"] if described.own_encoder else _full(passport["encoder"])},
+        "encoder": {**encoder.passport(), "encoder": place},
         "language": language,
         "chat": {"system": described.system, "max_length": described.max_length},
         "images": {"padding": described.padding, "background": list(described.background)},
