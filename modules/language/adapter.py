@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from modules.fusion import Fusion, build
 from modules.fusion.base import Grid
 from modules.language.visual import VisualInput
+from modules.projector import Projector
 from workbench.errors import WorkbenchError
 from workbench.layers import Selection
 
@@ -29,6 +30,7 @@ class AdapterConfig:
         width: channels of the language model.
         depth: blocks of the language model.
         grid: of the encoder's tokens; for a control that is matched in FLOPs.
+        projector_norm: the projector normalises what it reads; False for LLaVA's own, which does not.
         output_rms: of the projected tokens at the start: best that of the word embeddings; 0: as initialised.
     """
 
@@ -40,6 +42,7 @@ class AdapterConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     projector: str = "mlp2x_gelu"
     grid: Grid | None = None
+    projector_norm: bool = True
     output_rms: float = 0.0
 
 
@@ -91,6 +94,8 @@ def build_adapter(config: AdapterConfig) -> Adapter:
     """
     fuser = build(config.strategy, config.selection, config.dim, config.options)
     projector = fuser.projector(config.projector, config.width, config.grid)
+    if isinstance(projector, Projector):
+        projector.normalise = config.projector_norm
     if config.output_rms:
         match_scale(projector, fuser.out_dim, config.output_rms)
     return FusedAdapter(fuser, projector)
