@@ -177,6 +177,7 @@ def adapter_config(study: StudyConfig, cell: Cell, dim: int, grid: tuple[int, in
         options=dict(cell.options),
         projector=study.training.projector,
         grid=grid,
+        projector_norm=language.config.projector_norm,
     )
 
 
