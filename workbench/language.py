@@ -87,7 +87,12 @@ class LanguageParts:
 
 
 def prepare_language(
-    study: StudyConfig, encoder: VisionEncoder, source: Source, workspace: Path, progress: bool
+    study: StudyConfig,
+    encoder: VisionEncoder,
+    source: Source,
+    store: FeatureStore | None,
+    workspace: Path,
+    progress: bool,
 ) -> LanguageParts:
     """Everything of the study's language model but its weights.
 
@@ -120,7 +125,9 @@ def prepare_language(
             )
         _fits(own, stage, study, encoder)
         sources[stage.name] = own
-    stores = {name: store_of(study, workspace, encoder, own) for name, own in sources.items()}
+    stores = {
+        name: store if own is source else store_of(study, workspace, encoder, own) for name, own in sources.items()
+    }
     grid = encoder.grid()
     _room(config, grid[0] * grid[1], model.get_text_config())
     chat = Chat(tokenizer, config.max_length, tokens_per_image=grid[0] * grid[1], system=config.system)

@@ -115,6 +115,7 @@ class LanguageRun:
         config = adapter_config(self.study, cell, encoder.dim, encoder.grid(), language)
         # A fresh projector speaks louder than any word that a frozen model has read.
         config = replace(config, output_rms=decoder.embedding_rms())
+        self.adapter_config = config
         adapter = seeded_adapter(config, seed_of("init", self.job.replicate, self.job.variant.id))
         return VisionLanguageModel(
             adapter.to(decoder.device),

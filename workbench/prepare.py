@@ -158,9 +158,9 @@ def _with_language(
     """The rest of :func:`prepare` for a study of language models."""
     from workbench.language import check_adapters, prepare_language
 
-    language = prepare_language(study, encoder, source, workspace, progress)
-    check_adapters(study, space, encoder, language)
     store = store_of(study, workspace, encoder, source)
+    language = prepare_language(study, encoder, source, store, workspace, progress)
+    check_adapters(study, space, encoder, language)
     return Parts(study, study_id(study), workspace, encoder, source, [], space, store, language)
 
 
