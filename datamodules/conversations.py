@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from datamodules.sources import Array, Source
 
 IMAGE = "<image>"  # where an image stands in a user's words, as in LLaVA's files
-USER, ASSISTANT = "user", "assistant"
+USER: Final = "user"
+ASSISTANT: Final = "assistant"
 
 
 @dataclass(frozen=True)
