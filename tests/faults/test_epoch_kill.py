@@ -1,7 +1,6 @@
 """A training that is killed in an epoch goes on with the batches that were left; so do two processes together.
 
-The file is its own script: ``python test_epoch_kill.py FOLDER PROCESSES BATCH DIES CHECKPOINT`` trains and writes down
-what each process was given.
+The file is its own script: ``python test_epoch_kill.py FOLDER CHECKPOINT`` trains in two processes.
 """
 
 from __future__ import annotations
@@ -23,6 +22,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from datamodules.datamodule import AblationDataModule
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the process that is killed"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:You passed in a `val_dataloader`"),
+]
 
 EXAMPLES, BATCHES = 30, 7  # an epoch of batches of four
 ACCUMULATED = 2
@@ -100,13 +104,24 @@ def weight(folder: Path, step: int) -> float:
     return float(torch.load(folder / f"step={step}.ckpt", weights_only=True)["state_dict"]["weight"])
 
 
-def script(folder: Path, *arguments: object) -> int:
+def killed(folder: Path, dies: int) -> int:
+    """Train in a process of its own, which ends by this signal."""
     folder.mkdir()
-    command = [sys.executable, __file__, str(folder), *map(str, arguments)]
+    child = os.fork()
+    if child == 0:
+        try:
+            train(folder, 1, 4, dies)
+        finally:
+            os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+
+def pair(folder: Path, checkpoint: Path | str = "") -> None:
+    """Train in two processes."""
+    folder.mkdir()
     root = str(Path(__file__).resolve().parents[2])
-    return subprocess.run(
-        command, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}, check=False
-    ).returncode
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    subprocess.run([sys.executable, __file__, folder, checkpoint], timeout=400, env=environment, check=True)
 
 
 @pytest.fixture(scope="module")
@@ -121,27 +136,26 @@ LAST = 2 * -(-BATCHES // ACCUMULATED)  # optimizer steps of the two epochs
 
 def test_a_killed_training_goes_on_with_what_was_left(whole: Path, tmp_path: Path) -> None:
     dies = BATCHES + 4  # in the second epoch, with half of an optimizer step taken
-    assert script(tmp_path / "killed", 1, 4, dies, "") == -signal.SIGKILL
+    assert killed(tmp_path / "killed", dies) == signal.SIGKILL
     step = max(int(path.stem.removeprefix("step=")) for path in (tmp_path / "killed").glob("*.ckpt"))
     assert step == LAST // 2 + 1
-    assert script(tmp_path / "resumed", 1, 4, 0, tmp_path / "killed" / f"step={step}.ckpt") == 0
-    kept = BATCHES + ACCUMULATED
+    (tmp_path / "resumed").mkdir()
+    train(tmp_path / "resumed", 1, 4, checkpoint=str(tmp_path / "killed" / f"step={step}.ckpt"))
     assert heard(tmp_path / "killed") == heard(whole)[:dies]
-    assert heard(tmp_path / "resumed") == heard(whole)[kept:]
+    assert heard(tmp_path / "resumed") == heard(whole)[BATCHES + ACCUMULATED :]
     assert weight(tmp_path / "resumed", LAST) == weight(whole, LAST)
 
 
 @pytest.mark.long
 def test_two_processes_are_one_of_twice_the_batch(whole: Path, tmp_path: Path) -> None:
-    assert script(tmp_path / "pair", 2, 2, 0, "") == 0
+    pair(tmp_path / "pair")
     pairs = list(zip(heard(tmp_path / "pair", 0), heard(tmp_path / "pair", 1), strict=True))
     assert [sorted(one + other) for one, other in pairs] == [sorted(together) for together in heard(whole)]
     assert weight(tmp_path / "pair", LAST) == pytest.approx(weight(whole, LAST), rel=1e-5)
-    assert script(tmp_path / "resumed", 2, 2, 0, tmp_path / "pair" / "step=5.ckpt") == 0
+    pair(tmp_path / "resumed", tmp_path / "pair" / "step=5.ckpt")
     for rank in (0, 1):
         assert heard(tmp_path / "resumed", rank) == heard(tmp_path / "pair", rank)[BATCHES + ACCUMULATED :]
 
 
 if __name__ == "__main__":
-    place, processes, batch, dies, checkpoint = sys.argv[1:]
-    train(Path(place), int(processes), int(batch), int(dies), checkpoint or None)
+    train(Path(sys.argv[1]), 2, 2, checkpoint=sys.argv[2] or None)
