@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from workbench import cli_data, cli_others, cli_parts, cli_referee
+from workbench import cli_data, cli_model, cli_others, cli_parts, cli_referee
 from workbench.errors import WorkbenchError
 from workbench.terminal import DEFAULT_WORKSPACE, Overrides, Quiet, StudyName, Uri, Workspace, existing_uri, terminal
 
@@ -209,6 +209,7 @@ def export(
 
 
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_model.app)
 app.add_typer(cli_others.app)
 app.add_typer(cli_parts.app)
 app.add_typer(cli_referee.app)
