@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -134,8 +136,9 @@ class RowSource(ConversationSource):
     @functools.cached_property
     def splits(self) -> dict[str, Split]:
         """Those that hold anything."""
-        found = self._held_out(self.read())
-        made = {split: self._split(split, found[split]) for split in SPLITS if found.get(split)}
+        with _uncollected():
+            found = self._held_out(self.read())
+            made = {split: self._split(split, found[split]) for split in SPLITS if found.get(split)}
         shared = overlap([(split, set(made[split].images)) for split in made])
         if shared:
             say(f"note: images in two splits, which makes {self.name}'s scores too good: {shared}")
@@ -191,6 +194,18 @@ class RowSource(ConversationSource):
             said = Conversation(id_, row.turns, images, group or id_, row.task, row.answers, placed.origin)
             conversations.append(said)
         return Split(tuple(number), tuple(group_of), tuple(shown_by), tuple(conversations), metrics)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection meanwhile: millions of small objects are made and kept, and it would visit each again."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def say(text: str) -> None:
