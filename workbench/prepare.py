@@ -105,6 +105,7 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
     """
     from datamodules.sources import build_source
     from modules.encoder import both
+    from modules.fusion.base import spec_of
     from modules.projector import Projector
     from modules.tasks import build_task
     from sweeps.space import build_space
@@ -113,6 +114,8 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
     traits = strategy_traits(study.language_model is not None)
     for strategy in study.strategies:
         if strategy.name not in traits:
+            if study.language_model is None:
+                spec_of(strategy.name)  # raises, and says where a language model is all that is missing
             raise WorkbenchError(f"unknown strategy '{strategy.name}'.{nearest(strategy.name, traits)}")
         traits[strategy.name].canonical(strategy.options)
     if study.language_model is None:

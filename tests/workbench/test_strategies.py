@@ -18,7 +18,9 @@ from modules.language import INJECTIONS, injection
 from modules.language.injection import build_injection
 from modules.probe import Probe, ProbeConfig
 from workbench import injection_table
+from workbench.config import load_study
 from workbench.errors import WorkbenchError
+from workbench.prepare import prepare
 from workbench.strategies import BEGIN, EMBEDDED, END, check_strategy, markdown, rows, show
 
 DOCS = Path(__file__).parents[2] / "docs" / "strategies.md"
@@ -135,6 +137,16 @@ def test_an_injection_of_ours_by_name() -> None:
     assert "entry-points" not in text
     with pytest.raises(WorkbenchError, match="this language model has 8 blocks"):
         printed(check_strategy, "deepstack", {"start": 6})
+
+
+def test_a_study_of_probes_with_an_injection_is_refused_at_once(tmp_path: Path) -> None:
+    study = load_study("quickstart", ["strategies[1].name=deepstack"])
+    with pytest.raises(WorkbenchError, match="a probe cannot have it; a study with a language_model"):
+        prepare(study, tmp_path / "workspace")
+    assert not (tmp_path / "workspace").exists()
+    study = load_study("mllm_quick", ["strategies[1].name=deepstakc"])
+    with pytest.raises(WorkbenchError, match="Did you mean 'deepstack'"):
+        prepare(study, tmp_path / "workspace")
 
 
 def test_an_injection_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
