@@ -14,14 +14,14 @@ from workbench.language_config import FROZEN, LORA, LanguageConfig, StageConfig
 from workbench.prepare import store_of
 
 if TYPE_CHECKING:
-    from datamodules.chat import Chat
-    from modules.answers.task import AnswerTask
     from modules.language.adapter import Adapter
     from modules.language.decoder import Decoder
 
+    from datamodules.chat import Chat
     from datamodules.conversations import ConversationSource
     from datamodules.feature_store import FeatureStore
     from datamodules.sources import Source
+    from modules.answers.task import AnswerTask
     from modules.encoder import VisionEncoder
     from sweeps.space import Cell, Space
 
@@ -96,7 +96,6 @@ def prepare_language(
             is not installed.
     """
     from datamodules.chat import Chat
-
     from datamodules.conversations import ConversationSource
     from datamodules.sources import build_source
 

@@ -13,11 +13,10 @@ from workbench.config import EncoderConfig, StudyConfig, study_id
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
-    from modules.answers.task import AnswerTask
-
     from datamodules.conversations import ConversationSource
     from datamodules.feature_store import FeatureStore
     from datamodules.sources import Source
+    from modules.answers.task import AnswerTask
     from modules.encoder import VisionEncoder
     from modules.tasks import Task
     from sweeps.space import Cell, Space, Variant
