@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from workbench import cli_others, cli_parts, cli_referee
+from workbench import cli_data, cli_model, cli_others, cli_parts, cli_referee
 from workbench.errors import WorkbenchError
 from workbench.terminal import DEFAULT_WORKSPACE, Overrides, Quiet, StudyName, Uri, Workspace, existing_uri, terminal
 
@@ -208,6 +208,8 @@ def export(
     exporting.show(terminal(), exported)
 
 
+app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_model.app)
 app.add_typer(cli_others.app)
 app.add_typer(cli_parts.app)
 app.add_typer(cli_referee.app)

@@ -1,0 +1,127 @@
+"""From the encoder's layers to what the language model is given: fusion and projector as one module."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modules.fusion import Fusion, build
+from modules.fusion.base import Grid
+from modules.language.visual import VisualInput
+from modules.projector import Projector
+from workbench.errors import WorkbenchError
+from workbench.layers import Selection
+
+__all__ = ["Adapter", "AdapterConfig", "FusedAdapter", "VisualInput", "build_adapter", "match_scale", "seeded_adapter"]
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Everything that shapes an adapter; plain values, so that it is saved beside the weights.
+
+    Attributes:
+        strategy: a fusion strategy, or one that injects into the decoder.
+        dim: channels of the encoder.
+        width: channels of the language model.
+        depth: blocks of the language model.
+        grid: of the encoder's tokens; for a control that is matched in FLOPs.
+        projector_norm: the projector normalises what it reads; False for LLaVA's own, which does not.
+        output_rms: of the projected tokens at the start: best that of the word embeddings; 0: as initialised.
+    """
+
+    strategy: str
+    selection: Selection
+    dim: int
+    width: int
+    depth: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    projector: str = "mlp2x_gelu"
+    grid: Grid | None = None
+    projector_norm: bool = True
+    output_rms: float = 0.0
+
+
+class Adapter(nn.Module, ABC):
+    """Base of what joins an encoder to a language model.
+
+    Attributes:
+        uses: the layers that :meth:`forward` expects, in its order.
+    """
+
+    uses: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, features: Tensor, grid: Grid) -> VisualInput:
+        """``features [len(uses), N, T, dim]`` with T the cells of ``grid``; N is at least 1."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """The trainable parameters as ``fuser``, ``gates`` and ``projector``; each has its own learning rate."""
+
+
+class FusedAdapter(Adapter):
+    """Any fusion strategy and its projector: one token sequence for each image, nothing injected."""
+
+    def __init__(self, fuser: Fusion, projector: nn.Module) -> None:
+        super().__init__()
+        self.fuser = fuser
+        self.projector = projector
+        self.uses = fuser.uses
+
+    def forward(self, features: Tensor, grid: Grid) -> VisualInput:
+        return VisualInput(self.projector(self.fuser(features, grid)))
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        gates = list(self.fuser.gates())
+        ids = {id(parameter) for parameter in gates}
+        return {
+            "fuser": [parameter for parameter in self.fuser.parameters() if id(parameter) not in ids],
+            "gates": gates,
+            "projector": list(self.projector.parameters()),
+        }
+
+
+def build_adapter(config: AdapterConfig) -> Adapter:
+    """A fresh adapter.
+
+    Raises:
+        WorkbenchError: an unknown strategy, option or projector, or no levels for a strategy that reads them.
+    """
+    fuser = build(config.strategy, config.selection, config.dim, config.options)
+    projector = fuser.projector(config.projector, config.width, config.grid)
+    if isinstance(projector, Projector):
+        projector.normalise = config.projector_norm
+    if config.output_rms:
+        match_scale(projector, fuser.out_dim, config.output_rms)
+    return FusedAdapter(fuser, projector)
+
+
+def seeded_adapter(config: AdapterConfig, seed: int) -> Adapter:
+    """An adapter whose initialisation is a function of ``seed`` alone; the caller's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_adapter(config)
+
+
+@torch.no_grad()
+def match_scale(projector: nn.Module, in_dim: int, rms: float) -> None:
+    """Scale the projector's last linear map so that random tokens leave it with root mean square ``rms``.
+
+    A fresh projector gives tokens several times as large as word embeddings, and a frozen language model has never
+    seen such.
+
+    Raises:
+        WorkbenchError: the projector has no linear map.
+    """
+    linear = [module for module in projector.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise WorkbenchError(f"{type(projector).__name__} has no linear map whose output could be scaled.")
+    tokens = torch.randn(1, 256, in_dim, generator=torch.Generator().manual_seed(0))
+    now = projector(tokens).square().mean().sqrt()
+    for parameter in linear[-1].parameters():
+        parameter.mul_(rms / now)

@@ -1,0 +1,206 @@
+"""The visual language model: adapter and decoder as one LightningModule, in the manner of LLaVA."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.fusion.base import Grid
+from modules.language import generation
+from modules.language.adapter import Adapter
+from modules.language.decoder import Decoder
+from modules.language.rates import Rates, cosine, parameter_groups
+from modules.language.splice import Side, Spliced, splice
+from modules.language.visual import VisualInput
+from workbench.errors import WorkbenchError
+
+Batch = Mapping[str, Tensor]
+
+
+class InjectorLike(Protocol):
+    """Adds values to the hidden states that enter decoder blocks."""
+
+    def set(self, values: Mapping[int, Tensor], visual: Tensor) -> None:
+        """``values``: block → ``[V, width]`` for the True places of ``visual`` bool ``[B, S]``, row by row."""
+
+
+class VisionLanguageModel(L.LightningModule):
+    """Features → adapter → image tokens among the words → decoder.
+
+    A batch holds ``input_ids`` int64 ``[B, L]`` (``IMAGE_ID`` where an image stands), ``labels`` int64 ``[B, L]``
+    (-100 where nothing is learned), ``attention_mask`` bool ``[B, L]`` and ``features [layers, N, T, dim]`` of its N
+    images in the order of their words.
+
+    Args:
+        adapter: trained.
+        decoder: frozen, with LoRA or in full, as it is handed in.
+        grid: rows and columns of the encoder's tokens.
+        rates: learning rates of the parts.
+        layers: what the first axis of the features holds; by default the layers that the adapter uses.
+        max_length: tokens of a row, images included; 0: no limit (:func:`modules.language.splice.splice`).
+        injector: of an adapter that injects into decoder blocks.
+
+    Raises:
+        WorkbenchError: the adapter uses a layer that is not among ``layers``.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        decoder: Decoder,
+        grid: Grid,
+        rates: Rates | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        max_length: int = 0,
+        injector: InjectorLike | None = None,
+    ) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.decoder = decoder
+        self.grid = grid
+        self.rates = rates or Rates()
+        self.max_length = max_length
+        self.injector = injector
+        held = tuple(adapter.uses if layers is None else layers)
+        if missing := [layer for layer in adapter.uses if layer not in held]:
+            raise WorkbenchError(f"the adapter reads layers {missing}, and the features hold {list(held)}.")
+        self._rows = [held.index(layer) for layer in adapter.uses]
+        self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that
+        self._random: Tensor | None = None
+
+    # --- forward ------------------------------------------------------------------------------------------------
+
+    def visual(self, features: Tensor) -> VisualInput:
+        """What the decoder is given of the images: ``features [layers, N, T, dim]``; N may be 0."""
+        if features.shape[1] == 0:
+            return VisualInput(torch.zeros(0, 1, self.decoder.width, device=self.decoder.device))
+        like = next(self.adapter.parameters())
+        chosen = features if self._rows == list(range(len(features))) else features[self._rows]
+        if chosen.is_inference() and torch.is_grad_enabled():
+            chosen = chosen.clone()  # autograd may not keep a tensor that was made in inference mode
+        given: VisualInput = self.adapter(chosen.to(like.device, like.dtype), self.grid)
+        return given
+
+    def spliced(self, batch: Batch, side: Side = "right") -> Spliced:
+        """The batch as the decoder reads it; what is injected is laid ready."""
+        given = self.visual(batch["features"])
+        spliced = splice(
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch.get("labels"),
+            given.tokens,
+            self.decoder.embed,
+            side=side,
+            max_length=self.max_length,
+        )
+        if self.injector is not None:
+            packed = {block: spliced.pack(values) for block, values in given.injected.items()}
+            self.injector.set(packed, spliced.visual)
+        return spliced
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Spliced]:
+        """Logits ``[B, S, vocabulary]`` and what they are of."""
+        spliced = self.spliced(batch)
+        return self.decoder(spliced.inputs_embeds, spliced.attention_mask, spliced.position_ids), spliced
+
+    def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of every answer token ``[P]``, and the row it is of, int64 ``[P]``."""
+        spliced = self.spliced(batch)
+        positions, wanted = spliced.positions()
+        logits = self.decoder(spliced.inputs_embeds, spliced.attention_mask, spliced.position_ids, positions)
+        losses = F.cross_entropy(logits, wanted, reduction="none")
+        return losses, positions // spliced.labels.shape[1]
+
+    def loss_per_example(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy of each row's answer tokens, ``[B]``; 0 for a row without any."""
+        losses, rows = self.token_losses(batch)
+        sums = losses.new_zeros(len(batch["input_ids"])).index_add(0, rows, losses)
+        return sums / torch.bincount(rows, minlength=len(sums)).clamp_min(1)
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean cross-entropy over the answer tokens of the batch.
+
+        With accumulated batches or several processes the step follows the mean of their means, as LLaVA's does: a
+        token of a batch with few answers then counts for more.
+        """
+        losses, _ = self.token_losses(batch)
+        loss = losses.sum() / max(1, losses.numel())
+        if batch["features"].shape[1] == 0:  # text alone: other processes wait for gradients of every parameter
+            loss = loss + sum(p.sum() for p in self.adapter.parameters() if p.requires_grad) * 0.0
+        return loss
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """The trained parameters as ``fuser``, ``gates``, ``projector`` and ``language``."""
+        return self.adapter.parts() | {"language": self.decoder.trained()}
+
+    def configure_optimizers(self) -> Any:
+        groups = parameter_groups(self.parts(), self.rates)
+        mixed = "mixed" in str(self.trainer.precision)  # Lightning will not clip what a fused step may unscale
+        optimizer = torch.optim.AdamW(groups, betas=self.rates.betas, eps=self.rates.eps, fused=not mixed)
+        share = functools.partial(cosine, steps=self._steps(), warmup=self.rates.warmup)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        if self.trainer.ckpt_path is not None:
+            # To estimate them Lightning has opened the loader, and would not give it the state it is resumed with.
+            self.trainer.fit_loop._combined_loader = None
+        return steps
+
+    # --- answers ------------------------------------------------------------------------------------------------
+
+    def generate(self, batch: Batch, max_new_tokens: int = 32) -> list[str]:
+        """Greedy answers to the prompts of a batch: ``input_ids``, ``attention_mask`` and ``features``."""
+        with torch.no_grad():
+            return generation.generate(self.decoder, self.spliced(_prompt(batch), "left"), max_new_tokens)
+
+    def stream(self, batch: Batch, max_new_tokens: int = 256) -> Iterator[str]:
+        """The same of one prompt, piece by piece."""
+        with torch.no_grad():
+            spliced = self.spliced(_prompt(batch), "left")
+        yield from generation.stream(self.decoder, spliced, max_new_tokens)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def trained_names(self) -> set[str]:
+        """Names in the state dict of what is trained: the adapter, and of the decoder what has gradients."""
+        held = self.decoder.named_parameters(remove_duplicate=False)  # a tied map has two names
+        learned = {f"decoder.{name}" for name, p in held if p.requires_grad}
+        return learned | {f"adapter.{name}" for name in self.adapter.state_dict()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is frozen comes from its own files; dropout goes on where it was."""
+        names = self.trained_names()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        checkpoint["random_state"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises WorkbenchError for a checkpoint of another model."""
+        held, wanted = set(checkpoint["state_dict"]), self.trained_names()
+        if wrong := sorted(held ^ wanted):
+            state = "does not hold" if wrong[0] in wanted else "holds"
+            raise WorkbenchError(
+                f"the checkpoint is of another model or another way of training it: it {state} {wrong[0]} "
+                f"({len(wrong)} names differ)."
+            )
+        self._random = checkpoint.get("random_state")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self._random is not None:
+            torch.set_rng_state(self._random.cpu())
+            self._random = None
+
+
+def _prompt(batch: Batch) -> Batch:
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "features")}
