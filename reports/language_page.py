@@ -50,6 +50,7 @@ def language_json(analysis: Analysis, probes: Probes | None) -> dict[str, Any] |
         return None
     return {
         "name": model.name,
+        "revision": model.revision,
         "parameters": model.parameters,
         "width": model.width,
         "depth": model.depth,

@@ -377,17 +377,21 @@ def test_answers_are_one_printable_line(text: str, most: int) -> None:
     assert line.isprintable()
 
 
-def test_a_score_of_several_questions_is_of_none() -> None:
-    one, two, other = ("e", "t", "first?"), ("e", "t", "second?"), ("f", "t", "third?")
-    table = dict.fromkeys((one, two, other), ("yes", ("no",)))
-    found = asked({"cell": table}, {("cell", "e", "t"): 0.5, ("cell", "f", "t"): 1.0}, {"cell": "0"})
+def test_only_questions_that_all_answered_are_shown() -> None:
+    first, second = ("e", "t", "first?"), ("e", "t", "second?")
+    mine = {first: (Said("yes", 1.0), ("yes",)), second: (Said("no", 0.0), ("yes",))}
+    found = asked({"a": mine, "b": {second: (Said("yes", None), ("yes",))}}, {"a": "0", "b": "1"})
     assert found is not None
-    assert {q.question: q.said["cell"].score for q in found.questions} == {"first?": None, "second?": None, "third?": 1}
-    assert asked({}, {}, {}) is None
+    assert [q.question for q in found.questions] == ["second?"]
+    assert found.questions[0].said == {"a": Said("no", 0.0), "b": Said("yes", None)}
+    assert asked({}, {}) is None
 
 
 def test_answers_are_read_as_they_come(tmp_path: Path) -> None:
     path = tmp_path / "answers.parquet"
+    scored = {"example_id": "e", "task": "t", "question": "q", "prediction": None, "answers": ["a"], "score": 0.5}
+    pd.DataFrame([scored]).to_parquet(path)
+    assert read_answers(path) == {("e", "t", "q"): (Said("", 0.5), ("a",))}
     plain = {"example_id": "e", "task": "t", "prediction": "p"}
     rows = [plain | {"question": str(n), "answers": a} for n, a in enumerate(['["x", "y"]', "x", "[x"])]
     pd.DataFrame(rows).to_parquet(path)
@@ -420,7 +424,7 @@ def test_harm_in_answers_is_text() -> None:
     own = replace(
         record,
         runs=runs,
-        language=LanguageModel("".join(ALL), 5, 5, 5, ALL, ALL[0]),
+        language=LanguageModel("".join(ALL), ALL[0], 5, 5, 5, ALL, ALL[0]),
         asked=Asked(dict.fromkeys(cells, ALL[0]), questions),
     )
     analysis = Analysis(own)
