@@ -63,7 +63,7 @@ def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 vocab_size=len(vocabulary),
                 hidden_size=32,
                 intermediate_size=64,
-                num_hidden_layers=2,
+                num_hidden_layers=4,
                 num_attention_heads=2,
                 max_position_embeddings=8192,
                 eos_token_id=1,
