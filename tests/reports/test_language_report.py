@@ -17,10 +17,11 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
-from hostile_study import ALL, hostile
+from hostile_study import hostile, hostile_language
 from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_study import LANGUAGE_MODEL, cell_id, copy_database, planted, tiny, tried_again, truth
+from test_latex import compiled, needs_tex
 from test_report import Page
 from typer.testing import CliRunner
 
@@ -31,9 +32,7 @@ from reports.answer import answer
 from reports.comparison import Analysis
 from reports.controls import LEAST, LOOKS, NOT, SOME, UNKNOWN, blank_caveat, sights
 from reports.language import (
-    Asked,
     LanguageModel,
-    Question,
     Said,
     asked,
     choose,
@@ -416,19 +415,8 @@ def test_a_torn_description_is_a_note(mlflow_template: Path, tmp_path: Path) -> 
 
 
 def test_harm_in_answers_is_text() -> None:
-    record = hostile()
-    metrics = {f"control/{kind}/{t.name}": 0.9 for kind in ("blank", "shuffled") for t in record.tasks}
-    runs = tuple(replace(run, metrics={**run.metrics, **metrics}) for run in record.runs)
-    cells = {c.id: Said("".join(ALL), 0.5) for c in record.cells[:2]}
-    questions = tuple(Question(word, word, word, (word, word), cells) for word in ALL)
-    own = replace(
-        record,
-        runs=runs,
-        language=LanguageModel("".join(ALL), ALL[0], 5, 5, 5, ALL, ALL[0]),
-        asked=Asked(dict.fromkeys(cells, ALL[0]), questions),
-    )
-    analysis = Analysis(own)
-    files = render(analysis, answer(analysis), None, foretell(analysis, replace(record, run_id="other")))
+    analysis = Analysis(hostile_language())
+    files = render(analysis, answer(analysis), None, foretell(analysis, hostile()))
     html = files["report.html"]
     assert "<script>alert" not in html
     assert "<img src=x" not in html
@@ -439,6 +427,14 @@ def test_harm_in_answers_is_text() -> None:
     assert "<" not in spoken
     assert "`" not in spoken.replace("\\`", "")
     assert all(not line.startswith("=") for line in files["figures/sight.csv"].splitlines())
+
+
+@needs_tex
+def test_the_tables_compile(tmp_path: Path) -> None:
+    analysis = Analysis(hostile_language())
+    tex = render(analysis, answer(analysis), None, foretell(analysis, hostile()))["tables.tex"]
+    assert tex.count(r"\begin{table}") == 2 + 1 + 2
+    compiled(tex, tmp_path)
 
 
 def test_fresh_replicates_do_not_change_the_controls() -> None:
