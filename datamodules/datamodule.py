@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
+from datamodules.conversation_batches import ConversationBatches, PromptBatches
+from datamodules.conversations import ConversationSource
 from datamodules.encoding import EncoderLike, draw
+from datamodules.loader import Batch, TrainingLoader, whole
+from datamodules.order import EpochBatches, EpochOrder, LengthGroupedOrder, Order
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
+    from datamodules.chat import Chat
     from datamodules.feature_store import FeatureStore
     from datamodules.shards import StoredFeatures
     from datamodules.sources import Source
-
-Batch = dict[str, Tensor]
-
-
-class EpochOrder(Sampler[int]):
-    """A permutation of the examples that depends on seed and epoch and on nothing else.
-
-    Lightning calls :meth:`set_epoch` before every training epoch.
-    """
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size = size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        digest = hashlib.sha256(f"{self.seed}|{self.epoch}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        order: list[int] = torch.randperm(self.size, generator=generator).tolist()
-        return iter(order)
 
 
 class SplitBatches(Dataset[Batch]):
@@ -72,21 +50,38 @@ class AblationDataModule(L.LightningDataModule):
     Features come from the store, or live from the encoder once the batch is on the module's device (then the
     loaders themselves yield ``"images"``, uint8 ``[B, H, W, 3]``, in the place of ``"features"``).
 
-    Training batches come in an order that depends on ``order_seed`` and the epoch alone, the last incomplete
-    one left out; validation and test are complete and in the source's order.
+    With a ``chat`` the examples are the conversations of the source, and batches are::
+
+        input_ids       int64 [B, L]                  IMAGE_ID where an image stands; padded on the right
+        labels          int64 [B, L]                  the id where loss is taken, IGNORE elsewhere
+        attention_mask  bool [B, L]
+        features        [layers, N, tokens, dim]      of the N images of the batch, in the order in which they stand
+        index           int64 [B]                     numbers of the conversations in source.conversations(split)
+
+    with ``images`` for ``features`` as above, and N = 0 in a batch of text alone.
+
+    Training batches come in an order that depends on ``order_seed`` and the epoch alone (and on the lengths, when
+    grouped by length), the last incomplete one left out; validation and test are complete and in the source's
+    order. The place in the training epoch is part of Lightning's checkpoints (:class:`TrainingLoader`). Where several
+    processes train, each takes its share of the batches (:class:`EpochBatches`): give the trainer
+    ``use_distributed_sampler=False``, so that every process evaluates everything, each example once.
 
     Args:
         source: what the examples are.
         features: the store to read, or None for live features.
         encoder: the encoder of live features, or None to read the store.
         layers: the order of the first axis of the features.
-        batch_size: of training.
+        batch_size: of training, in each process.
         order_seed: decides the order of training.
         eval_batch_size: of validation and test; ``batch_size`` by default.
         num_workers: processes that fetch batches. The store needs none; live images may gain.
+        chat: makes ids of conversations; the source is then a :class:`ConversationSource`.
+        group_by_length: fill training batches with conversations of about one length
+            (:class:`LengthGroupedOrder`).
 
     Raises:
-        WorkbenchError: (from ``train_dataloader``) the training split holds less than one batch.
+        WorkbenchError: (from ``train_dataloader``) the training split holds less than one batch; (from any loader)
+            a conversation cannot be made ids of, as :class:`Chat`.
     """
 
     def __init__(
@@ -99,10 +94,14 @@ class AblationDataModule(L.LightningDataModule):
         order_seed: int,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
+        chat: Chat | None = None,
+        group_by_length: bool = False,
     ) -> None:
         super().__init__()
         if (features is None) == (encoder is None):
             raise ValueError("features come from the store or live from the encoder: give one of the two")
+        if group_by_length and chat is None:
+            raise ValueError("only conversations can be grouped by length")
         self.source = source
         self.store = features
         self.encoder = encoder
@@ -111,20 +110,62 @@ class AblationDataModule(L.LightningDataModule):
         self.order_seed = order_seed
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
-        self._splits: dict[str, SplitBatches] = {}
+        self.chat = chat
+        self.group_by_length = group_by_length
+        self._splits: dict[str, SplitBatches | ConversationBatches] = {}
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        size = self.source.size("train")
-        if size < self.batch_size:
-            raise WorkbenchError(f"training.batch_size is {self.batch_size}, and there are {size} training examples.")
-        order = EpochOrder(size, self.order_seed)
-        return self._loader("train", self.batch_size, sampler=order, drop_last=True)
+    def train_dataloader(self) -> TrainingLoader:
+        examples = self._split("train")
+        processes = self.trainer.world_size if self.trainer is not None else 1
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        size, together = len(examples), self.batch_size * processes
+        if size < together:
+            each = f" in each of {processes} processes" if processes > 1 else ""
+            left_out = len(self.left_out) if self.chat is not None else 0
+            without = f" ({left_out} left out for their length)" if left_out else ""
+            raise WorkbenchError(
+                f"training.batch_size is {self.batch_size}{each}, and there are {size} training examples{without}."
+            )
+        order: Order = EpochOrder(size, self.order_seed)
+        if self.group_by_length:
+            spoken = self._conversations("train")
+            order = LengthGroupedOrder(spoken.lengths, spoken.text_only, together, self.order_seed)
+        return TrainingLoader(examples, EpochBatches(order, self.batch_size, rank, processes), self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader("val", self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._loader("test", self.eval_batch_size)
+
+    # --- conversations ------------------------------------------------------------------------------------------
+
+    @property
+    def left_out(self) -> list[int]:
+        """Numbers of the training conversations that are too long to be learned from."""
+        return self._conversations("train").left_out
+
+    @property
+    def cut(self) -> int:
+        """How many training conversations lose their end to ``chat.max_length``."""
+        return self._conversations("train").cut
+
+    def prompts(self, split: str, numbers: Sequence[int]) -> Batch:
+        """What answers are generated from, padded on the left: the batch as above, without ``labels``.
+
+        Live images are not encoded yet: pass the batch through :meth:`on_after_batch_transfer`.
+
+        Args:
+            numbers: of conversations in ``source.conversations(split)``.
+        """
+        return self._conversations(split).prompts(numbers)
+
+    def prompt_dataloader(self, split: str) -> DataLoader[Batch]:
+        """All of :meth:`prompts`, ``eval_batch_size`` at a time, in the source's order."""
+        examples = PromptBatches(self._conversations(split))
+        return DataLoader(examples, batch_size=self.eval_batch_size, num_workers=self.num_workers, collate_fn=whole)
+
+    # --- inside -------------------------------------------------------------------------------------------------
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Encodes live batches, on the device where they now are."""
@@ -133,30 +174,32 @@ class AblationDataModule(L.LightningDataModule):
         images = batch.pop("images")
         if isinstance(self.encoder, nn.Module):
             self.encoder.to(images.device)
+        if not len(images):  # text alone
+            rows, columns = self.encoder.grid(self.encoder.image_size)
+            empty = torch.empty(len(self.layers), 0, rows * columns, self.encoder.dim, device=images.device)
+            return {"features": empty, **batch}
         features = self.encoder.encode(images, self.layers)
         if features.is_inference() and not torch.is_inference_mode_enabled():
             features = features.clone()  # autograd may not keep a tensor that was made in inference mode
         return {"features": features, **batch}
 
-    def _loader(
-        self, split: str, batch_size: int, sampler: EpochOrder | None = None, drop_last: bool = False
-    ) -> DataLoader[Batch]:
-        return DataLoader(
-            self._split(split),
-            batch_size=batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            num_workers=self.num_workers,
-            collate_fn=_whole,
-        )
+    def _loader(self, split: str, batch_size: int) -> DataLoader[Batch]:
+        return DataLoader(self._split(split), batch_size=batch_size, num_workers=self.num_workers, collate_fn=whole)
 
-    def _split(self, split: str) -> SplitBatches:
+    def _split(self, split: str) -> SplitBatches | ConversationBatches:
         if split not in self._splits:
             features = None if self.store is None else self.store.features(split, self.layers)
-            self._splits[split] = SplitBatches(self.source, split, features)
+            if self.chat is None:
+                self._splits[split] = SplitBatches(self.source, split, features)
+            else:
+                if not isinstance(self.source, ConversationSource):
+                    raise ValueError("a chat needs a source of conversations")
+                cut = split == "train"
+                self._splits[split] = ConversationBatches(self.source, split, self.chat, features, cut)
         return self._splits[split]
 
-
-def _whole(batch: Any) -> Any:
-    """``__getitems__`` has made the batch."""
-    return batch
+    def _conversations(self, split: str) -> ConversationBatches:
+        batches = self._split(split)
+        if not isinstance(batches, ConversationBatches):
+            raise ValueError("without a chat there are no conversations")
+        return batches

@@ -182,7 +182,8 @@ class FineScenes(Source):
     def _scaled(self, pixels: int) -> int:
         return max(1, (pixels * self.chosen.size + NATIVE // 2) // NATIVE)
 
-    def _all(self, split: str) -> list[Layout]:
+    def layouts(self, split: str) -> list[Layout]:
+        """Every scene of a split before it is drawn, worked out once."""
         if split not in self._layouts:
             self._layouts[split] = [self.layout(split, index) for index in range(self.size(split))]
         return self._layouts[split]
@@ -208,7 +209,7 @@ class FineScenes(Source):
         return canvas
 
     def targets(self, split: str) -> dict[str, Array]:
-        scenes = self._all(split)
+        scenes = self.layouts(split)
         size = self.chosen.size
         glyphs, valid = padded([[_box(g, size) for g in scene.glyphs] for scene in scenes])
         labels = np.zeros(valid.shape, np.int64)
@@ -232,7 +233,7 @@ class FineScenes(Source):
     def identity(self, split: str) -> pd.DataFrame:
         import pandas as pd
 
-        scenes = self._all(split)
+        scenes = self.layouts(split)
         return pd.DataFrame(
             {
                 "example_id": [f"{split}-{index:05d}" for index in range(len(scenes))],

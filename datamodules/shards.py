@@ -197,6 +197,8 @@ class StoredFeatures:
         if images and not 0 <= min(images) <= max(images) < self._images:
             raise IndexError(f"images {min(images)} to {max(images)} of a split of {self._images}")
         places = [divmod(image, self._shard_size) for image in images]
+        if not images:  # of a batch of text alone
+            return torch.stack([shards[0][:0] for shards in self._layers])
         # One stack over views of single images copies once, where index_select a shard copies twice.
         rows = torch.stack([shards[number][row] for shards in self._layers for number, row in places])
         return rows.view(len(self._layers), len(places), *rows.shape[1:])

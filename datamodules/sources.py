@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -78,7 +78,7 @@ def build_source(name: str, options: Mapping[str, Any], folders: Mapping[str, Pa
     Raises:
         WorkbenchError: an unknown source or option, or an option of the wrong type or value.
     """
-    from datamodules import crowns, finescenes, planted  # noqa: F401 - they register themselves
+    from datamodules import crowns, finescenes, hub, llava, planted, questions  # noqa: F401 - they register themselves
 
     if name not in SOURCES:
         raise WorkbenchError(f"unknown source '{name}'.{nearest(name, SOURCES)}")
@@ -88,7 +88,12 @@ def build_source(name: str, options: Mapping[str, Any], folders: Mapping[str, Pa
     for key, value in options.items():
         if key not in known:
             raise WorkbenchError(f"source.options: unknown key '{key}' of '{name}'.{nearest(key, known)}")
-        wanted = type(known[key].default)
-        if type(value) is not wanted:
+        wanted = type(_default(known[key]))
+        whole = wanted is float and type(value) is int
+        if type(value) is not wanted and not whole:
             raise WorkbenchError(f"source.options.{key} is {value!r}; it must be of type {wanted.__name__}.")
     return cls(cls.options(**options), folders)  # type: ignore[call-arg]
+
+
+def _default(option: Field[Any]) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()

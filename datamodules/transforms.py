@@ -2,33 +2,95 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from workbench.errors import WorkbenchError
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-def load_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """An image file as RGB, uint8 ``[H, W, 3]``.
+
+def load_image(path: Path) -> Pixels:
+    """An image file as RGB, uint8 ``[H, W, 3]``; see :func:`decode`.
 
     Raises:
-        WorkbenchError: the file is missing, is not an image, or is cut off.
+        WorkbenchError: the file is missing, is not an image, is cut off, or is too large to be one in earnest.
     """
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+        with path.open("rb") as file:
+            return decode(file, f"image {path}")
     except FileNotFoundError:
         raise WorkbenchError(f"image {path} does not exist.") from None
+    except OSError as error:
+        raise WorkbenchError(f"image {path} cannot be read: {error.strerror or error}.") from None
+
+
+def decode(file: IO[bytes], name: str) -> Pixels:
+    """An encoded image as RGB, uint8 ``[H, W, 3]``, turned upright where its EXIF data say how it was held.
+
+    16-bit greys are scaled to 8 bits. Transparency is dropped, as LLaVA does.
+
+    Raises:
+        WorkbenchError: as :func:`load_image`; ``name`` begins it.
+    """
+    try:
+        with Image.open(file) as image:
+            return rgb(image)
     except UnidentifiedImageError:
-        raise WorkbenchError(f"image {path} is not an image that Pillow reads (PNG, JPEG, WebP, TIFF …).") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise WorkbenchError(f"image {path} cannot be read, it may be cut off or damaged: {error}.") from None
+        raise WorkbenchError(f"{name} is not an image that Pillow reads (PNG, JPEG, WebP, TIFF …).") from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise WorkbenchError(f"{name} claims more than {limit:,} pixels; make it smaller.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise WorkbenchError(f"{name} cannot be read, it may be cut off or damaged: {error}.") from None
 
 
-def fit(image: np.ndarray[Any, np.dtype[np.uint8]], size: int | tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def rgb(image: Image.Image) -> Pixels:
+    """A Pillow image of any mode as uint8 ``[H, W, 3]``, upright."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16 bits, perhaps in 32: Pillow would clip them
+        grey = np.asarray(upright).astype(np.int64)
+        upright = Image.fromarray((grey >> 8 if grey.max() > 255 else grey).clip(0, 255).astype(np.uint8))
+    return np.array(upright.convert("RGB"))
+
+
+def squared(image: Pixels, size: int, padding: str, background: Sequence[int]) -> Pixels:
+    """An image as a square of ``size`` px, bicubic, ``[H, W, 3] → [size, size, 3]``; see :data:`PADDINGS`.
+
+    Args:
+        background: red, green, blue of what a padded image does not cover.
+    """
+    return PADDINGS[padding](image, size, background)
+
+
+def _padded(image: Pixels, size: int, background: Sequence[int]) -> Pixels:
+    height, width = image.shape[:2]
+    side = max(height, width)
+    square = np.full((side, side, 3), background, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    return _resized(square, size)
+
+
+def _resized(image: Pixels, size: int) -> Pixels:
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+# How an image becomes a square: all of it on a background (LLaVA-1.5's image_aspect_ratio "pad"), its largest centred
+# square (CLIP's preprocessing), or all of it out of proportion.
+PADDINGS: Mapping[str, Callable[[Pixels, int, Sequence[int]], Pixels]] = {
+    "square": _padded,
+    "crop": lambda image, size, background: fit(image, size),
+    "stretch": lambda image, size, background: _resized(image, size),
+}
+
+
+def fit(image: Pixels, size: int | tuple[int, int]) -> Pixels:
     """The largest centred part of an image that has the shape of ``size`` (a side, or height and width), resized to it.
 
     Bicubic, ``[H, W, 3] → [height, width, 3]``.

@@ -37,18 +37,23 @@ class Projector(nn.Module):
     Args:
         kind: one of :data:`PROJECTORS`.
         hidden: where given, the map is an MLP with a middle so wide, in place of the kind's own (the matched control).
+        normalise: False: the tokens are mapped as they are, which is LLaVA's own projector; for weights that were
+            trained so.
 
     Raises:
         WorkbenchError: ``kind`` is not one of :data:`PROJECTORS`.
     """
 
-    def __init__(self, kind: str, in_dim: int, width: int, hidden: int | None = None) -> None:
+    def __init__(self, kind: str, in_dim: int, width: int, hidden: int | None = None, normalise: bool = True) -> None:
         super().__init__()
         if kind not in PROJECTORS:
             raise WorkbenchError(f"training.projector is '{kind}'.{nearest(kind, PROJECTORS)}")
         self.in_dim = in_dim
+        self.normalise = normalise
         self.map = PROJECTORS[kind](in_dim, width) if hidden is None else mlp(in_dim, hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        normalised: Tensor = self.map(F.layer_norm(tokens, (self.in_dim,), eps=1e-6))
-        return normalised
+        if self.normalise:
+            tokens = F.layer_norm(tokens, (self.in_dim,), eps=1e-6)
+        mapped: Tensor = self.map(tokens)
+        return mapped

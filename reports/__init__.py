@@ -47,6 +47,7 @@ def write_report(
     experiment: str | None = None,
     against: str | None = None,
     against_uri: str | None = None,
+    probes: str | None = None,
 ) -> ReportPaths:
     """Write the layer-selection report of a study from MLflow alone.
 
@@ -58,16 +59,18 @@ def write_report(
         against: another study to compare with: its name or id, or the path of an earlier report.json, which may lie in
             ``out`` (it is read before it is replaced). None: no other, or with ``against_uri`` the study of that name.
         against_uri: the MLflow that holds it; None: the same one.
+        probes: the study of probes to hold a study of language models against, of the same experiment; None: the one
+            that the study itself names, if MLflow has it.
 
     Raises:
         WorkbenchError: MLflow cannot be opened, holds no such study, ``out`` cannot be a folder, or there is nothing to
-            compare with.
+            compare with (``against``, ``probes``).
     """
     from reports.render import write  # imports are seconds; the command line's help does not wait for them
     from reports.sides import Source
 
     other = Source(against or study, against_uri) if against or against_uri else None
-    return write(tracking_uri, study, out, experiment, other)
+    return write(tracking_uri, study, out, experiment, other, probes)
 
 
 def find_picks(tracking_uri: str, study: str, experiment: str | None = None) -> Picks | None:

@@ -73,7 +73,7 @@ def beside(analysis: Analysis) -> tuple[Beside, ...]:
 
 def _agree(analysis: Analysis, found: Matched, metric: str, sign: int, measure: Measure) -> Agreement | None:
     published = sign * np.asarray([row.values[metric] for row, _ in found.rows])
-    own = _by_replicate(analysis, [cell for _, cell in found.rows], measure)
+    own = by_replicate(analysis, [cell for _, cell in found.rows], measure)
     if own is None:
         return None
     tau = float(tau_b(published, own.mean(1)[None])[0])
@@ -81,7 +81,7 @@ def _agree(analysis: Analysis, found: Matched, metric: str, sign: int, measure: 
     return Agreement(metric, measure.name, tau, low, high, exact_p(published, own.mean(1)), len(own), own.shape[1])
 
 
-def _by_replicate(analysis: Analysis, cells: Sequence[Cell], measure: Measure) -> Floats | None:
+def by_replicate(analysis: Analysis, cells: Sequence[Cell], measure: Measure) -> Floats | None:
     """``[cells, replicates]`` test means, more is better, of the replicates that all cells have."""
     scored = [analysis.outcomes(c.id, measure.name) for c in cells]
     known = [o for o in scored if o is not None and o.examples]
@@ -94,10 +94,10 @@ def _by_replicate(analysis: Analysis, cells: Sequence[Cell], measure: Measure) -
 
 
 def tau_b(x: Floats, y: Floats) -> Floats:
-    """Kendall's tau-b of ``x`` ``[n]`` with each row of ``y`` ``[..., n]``; 0 where either is one tie."""
-    i, j = np.triu_indices(len(x), 1)
-    dx, dy = np.sign(x[i] - x[j]), np.sign(y[..., i] - y[..., j])
-    norm = np.sqrt((dx**2).sum() * (dy**2).sum(-1))
+    """Kendall's tau-b of ``x`` ``[n]``, or ``[..., n]``, with each row of ``y`` ``[..., n]``; 0 where one is a tie."""
+    i, j = np.triu_indices(x.shape[-1], 1)
+    dx, dy = np.sign(x[..., i] - x[..., j]), np.sign(y[..., i] - y[..., j])
+    norm = np.sqrt((dx**2).sum(-1) * (dy**2).sum(-1))
     return np.asarray(np.divide((dx * dy).sum(-1), norm, out=np.zeros_like(norm), where=norm > 0), dtype=float)
 
 

@@ -11,6 +11,7 @@ from reports.caveats import caveats, looks, nothing
 from reports.cheaper import Cheaper, cheaper_words, find_cheaper, none_cheaper
 from reports.comparison import BASELINES, BEST_SINGLE, CONTROLS, MIDDLE, Analysis, Comparison, Measure
 from reports.confirm import confirmation
+from reports.controls import blank_caveat, sight_sentence
 from reports.fairness import flags
 from reports.planning import what_it_would_take
 from reports.records import Cell
@@ -62,6 +63,7 @@ def answer(analysis: Analysis) -> Answer:
         return Answer(None, nothing(analysis), "", None, False, (), None, "", "", said, "", analysis)
     trial = confirmation(analysis)
     cell = (trial.winner if trial else None) or ranked[0]
+    said += tuple(filter(None, [blank_caveat(analysis, cell)]))
     judged = trial.analysis if trial and _begun(trial.analysis, cell) else analysis
     candidates = [judged.baselines.get((measure, b)) for b in (BEST_SINGLE, MIDDLE)]
     best = next((c for c in ranked if c.id in candidates), None)
@@ -100,6 +102,7 @@ def answer(analysis: Analysis) -> Answer:
                 None,
                 [
                     _controlled(compared, judged, cell),
+                    sight_sentence(analysis, cell),
                     retention_words(kept, cell, margin_words(judged, kept.measure) if kept else ""),
                     _inflated(analysis, luck),
                     _flagged(analysis, cell, best),

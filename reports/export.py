@@ -14,22 +14,27 @@ from reports.confirm import confirmation, trial_json
 from reports.csvtext import csv_text
 from reports.environment import environment
 from reports.fairness import budgets
+from reports.language_page import language_json
 from reports.layer_figures import layers_json
 from reports.look import look_json
 from reports.plain import cell_json, comparison_json
+from reports.probes import Probes
 from reports.records import FINISHED, Cell
 from reports.retention import retention_json
 from reports.selection import inflation_json
 from reports.statistics import Estimate
-from reports.tables import COSTS, health
+from reports.tables import cost_columns, health
 
 SCHEMA = 2  # of report.schema.json: raised when a key goes away or changes its meaning, not when one is added
 
 
-def to_json(analysis: Analysis, answer: Answer, against: dict[str, Any] | None = None) -> dict[str, Any]:
+def to_json(
+    analysis: Analysis, answer: Answer, against: dict[str, Any] | None = None, probes: Probes | None = None
+) -> dict[str, Any]:
     """Everything in the report as plain values, as report.schema.json has it; scores as fractions, never rounded.
 
     ``against``: what :func:`reports.against_page.against_json` says of another study; None: nothing is compared.
+    ``probes``: the study of probes beside a study of language models.
     """
     record = analysis.record
     cheaper = answer.cheaper
@@ -107,6 +112,7 @@ def to_json(analysis: Analysis, answer: Answer, against: dict[str, Any] | None =
         "environment": environment(record),
         "published": published_json(analysis),
         "against": against,
+        "language": language_json(analysis, probes),
     }
     finite: dict[str, Any] = _finite(plain)
     return finite
@@ -177,7 +183,7 @@ def _numbers(analysis: Analysis, cell: Cell) -> dict[str, Any]:
         "states": {r: record.state(cell.id, r) for r in record.replicates},
         "test": {name: asdict(e) for name, e in means.items()},
         "validation": {m.name: analysis.validation.get((cell.id, m.name)) for m in analysis.measures},
-        "cost": {name.removeprefix("cost/"): record.mean_metric(cell.id, name) for name, _ in COSTS},
+        "cost": {c.metric.removeprefix("cost/"): record.mean_metric(cell.id, c.metric) for c in cost_columns(record)},
     }
 
 

@@ -67,7 +67,7 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
         bars = np.array([e.half for _, e in points]) * unit.factor
         axes.errorbar(x, y, yerr=bars, color=ACCENT, marker="o", ms=5, elinewidth=1.1, zorder=3)
         lines: list[tuple[float, str, str]] = []
-        data: list[list[object]] = [[str(layer), layer, *_numbers(unit, e)] for layer, e in points]
+        data: list[list[object]] = [[str(layer), layer, *numbers(unit, e)] for layer, e in points]
         by_cell: dict[str, list[str]] = {}
         for name in BASELINES:
             if (found := analysis.baselines.get((measure.name, name))) is not None:
@@ -78,7 +78,7 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             what = f" ({cell.query})" if cell.single else ""
             axes.axhline(value * unit.factor, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
             lines.append((value * unit.factor, f"{' = '.join(names)}{what}  {unit.score(value)}", INK))
-            data.append([" = ".join(names), None, *_numbers(unit, analysis.means[cell_id, measure.name])])
+            data.append([" = ".join(names), None, *numbers(unit, analysis.means[cell_id, measure.name])])
         if (
             answer.cell is not None
             and answer.cell.id not in by_cell
@@ -88,7 +88,7 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             axes.axhline(value * unit.factor, color=ACCENT, lw=1.4, zorder=1)
             words = f"recommended: {short(answer.cell.name)}  {unit.score(value)}"
             lines.append((value * unit.factor, words, ACCENT))
-            data.append(["recommended", None, *_numbers(unit, analysis.means[answer.cell.id, measure.name])])
+            data.append(["recommended", None, *numbers(unit, analysis.means[answer.cell.id, measure.name])])
         if measure.chance is not None:
             axes.axhline(measure.chance * unit.factor, color=MUTED, lw=0.9, ls=(0, (1, 2)), zorder=1)
             lines.append((measure.chance * unit.factor, f"chance  {unit.score(measure.chance)}", MUTED))
@@ -98,7 +98,7 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
         axes.set_xticks(range(0, depth + 1, 1 if depth <= 16 else 2))
         axes.set_xlabel("layer (0: the embeddings)")
         axes.set_ylabel(_axis(measure))
-        axes.set_ylim(*_room([*(y - bars), *(y + bars), *(v for v, _, _ in lines)], unit))
+        axes.set_ylim(*room([*(y - bars), *(y + bars), *(v for v, _, _ in lines)], unit))
         axes.grid(axis="y")
         widest = max((len(text) for _, text, _ in lines), default=0)
         axes.set_position((0.065, 0.13, min(0.60, 0.91 - CHARACTER * widest / (72 * WIDTH)), 0.83))
@@ -115,7 +115,7 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             f"{_CHANCE if measure.chance is not None else ''}",
             f"{_axis(measure)}, by layer. {said}. Best at layer {best[0]}. "
             f"Lines: {listed([text for _, text, _ in lines])}.",
-            csv_text(["point or line", "layer", *_columns(unit)], data),
+            csv_text(["point or line", "layer", *columns(unit)], data),
         )
 
 
@@ -139,7 +139,7 @@ def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
         wide = max(np.log10(high / low), 0.3)
         axes.set_xlim(low / 10 ** (0.06 * wide), high * 10 ** (0.34 * wide))
         edges = [v * unit.factor for _, e, _ in points for v in (e.low, e.high)]
-        axes.set_ylim(*_room(edges, unit))
+        axes.set_ylim(*room(edges, unit))
         steps = sorted((points[i][0], points[i][1].mean * unit.factor) for i in front)
         axes.plot(*zip(*steps, strict=True), color=ACCENT, lw=1.1, drawstyle="steps-post", zorder=1)
         for i, (x, e, cell) in enumerate(points):
@@ -148,7 +148,7 @@ def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
                 axes.errorbar(x, at, yerr=e.half * unit.factor, color=colour, elinewidth=0.9, zorder=2)
             fill = ACCENT if i in front else PAPER
             axes.plot(x, at, markers[cell.strategy], color=colour, mfc=fill, ms=6.5, mew=1.1, zorder=3)
-        _name_points(
+        name_points(
             axes,
             [
                 (x, e.mean * unit.factor, short(c.label), i in front)
@@ -170,7 +170,7 @@ def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             f"{points[i][2].label}: {unit.score(points[i][1].mean)} at {count(points[i][0])} FLOPs" for i in front
         )
         data = [
-            [c.label, c.strategy, x, *_numbers(unit, e), "yes" if i in front else "no"]
+            [c.label, c.strategy, x, *numbers(unit, e), "yes" if i in front else "no"]
             for i, (x, e, c) in enumerate(points)
         ]
         return finish(
@@ -180,7 +180,7 @@ def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             "Filled and joined: the Pareto front of the means, no cell cheaper and better. Neighbours on it may still "
             "be within the noise of each other. The encoder is the same for all and not counted.",
             f"{len(points)} cells by FLOPs an image and {_axis(measure)}. On the Pareto front: {said}.",
-            csv_text(["cell", "strategy", "FLOPs an image", *_columns(unit), "on the front"], data),
+            csv_text(["cell", "strategy", "FLOPs an image", *columns(unit), "on the front"], data),
         )
 
 
@@ -243,11 +243,11 @@ def _last_epoch(curves: Sequence[tuple[Cell, Mapping[int, float]]]) -> int:
     return max(max(curve) for _, curve in curves)
 
 
-def _columns(unit: Unit) -> list[str]:
+def columns(unit: Unit) -> list[str]:
     return [unit.after("mean"), "low", "high"]
 
 
-def _numbers(unit: Unit, e: Estimate) -> list[float]:
+def numbers(unit: Unit, e: Estimate) -> list[float]:
     """Mean and 95 % interval in the unit that is drawn."""
     return [round(unit.factor * value, 6) for value in (e.mean, e.low, e.high)]
 
@@ -257,7 +257,7 @@ def _axis(measure: Measure) -> str:
     return measure.unit.after(f"{measure.name}: test {measure.shown}") + (", less is better" * measure.minimised)
 
 
-def _room(values: Sequence[float], unit: Unit) -> tuple[float, float]:
+def room(values: Sequence[float], unit: Unit) -> tuple[float, float]:
     known = [v for v in values if np.isfinite(v)] or [0.0, 1.0]
     low, high = min(known), max(known)
     if unit is SHARE:  # an interval may leave the scale; the axis need not
@@ -283,8 +283,8 @@ def _worth_naming(analysis: Analysis, answer: Answer, measure: Measure, front: S
     return named
 
 
-def _name_points(axes: object, points: Sequence[tuple[float, float, str, bool]]) -> None:
-    """Names beside points, moved up or down until none covers another."""
+def name_points(axes: object, points: Sequence[tuple[float, float, str, bool]], above: bool = False) -> None:
+    """Names beside points, moved up or down until none covers another; ``above``: clear of an interval."""
     from matplotlib.axes import Axes
 
     assert isinstance(axes, Axes)
@@ -296,7 +296,7 @@ def _name_points(axes: object, points: Sequence[tuple[float, float, str, bool]])
         left += 8
         right = left + CHARACTER * len(text)
         start = height
-        height += 8 if on_front else 0  # clear of the front's line, which runs on to the right
+        height += 8 if on_front or above else 0  # clear of the front's line, which runs on to the right
         while any(left < r and right > q and abs(height - h) < 1.25 * FONT for q, r, h in placed):
             height -= 1
         placed.append((left, right, height))

@@ -35,8 +35,8 @@ def latex(analysis: Analysis, said: Answer) -> str:
     """The whole file. A study without numbers gives a file that sets nothing."""
     record = analysis.record
     tasks = [m for m in analysis.measures if any(t.name == m.name for t in record.tasks)]
-    parts = [table for m in tasks if (table := _strategies(analysis, m, said.cell))]
-    parts += [table for table in [_recommended(analysis, said)] if table]
+    parts = [made for m in tasks if (made := _strategies(analysis, m, said.cell))]
+    parts += [made for made in [_recommended(analysis, said)] if made]
     head = (
         f"% Study {_comment(record.name)}, written by fusion workbench {__version__}. Needs \\usepackage{{booktabs}}."
     )
@@ -53,13 +53,13 @@ def _strategies(analysis: Analysis, measure: Measure, recommended: Cell | None) 
     for start in range(0, len(rows), PANEL):
         panel = rows[start : start + PANEL]
         lines += [r"\addlinespace[1ex]\midrule"] if start else []
-        lines.append(_line(["layers", *(_wide(r.levels) for r in panel)]))
-        lines.append(_line(["query", *(_wide(str(r.query)) for r in panel)]))
+        lines.append(line(["layers", *(_wide(r.levels) for r in panel)]))
+        lines.append(line(["query", *(_wide(str(r.query)) for r in panel)]))
         lines.append(r"\midrule")
         for number, column in enumerate(columns):
             entries = [row.entries[number] for row in panel]
             if any(entries):
-                lines.append(_line([_name(column), *(_entry(e) for e in entries)]))
+                lines.append(line([_name(column), *(_entry(e) for e in entries)]))
     best = analysis.baselines.get((measure.name, BEST_SINGLE))
     reference = f", {escape(analysis.record.cell(best).name)}" if best else ""
     unit = f" ({escape(measure.unit.symbol)})" if measure.unit.symbol else ""
@@ -71,7 +71,7 @@ def _strategies(analysis: Analysis, measure: Measure, recommended: Cell | None) 
     notes = [_legend([e.mark.verdict for e in shown if e.mark], f"the best single layer{reference}")]
     notes += [r"\textbf{Bold}: recommended, picked on validation."] if any(e.recommended for e in shown) else []
     wide = min(PANEL, len(rows))
-    return _table(analysis, measure.name, caption, "@{}l" + r"r@{\,$\pm$\,}l" * wide + "@{}", lines, notes)
+    return table(analysis, measure.name, caption, "@{}l" + r"r@{\,$\pm$\,}l" * wide + "@{}", lines, notes)
 
 
 def _recommended(analysis: Analysis, said: Answer) -> str:
@@ -84,20 +84,20 @@ def _recommended(analysis: Analysis, said: Answer) -> str:
     measured = [(m, e) for m in analysis.measures if (e := analysis.means.get((cell.id, m.name))) is not None]
     if not known or not measured:
         return ""
-    lines = [_line(["", "score", *(escape(b) for b in known)]), r"\midrule"]
+    lines = [line(["", "score", *(escape(b) for b in known)]), r"\midrule"]
     for number, (measure, e) in enumerate(measured):
         unit, row = measure.unit, [found.get((measure.name, b)) for b in known]
         lines += [r"\addlinespace"] if number else []
         symbol = f" ({escape(unit.symbol)})" if unit.symbol else ""
         lines.append(
-            _line([escape(measure.name) + symbol, _number(unit.score(e.mean)), *(_effect(measure, c) for c in row)])
+            line([escape(measure.name) + symbol, numeral(unit.score(e.mean)), *(_effect(measure, c) for c in row)])
         )
         lines.append(
-            _line(
+            line(
                 [
                     "",
-                    _interval(measure.unit.score, e),
-                    *(_interval(measure.unit.signed, c.difference if c else None) for c in row),
+                    interval(measure.unit.score, e),
+                    *(interval(measure.unit.signed, c.difference if c else None) for c in row),
                 ]
             )
         )
@@ -108,12 +108,10 @@ def _recommended(analysis: Analysis, said: Answer) -> str:
     )
     notes = [_legend([c.verdict for c in found.values()], "the baseline of the column")]
     notes.append("Intervals are not corrected for the number of comparisons; verdicts are.")
-    return _table(analysis, "recommended", caption, "@{}l" + "c" * (1 + len(known)) + "@{}", lines, notes)
+    return table(analysis, "recommended", caption, "@{}l" + "c" * (1 + len(known)) + "@{}", lines, notes)
 
 
-def _table(
-    analysis: Analysis, name: str, caption: str, columns: str, lines: Sequence[str], notes: Sequence[str]
-) -> str:
+def table(analysis: Analysis, name: str, caption: str, columns: str, lines: Sequence[str], notes: Sequence[str]) -> str:
     label = f"tab:{slug(analysis.record.name)}-{slug(name)}"
     out = [
         r"\begin{table}[tbp]",
@@ -176,18 +174,18 @@ def _entry(entry: tables.Entry | None) -> str:
 def _effect(measure: Measure, c: Comparison | None) -> str:
     if c is None:
         return r"\textendash{}"
-    return (_number(measure.unit.signed(c.difference.mean)) if c.difference else "") + _mark(c.verdict)
+    return (numeral(measure.unit.signed(c.difference.mean)) if c.difference else "") + _mark(c.verdict)
 
 
-def _interval(write: Callable[[float], str], e: Estimate | None) -> str:
-    return rf"{{\scriptsize [{_number(write(e.low))}, {_number(write(e.high))}]}}" if e else ""
+def interval(write: Callable[[float], str], e: Estimate | None) -> str:
+    return rf"{{\scriptsize [{numeral(write(e.low))}, {numeral(write(e.high))}]}}" if e else ""
 
 
 def _mark(verdict: str) -> str:
     return f"$^{{{MARKS[verdict]}}}$"
 
 
-def _number(text: str) -> str:
+def numeral(text: str) -> str:
     return rf"\ensuremath{{{text.replace('−', '-')}}}" if text[:1] in "+−" else escape(text)
 
 
@@ -195,7 +193,7 @@ def _wide(content: str, text: bool = True) -> str:
     return rf"\multicolumn{{2}}{{c}}{{{escape(content) if text else content}}}"
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 

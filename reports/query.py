@@ -15,6 +15,7 @@ import numpy as np
 
 from reports.connect import children, connect, find_study, shown
 from reports.inner import Inside, read_importance, read_inside, read_similarity
+from reports.language import Asked, LanguageModel, asked, read_answers, read_language
 from reports.look import read_look
 from reports.parsing import (
     cell_of_entry,
@@ -90,6 +91,7 @@ class _Reader:
         kept, scored = self._outcomes(kept, {str(task): ratio_of(entry) for task, entry in known.items()})
         outcomes = scored["final"]
         plan, tracked = self._plan(), self._optional("plan.json")
+        language = self._part("language_model.json", read_language)
         listed = source.get("groups", {}).get("test", []) if isinstance(source.get("groups"), Mapping) else []
         return StudyRecord(
             name=tags.get("workbench.study", str(info.run_name)),
@@ -122,6 +124,8 @@ class _Reader:
             similarity=self._part("similarity.json", read_similarity),
             importance=self._part("importance.json", read_importance),
             insides=self._insides(kept),
+            language=language,
+            asked=self._asked(language, kept),
             notes=tuple(dict.fromkeys(self.notes)),
         )
 
@@ -325,6 +329,24 @@ class _Reader:
         except WorkbenchError as error:
             self.notes.append(f"inside.safetensors of run {run.run_id} is left out: {error}.")
             return None
+
+    def _asked(self, language: LanguageModel | None, runs: Sequence[Run]) -> Asked | None:
+        """Answers of each strategy's best cell on validation, of its first finished replicate."""
+        own: dict[str, list[Run]] = defaultdict(list)
+        for run in runs if language else ():
+            if run.phase == "final" and run.state == FINISHED and "val/objective" in run.metrics:
+                own[run.cell].append(run)
+        best: dict[str, Run] = {}
+        for cell in sorted(own, key=lambda c: -float(np.mean([r.metrics["val/objective"] for r in own[c]]))):
+            best.setdefault(own[cell][0].params.get("strategy", ""), own[cell][0])  # runs are in order of replicates
+        found = {}
+        for run in best.values():
+            try:
+                if file := self._file("outcomes/answers.parquet", run.run_id):
+                    found[run.cell] = read_answers(file)
+            except WorkbenchError as error:
+                self.notes.append(f"outcomes/answers.parquet of run {run.run_id} is left out: {error}.")
+        return asked(found, {run.cell: run.replicate for run in best.values() if run.cell in found})
 
     def _look(self) -> Look | None:
         """What the study's last step left to look at; None where there is nothing, or nothing that can be read."""

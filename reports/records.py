@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reports.inner import Importance, Inside, Similarity
+from reports.language import Asked, LanguageModel
 from workbench.layers import Selection
 
 Floats = NDArray[np.float64]
@@ -309,6 +310,8 @@ class StudyRecord:
     importance: Importance | None = None
     insides: Mapping[str, tuple[Inside, ...]] = field(default_factory=dict)  # cell → replicates; of the best few cells
     experiment_id: str = ""  # MLflow's, for links to runs
+    language: LanguageModel | None = None  # None: a study of probes
+    asked: Asked | None = None  # questions and what cells answered; None: nothing that can be read
 
     @cached_property
     def _by_cell(self) -> Mapping[str, tuple[Run, ...]]:

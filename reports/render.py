@@ -21,9 +21,13 @@ from reports.export import intervals_csv, results_csv, to_json
 from reports.fairness import budgets
 from reports.figures import figures
 from reports.gate import failures
+from reports.language_figures import language_figures
+from reports.language_latex import language_latex
+from reports.language_page import language_page
 from reports.latex import latex
 from reports.layer_figures import layer_page
 from reports.look import look_page
+from reports.probes import Probes, find_probes, foretell
 from reports.query import read_study
 from reports.records import FINISHED, STATES
 from reports.runs import UI, cell_runs, link, server
@@ -37,15 +41,21 @@ from workbench.errors import WorkbenchError
 
 
 def write(
-    tracking_uri: str, study: str, out: Path, experiment: str | None, against: Source | None = None
+    tracking_uri: str,
+    study: str,
+    out: Path,
+    experiment: str | None,
+    against: Source | None = None,
+    probes: str | None = None,
 ) -> ReportPaths:
     """See :func:`reports.write_report`."""
     record = read_study(tracking_uri, study, experiment)
+    found = find_probes(tracking_uri, record, probes)
     other = find(against, tracking_uri, experiment, record) if against else None  # a wrong one is said before the work
     analysis = Analysis(record)
     said = answer(analysis)
     changed = compare(analysis, said, other) if other else None
-    files = render(analysis, said, changed)
+    files = render(analysis, said, changed, foretell(analysis, found))
     _save(out, files)
     return ReportPaths(
         html=out / "report.html",
@@ -61,18 +71,22 @@ def write(
     )
 
 
-def render(analysis: Analysis, said: Answer, changed: Against | None = None) -> dict[str, str]:
+def render(
+    analysis: Analysis, said: Answer, changed: Against | None = None, probes: Probes | None = None
+) -> dict[str, str]:
     """Every file of the report by its path within the folder."""
-    drawn = [f for f in [answer_figure(analysis, said)] if f] + figures(analysis, said)
-    context = page(analysis, said, drawn) | against_page(analysis, changed)
-    plain = json.dumps(to_json(analysis, said, against_json(changed)), indent=1, ensure_ascii=False, allow_nan=False)
+    drawn = [f for f in [answer_figure(analysis, said)] if f]
+    drawn += [*language_figures(analysis, said, probes), *figures(analysis, said)]
+    context = page(analysis, said, drawn) | against_page(analysis, changed) | language_page(analysis, said, probes)
+    values = to_json(analysis, said, against_json(changed), probes)
+    plain = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
     return {
         "report.html": template("report.html.j2").render(context),
         "report.md": template("report.md.j2").render(context),
         "report.json": plain + "\n",
         "results.csv": results_csv(analysis),
         "intervals.csv": intervals_csv(analysis),
-        "tables.tex": latex(analysis, said),
+        "tables.tex": latex(analysis, said) + language_latex(analysis, probes),
         **{f"figures/{figure.name}.svg": figure.standalone for figure in drawn},
         **{f"figures/{figure.name}.csv": figure.data for figure in drawn if figure.data},
     }
@@ -120,7 +134,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "replicate_rows": {m.name: tables.replicates(analysis, m.name) for m in tasks},
         "rates": rates,
         "searched": searched,
-        "cost_heads": [title for _, title in tables.COSTS],
+        "cost_heads": [column.title for column in tables.cost_columns(record)],
         "costs": tables.costs(record),
         "cell_runs": cell_runs(analysis),
         "mlflow_server": server(record.tracking_uri),
@@ -133,6 +147,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "search_counts": _search_counts(analysis),
         "provenance": tables.provenance(record, versions, config_hash),
         "figures": {figure.name: figure for figure in drawn},
+        "probe_figures": [figure.name for figure in drawn if figure.name.startswith("probes-")],
         "layer_curves": [figure for figure in drawn if figure.name.startswith("curve-")],
         "figure_numbers": {figure.name: number for number, figure in enumerate(_in_order(drawn), 1)},
         "scores_in": _scores_in([m.unit for m in tasks]),
@@ -217,7 +232,7 @@ def _search_counts(analysis: Analysis) -> dict[str, int]:
 def _in_order(drawn: list[Figure]) -> list[Figure]:
     """As the page shows them."""
     layers, fusers = ("curve", "importance", "similarity"), ("gates", "opening", "attention", "heads")
-    kinds = ("verdict", *layers, "cost", *fusers, "training")
+    kinds = ("verdict", "sight", "probes", *layers, "cost", *fusers, "training")
     return sorted(drawn, key=lambda f: kinds.index(f.name.split("-")[0]))
 
 

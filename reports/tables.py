@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reports.comparison import BASELINES, BEST_SINGLE, Analysis, Comparison, Measure
 from reports.fairness import flags
 from reports.records import FINISHED, STATES, Cell, StudyRecord
 from reports.statistics import Estimate
-from reports.wording import SYMBOLS, correction, pvalue
+from reports.wording import SYMBOLS, correction, count, number, pvalue
 
 
 @dataclass(frozen=True)
@@ -192,20 +192,55 @@ def search(analysis: Analysis) -> tuple[list[float], list[dict[str, Any]]]:
     return rates, list(rows.values())
 
 
+@dataclass(frozen=True)
+class Cost:
+    """A column of the table of costs."""
+
+    metric: str
+    title: str
+    written: Callable[[float | None], str] = number
+
+
 COSTS = (
-    ("cost/parameters", "parameters"),
-    ("cost/flops_per_image", "FLOPs an image"),
-    ("cost/ms_per_image_forward", "ms an image, forward"),
-    ("cost/seconds", "seconds of training"),
-    ("cost/samples_per_second", "images a second"),
-    ("cost/peak_memory_mb", "peak memory, MB"),
+    Cost("cost/parameters", "parameters", count),
+    Cost("cost/flops_per_image", "FLOPs an image", count),
+    Cost("cost/ms_per_image_forward", "ms an image, forward"),
+    Cost("cost/seconds", "seconds of training"),
+    Cost("cost/samples_per_second", "images a second"),
+    Cost("cost/peak_memory_mb", "peak memory, MB"),
 )
+_PARAMETERS = "cost/parameters"  # of a part: with its name behind, after one of the two signs
+_SHARES = {"cost/mfu": "MFU, %"}  # model FLOP utilisation, where the device's peak is known
+
+
+def cost_columns(record: StudyRecord) -> tuple[Cost, ...]:
+    """What every study has, then what only some track: the parameters of each part and the share of the peak.
+
+    A study of language models counts samples, which are conversations.
+    """
+    tracked = {name for run in record.runs if run.phase == "final" for name in run.metrics}
+    parts = sorted(name for name in tracked if name.startswith((f"{_PARAMETERS}_", f"{_PARAMETERS}/")))
+    titles = {"cost/samples_per_second": "samples a second"} if record.language else {}
+    return (
+        *(replace(c, title=titles.get(c.metric, c.title)) for c in COSTS),
+        *(Cost(name, f"parameters, {name[len(_PARAMETERS) + 1 :].replace('_', ' ')}", count) for name in parts),
+        *(Cost(name, title, _per_cent) for name, title in _SHARES.items() if name in tracked),
+    )
+
+
+def _per_cent(share: float | None) -> str:
+    return number(None if share is None else 100 * share)
 
 
 def costs(record: StudyRecord) -> list[dict[str, Any]]:
-    """Means over a cell's replicates."""
-    rows = [{"cell": c, "values": [record.mean_metric(c.id, name) for name, _ in COSTS]} for c in record.cells]
-    return [row for row in rows if any(value is not None for value in row["values"])]  # type: ignore[attr-defined]
+    """Means over a cell's replicates, as numbers and as they are written."""
+    columns, rows = cost_columns(record), []
+    for cell in record.cells:
+        values = [record.mean_metric(cell.id, column.metric) for column in columns]
+        if any(value is not None for value in values):
+            shown = [column.written(value) for column, value in zip(columns, values, strict=True)]
+            rows.append({"cell": cell, "values": list(zip(values, shown, strict=True))})
+    return rows
 
 
 def health(record: StudyRecord) -> list[dict[str, Any]]:
@@ -246,6 +281,10 @@ def provenance(record: StudyRecord, versions: Mapping[str, Any], config_hash: st
         ("study.yaml, sha256", config_hash),
         ("Encoder", " · ".join(str(passport[k]) for k in ("encoder", "revision", "precision") if passport.get(k))),
         ("Encoder fingerprint", str(passport.get("fingerprint", ""))),
+        (
+            "Language model",
+            record.language.known_as if record.language else "",
+        ),
         ("Source", str(source.get("version") or source.get("name") or "")),
         *((f"Source fingerprint, {split}", str(value)) for split, value in prints.items()),
         ("Trained on", tags.get("workbench.device", "")),

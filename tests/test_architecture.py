@@ -22,6 +22,8 @@ LEAVES = {
     "workbench.version",
     "workbench.config",
     "workbench.analysis_plan",
+    "workbench.language_config",
+    "workbench.overrides",
     "workbench.tokens",
 }
 LEAVES |= {"workbench.analysis_plan", "workbench.guard"}  # the latter for the __init__ of each package

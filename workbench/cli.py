@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from workbench import cli_others, cli_parts, cli_referee
+from workbench import cli_data, cli_model, cli_others, cli_parts, cli_referee
 from workbench.errors import WorkbenchError
 from workbench.terminal import DEFAULT_WORKSPACE, Overrides, Quiet, StudyName, Uri, Workspace, existing_uri, terminal
 
@@ -159,6 +159,9 @@ def report(
     against_uri: Annotated[
         str, typer.Option("--against-uri", help="MLflow that holds it; alone: the same study in that MLflow.")
     ] = "",
+    probes: Annotated[
+        str, typer.Option("--probes", help="Study of probes to hold a study of language models against.")
+    ] = "",
     fail_on: Annotated[
         list[FailOn] | None,
         typer.Option(
@@ -169,9 +172,10 @@ def report(
     """Write the layer-selection report of a study (HTML, Markdown, JSON, CSV, LaTeX) from MLflow alone."""
     if FailOn.DIFFERENT in (fail_on or ()) and not (against or against_uri):
         raise WorkbenchError("--fail-on different compares two studies; name the other with --against.")
-    name, other = _study_name(study), _study_name(against)
+    name, other, cheap = _study_name(study), _study_name(against), _study_name(probes)
     out = out or workspace / "reports" / name
-    paths = _write_report(terminal(), uri or existing_uri(workspace), name, out, experiment, other, against_uri)
+    found = uri or existing_uri(workspace)
+    paths = _write_report(terminal(), found, name, out, experiment, other, against_uri, cheap)
     failed = [kind for kind in fail_on or () if kind in paths.failures]
     if failed:  # one line: what the first of them says
         typer.echo(f"failed on {', '.join(failed)}: {paths.failures[failed[0]]}", err=True)
@@ -204,6 +208,8 @@ def export(
     exporting.show(terminal(), exported)
 
 
+app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_model.app)
 app.add_typer(cli_others.app)
 app.add_typer(cli_parts.app)
 app.add_typer(cli_referee.app)
@@ -264,12 +270,19 @@ def _study_name(word: str) -> str:
 
 
 def _write_report(
-    console: Console, uri: str, study: str, out: Path, experiment: str, against: str = "", against_uri: str = ""
+    console: Console,
+    uri: str,
+    study: str,
+    out: Path,
+    experiment: str,
+    against: str = "",
+    against_uri: str = "",
+    probes: str = "",
 ) -> ReportPaths:
     from reports import write_report
 
     with console.status("writing the report") if console.is_terminal else nullcontext():
-        paths = write_report(uri, study, out, experiment, against or None, against_uri or None)
+        paths = write_report(uri, study, out, experiment, against or None, against_uri or None, probes or None)
     for paragraph in filter(None, [paths.answer, paths.against]):
         console.print(paragraph, highlight=False, markup=False)
     console.print(f"report: {paths.html}", highlight=False, markup=False)

@@ -69,7 +69,7 @@ def check_strategy(
     ] = None,
 ) -> None:
     """Hold a strategy of your own against the contract that every strategy keeps. Exits with 1 when it is broken."""
-    from workbench.config import parse_values
+    from workbench.overrides import parse_values
     from workbench.strategies import check_strategy as check
 
     if not check(terminal(), target, parse_values(options or [])):

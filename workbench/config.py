@@ -10,17 +10,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import OmegaConfBaseException
 
 from workbench.analysis_plan import FamilyConfig, PlanConfig, check_plan
 from workbench.errors import WorkbenchError, nearest
+from workbench.language_config import (
+    NOT_IDENTITY,
+    LanguageConfig,
+    LoraSettings,
+    StageConfig,
+    StageSourceConfig,
+    check_language,
+)
+from workbench.overrides import apply_override, explain
 
 PRECISIONS = ("auto", "float32", "bf16")
 TRAINING_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
@@ -137,6 +146,7 @@ class StudyConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    language_model: LanguageConfig | None = None  # given: the cells are multimodal language models, not probes
 
 
 # What may change without making it another study: it moves no result of any variant-replicate.
@@ -185,62 +195,16 @@ def study_from_yaml(text: str, where: str, overrides: Sequence[str] = (), defaul
     try:
         config = OmegaConf.merge(schema, OmegaConf.create(raw))
     except OmegaConfBaseException as error:
-        raise WorkbenchError(_explain(error, where)) from None
+        raise WorkbenchError(explain(error, where)) from None
     for override in overrides:
-        _apply(config, override)
+        apply_override(config, override)
     try:
         study = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise WorkbenchError(_explain(error, where)) from None
+        raise WorkbenchError(explain(error, where)) from None
     assert isinstance(study, StudyConfig)
     check(study, where)
     return study
-
-
-def parse_values(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["points=8", "self_attention=false"]`` as a mapping. Raises WorkbenchError for what is not key=value."""
-    return dict(_pair(pair) for pair in pairs)
-
-
-def _pair(override: str) -> tuple[str, Any]:
-    key, sep, value = override.partition("=")
-    if not sep or not key:
-        raise WorkbenchError(f"override '{override}' is not of the form key=value, such as training.epochs=4.")
-    try:
-        return key, yaml.safe_load(value) if value else ""
-    except yaml.YAMLError:
-        raise WorkbenchError(f"override '{override}': the value is not valid YAML.") from None
-
-
-def _apply(config: Any, override: str) -> None:
-    key, parsed = _pair(override)
-    _check_override_key(config, key)
-    try:
-        OmegaConf.update(config, key, parsed, merge=True)
-    except (OmegaConfBaseException, IndexError, TypeError) as error:
-        raise WorkbenchError(_explain(error, f"override '{override}'")) from None
-
-
-def _check_override_key(config: Any, key: str) -> None:
-    """Walk ``key`` down the schema; the first unknown part is answered with the nearest known ones."""
-    node = config
-    walked: list[str] = []
-    for part in key.replace("[", ".").replace("]", "").split("."):
-        if OmegaConf.is_list(node):
-            if not part.isdigit() or int(part) >= len(node):
-                raise WorkbenchError(
-                    f"override '{key}': {'.'.join(walked)} has {len(node)} entries, numbered from 0; '{part}' is none."
-                )
-            node = node[int(part)]
-        elif OmegaConf.is_dict(node):
-            kind = OmegaConf.get_type(node)
-            if is_dataclass(kind) and part not in node:
-                place = f" of '{'.'.join(walked)}'" if walked else ""
-                raise WorkbenchError(f"override '{key}': unknown key '{part}'{place}.{nearest(part, map(str, node))}")
-            node = node.get(part) if part in node else None
-        else:
-            return
-        walked.append(part)
 
 
 def _check_keys(raw: Any, schema: type, where: str, prefix: str = "") -> None:
@@ -275,25 +239,11 @@ _PARTS: dict[tuple[type, str], tuple[type, bool]] = {
     (StudyConfig, "search"): (SearchConfig, False),
     (StudyConfig, "training"): (TrainingConfig, False),
     (StudyConfig, "tracking"): (TrackingConfig, False),
+    (StudyConfig, "language_model"): (LanguageConfig, False),
+    (LanguageConfig, "stages"): (StageConfig, True),
+    (LanguageConfig, "lora"): (LoraSettings, False),
+    (StageConfig, "source"): (StageSourceConfig, False),
 }
-
-
-_PLAIN = {  # what OmegaConf says in words of its own
-    "is not a ListConfig": "it must be a list, in brackets",
-    "is not a subclass of": "it must be a mapping of keys",
-    "is not Optional": "it cannot be null",
-}
-
-
-def _explain(error: Exception, where: str) -> str:
-    key = getattr(error, "full_key", None) or getattr(error, "key", None) or ""
-    first = str(error).strip().splitlines()[0]
-    if isinstance(error, ConfigKeyError):
-        return f"{where}: unknown key '{key}'. {first}"
-    if isinstance(error, ValidationError):
-        plain = next((words for told, words in _PLAIN.items() if told in first), first.rstrip("."))
-        return f"{where}: wrong type for '{key}': {plain}."
-    return f"{where}: {first}"
 
 
 def check(study: StudyConfig, where: str = "study") -> None:
@@ -333,6 +283,13 @@ def check(study: StudyConfig, where: str = "study") -> None:
     if not study.strategies:
         raise WorkbenchError(f"{where}: strategies is empty; name at least one, such as - name: concat.")
     check_plan(study.plan, study.tasks, study.replicates, where)
+    if study.language_model is not None:
+        check_language(study.language_model, where)
+        if study.training.width:
+            raise WorkbenchError(
+                f"{where}: training.width is {study.training.width}; before a language model tokens are as wide as its "
+                "embeddings, so leave it at 0."
+            )
     if not study.name or any(not (c.isalnum() or c in "-_.") for c in study.name) or study.name.startswith("."):
         raise WorkbenchError(
             f"{where}: name '{study.name}' must be letters, digits, '-', '_' and '.', as it names a folder."
@@ -357,6 +314,8 @@ def to_dict(study: StudyConfig) -> dict[str, Any]:
     """Plain dicts, lists, strings and numbers."""
     plain = OmegaConf.to_container(OmegaConf.structured(study), resolve=True)
     assert isinstance(plain, dict)
+    if plain["language_model"] is None:
+        del plain["language_model"]  # a study of probes is what it was before there were others
     return {str(key): value for key, value in plain.items()}
 
 
@@ -374,6 +333,8 @@ def study_id(study: StudyConfig) -> str:
             plain[head].pop(tail)
         else:
             plain.pop(head)
+    for key in NOT_IDENTITY if "language_model" in plain else ():
+        plain["language_model"].pop(key)
     return digest(plain)
 
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from workbench.config import SelectionConfig, StrategyConfig
 from workbench.errors import WorkbenchError
 from workbench.freeze import write_plan
+from workbench.jobs import CONFIRM, SEARCH, Job, JobTrainer, fresh
 from workbench.layers import Selection
 from workbench.prepare import Parts, variant
 from workbench.record import describe
 from workbench.tracking import to_json
-from workbench.training import CONFIRM, SEARCH, BankTrainer, Job, fresh
 
 if TYPE_CHECKING:
     from sweeps.space import Cell
@@ -56,7 +56,7 @@ class Confirmer:
         rates: their learning rates.
     """
 
-    def __init__(self, parts: Parts, banks: BankTrainer, cells: Sequence[Cell], rates: Mapping[str, float]) -> None:
+    def __init__(self, parts: Parts, banks: JobTrainer, cells: Sequence[Cell], rates: Mapping[str, float]) -> None:
         self.parts = parts
         self.banks = banks
         self.cells = {cell.id: cell for cell in cells}
@@ -204,7 +204,7 @@ class Confirmer:
         encoder, training = self.parts.encoder, self.parts.study.training
         with torch.device("meta"):
             fuser = build(cell.strategy, cell.selection, encoder.dim, dict(cell.options))
-            return parameters(fuser.projector(training.projector, training.width or encoder.dim, encoder.grid()))
+            return parameters(fuser.projector(training.projector, self.parts.width, encoder.grid()))
 
     # --- learning rates ---------------------------------------------------------------------------------------------
 

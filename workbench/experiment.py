@@ -20,14 +20,15 @@ from workbench.confirm import Confirmer
 from workbench.dissect import log_layers
 from workbench.errors import WorkbenchError
 from workbench.freeze import freeze, write_plan
+from workbench.jobs import FINAL, SEARCH, Job, JobTrainer
 from workbench.ledger import DONE, RUNNING, Ledger
 from workbench.look import log_look
 from workbench.prepare import Parts, flat, variant
 from workbench.record import describe, study_files
 from workbench.tracking import Tracker, default_uri, to_json
-from workbench.training import FINAL, SEARCH, BankTrainer, Job
 
 if TYPE_CHECKING:
+    from datamodules.feature_store import FeatureStore
     from sweeps.planner import Planner
     from sweeps.space import Cell, Variant
     from workbench.progress import Display
@@ -90,7 +91,7 @@ class Experiment:
             self.ledger = Ledger(folder / "ledger.db")
             with self.display.step("reconciling ledger, MLflow and Optuna"):
                 self._open()
-                self.banks = BankTrainer(self.parts, self.tracker, self.ledger, self.run_id, self.display)
+                self.banks = trainer_of(self.parts)(self.parts, self.tracker, self.ledger, self.run_id, self.display)
                 planner = Planner(self.parts.space, self.study.search, folder / "optuna.journal", self.parts.study_id)
             try:
                 self._train_all(planner)
@@ -127,7 +128,8 @@ class Experiment:
         done = [self.ledger.find(job.variant.id, job.replicate) for job in jobs]
         self.failed = sum(1 for entry in done if entry is None or not entry.finished)
         self.failed += Confirmer(self.parts, self.banks, cells, rates).run(self.plan["confirm"])
-        log_look(self.parts, self.tracker, self.run_id, variants, self.ledger, self.display)
+        if self.parts.language is None:
+            log_look(self.parts, self.tracker, self.run_id, variants, self.ledger, self.display)
         log_layers(self.parts, self.tracker, self.run_id, variants, planner, self.ledger, self.display)
 
     def _replicate(self, variants: list[Variant]) -> list[Job]:
@@ -153,10 +155,12 @@ class Experiment:
             return is_decided(self.tracker.uri, self.parts.study_id, self.study.tracking.experiment)
 
     def _build_store(self, planner: Planner) -> None:
-        if self.parts.store is None:
-            return
         layers = planner.layers()
-        stats = self.parts.store.build(layers, batch_size=self.study.encoder.batch_size, progress=self.display.progress)
+        for store in {id(s): s for s in self.parts.stores if s is not None}.values():
+            self._fill(store, layers)
+
+    def _fill(self, store: FeatureStore, layers: list[int]) -> None:
+        stats = store.build(layers, batch_size=self.study.encoder.batch_size, progress=self.display.progress)
         if stats.images:
             self.display.say(
                 f"encoded {stats.images:,} images, layers {layers}, at "
@@ -213,6 +217,10 @@ class Experiment:
         if known != self.run_id:
             self.tracker.log_params(self.run_id, flat(to_dict(self.study)))
         self.tracker.log_files(self.run_id, study_files(parts))
+        if parts.language is not None:
+            from workbench import language_record
+
+            self.tracker.log_files(self.run_id, language_record.study_files(parts))
         self.plan = freeze(self.study, self.ledger, self.tracker, self.run_id)
         self._reconcile()
 
@@ -240,3 +248,14 @@ class Experiment:
             if entry.state == RUNNING or lost or again:
                 self.ledger.forget(entry.variant, entry.replicate)
         self.kept = sum(entry.state == DONE for entry in self.ledger.entries())
+
+
+def trainer_of(parts: Parts) -> type[JobTrainer]:
+    """What trains the cells of a study: probes in banks, or language models one by one."""
+    if parts.language is None:
+        from workbench.training import BankTrainer
+
+        return BankTrainer
+    from workbench.language_training import LanguageTrainer
+
+    return LanguageTrainer

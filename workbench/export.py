@@ -94,6 +94,20 @@ def export_run(
     return Exported(out, run_id, analysis.record.name, cell.label, tuple(written["layers"]), model_uri)
 
 
+def run_of(uri: str, target: str, experiment: str | None = None) -> tuple[MlflowClient, str]:
+    """The MLflow run that ``target`` means, as :func:`export_run` takes it. Raises WorkbenchError as that does."""
+    from reports.comparison import Analysis
+    from reports.connect import connect
+    from reports.query import read_study
+
+    client = connect(uri)
+    run_id, _ = _run_of(client, target)
+    if run_id is None:
+        name, _, label = target.partition(":")
+        run_id, _ = _chosen(Analysis(read_study(uri, name, experiment)), label)
+    return client, run_id
+
+
 def load_connector(folder: str | Path, device: str | None = None, encoder: str | None = None) -> VisualConnector:
     """A folder of :func:`export_run` as a module: ``load_connector(folder)(["photo.jpg"])`` gives its tokens.
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from workbench.analysis_plan import full_plan, plan_hash
 from workbench.config import StudyConfig
+from workbench.jobs import SEARCH
 from workbench.ledger import Ledger
 from workbench.tracking import Tracker, to_json
-from workbench.training import SEARCH
 
 _WORDS = {
     "primary": "primary measure",

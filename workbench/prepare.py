@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,18 @@ from workbench.config import EncoderConfig, StudyConfig, study_id
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
+    from datamodules.conversations import ConversationSource
     from datamodules.feature_store import FeatureStore
     from datamodules.sources import Source
+    from modules.answers.task import AnswerTask
     from modules.encoder import VisionEncoder
     from modules.tasks import Task
     from sweeps.space import Cell, Space, Variant
+    from workbench.language import LanguageParts
+
+
+# Settings of the training of probes that a stage of a language model has its own of, or none.
+_PROBES_ALONE = ("epochs", "width", "head_hidden", "head_lr_scale", "weight_decay", "warmup")
 
 
 @dataclass
@@ -29,9 +36,33 @@ class Parts:
     workspace: Path
     encoder: VisionEncoder
     source: Source
-    tasks: list[Task]
+    tasks: list[Task]  # of probes; none of a language model
     space: Space
     store: FeatureStore | None  # None: every batch is encoded anew
+    language: LanguageParts | None = None  # None: the cells are probes
+
+    @property
+    def measured(self) -> Sequence[Task | AnswerTask]:
+        """What is read off the tokens, or asked: the measures of the report."""
+        return self.language.tasks if self.language else self.tasks
+
+    @property
+    def width(self) -> int:
+        """Channels of the tokens that leave a projector."""
+        return self.language.width if self.language else self.study.training.width or self.encoder.dim
+
+    @property
+    def stores(self) -> list[FeatureStore | None]:
+        """The store of the study's source, and those of stages that have a source of their own."""
+        return [self.store, *(self.language.stores.values() if self.language else ())]
+
+    @property
+    def conversations(self) -> ConversationSource:
+        """The source of a study of language models."""
+        from datamodules.conversations import ConversationSource
+
+        assert isinstance(self.source, ConversationSource)
+        return self.source
 
     @property
     def folder(self) -> Path:
@@ -74,26 +105,26 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
     """
     from datamodules.sources import build_source
     from modules.encoder import both
+    from modules.fusion.base import spec_of
     from modules.projector import Projector
-    from modules.tasks import TASKS, build_task
+    from modules.tasks import build_task
     from sweeps.space import build_space
     from workbench.errors import nearest
 
-    traits = strategy_traits()
+    traits = strategy_traits(study.language_model is not None)
     for strategy in study.strategies:
         if strategy.name not in traits:
+            if study.language_model is None:
+                spec_of(strategy.name)  # raises, and says where a language model is all that is missing
             raise WorkbenchError(f"unknown strategy '{strategy.name}'.{nearest(strategy.name, traits)}")
         traits[strategy.name].canonical(strategy.options)
-    for task in study.tasks:
-        if task not in TASKS:
-            raise WorkbenchError(f"unknown task '{task}'.{nearest(task, TASKS)}")
+    if study.language_model is None:
+        _check_tasks(study.tasks)
     Projector(study.training.projector, 1, 1)
     _writable(workspace)
     encoder = load_encoder(study.encoder, progress)
     space = build_space(study, encoder.depth, traits)
     source = build_source(study.source.name, study.source.options)
-    classes, targets = source.classes(), source.targets("train")
-    tasks = [build_task(name, classes, targets) for name in study.tasks]
     made, read = both(source.image_size), both(encoder.image_size)
     if made != read:
         raise WorkbenchError(
@@ -101,26 +132,62 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
             f"{_pixels(read)} px; set encoder.image_size={_plain(made)}, or let the source make {_plain(read)} "
             "(source.options.size)."
         )
+    if study.language_model is not None:
+        return _with_language(study, workspace, encoder, source, space, progress)
+    classes, targets = source.classes(), source.targets("train")
+    tasks = [build_task(name, classes, targets) for name in study.tasks]
     if source.size("train") < study.training.batch_size:
         raise WorkbenchError(
             f"training.batch_size is {study.training.batch_size}, and the source has {source.size('train')} training "
             "examples; a batch must fit into them."
         )
     _check_builds(space, encoder.dim)
-    store = None
-    if not study.training.live:
-        from datamodules.feature_store import FeatureStore
-
-        store = FeatureStore(workspace / "store", encoder, source)
+    store = store_of(study, workspace, encoder, source)
     return Parts(study, study_id(study), workspace, encoder, source, tasks, space, store)
 
 
-def strategy_traits() -> dict[str, Any]:
-    """What the planner knows of each registered strategy."""
+def store_of(study: StudyConfig, workspace: Path, encoder: VisionEncoder, source: Source) -> FeatureStore | None:
+    """The feature store of a source's images; None where every batch is encoded anew."""
+    if study.training.live:
+        return None
+    from datamodules.feature_store import FeatureStore
+
+    return FeatureStore(workspace / "store", encoder, source)
+
+
+def _with_language(
+    study: StudyConfig, workspace: Path, encoder: VisionEncoder, source: Source, space: Space, progress: bool
+) -> Parts:
+    """The rest of :func:`prepare` for a study of language models."""
+    from workbench.language import check_adapters, prepare_language
+
+    store = store_of(study, workspace, encoder, source)
+    language = prepare_language(study, encoder, source, store, workspace, progress)
+    check_adapters(study, space, encoder, language)
+    return Parts(study, study_id(study), workspace, encoder, source, [], space, store, language)
+
+
+def _check_tasks(names: Sequence[str]) -> None:
+    from modules.tasks import TASKS
+    from workbench.errors import nearest
+
+    for task in names:
+        if task not in TASKS:
+            raise WorkbenchError(f"unknown task '{task}'.{nearest(task, TASKS)}")
+
+
+def strategy_traits(language: bool = False) -> dict[str, Any]:
+    """What the planner knows of each registered strategy; with a language model, of those that inject into it too."""
     from modules.fusion import STRATEGIES, canonical_options
     from sweeps.space import Traits
 
-    return {name: Traits(spec.uses_levels, partial(canonical_options, name)) for name, spec in STRATEGIES.items()}
+    traits = {name: Traits(spec.uses_levels, partial(canonical_options, name)) for name, spec in STRATEGIES.items()}
+    if language:
+        from modules.language.injection import INJECTIONS, canonical_injection
+
+        for name, injection in INJECTIONS.items():
+            traits[name] = Traits(injection.uses_levels, partial(canonical_injection, name))
+    return traits
 
 
 def training_identity(study: StudyConfig) -> dict[str, Any]:
@@ -131,7 +198,20 @@ def training_identity(study: StudyConfig) -> dict[str, Any]:
     for name in ("bank_size", "accelerator", "devices", "live"):
         plain.pop(name)
     plain["tasks"] = ",".join(study.tasks)
+    if study.language_model is not None:
+        for name in _PROBES_ALONE:
+            plain.pop(name)
+        plain["language_model"] = language_identity(study)
     return plain
+
+
+def language_identity(study: StudyConfig) -> str:
+    """16 hex digits over everything about the language model that moves a weight or an answer."""
+    from workbench.config import digest, to_dict
+    from workbench.language_config import NOT_IDENTITY
+
+    plain = {key: value for key, value in to_dict(study)["language_model"].items() if key not in NOT_IDENTITY}
+    return digest(plain)
 
 
 def variant(study: StudyConfig, cell: Cell, lr: float) -> Variant:

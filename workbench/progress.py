@@ -45,8 +45,10 @@ class Display:
             yield
 
     @contextmanager
-    def training(self, phase: str, total: int, kept: int) -> Iterator[Callable[[int], None]]:
-        """A bar over variant-epochs. Yields the function that moves it."""
+    def training(
+        self, phase: str, total: int, kept: int, unit: str = "variant-epochs"
+    ) -> Iterator[Callable[[int], None]]:
+        """A bar over ``unit``. Yields the function that moves it."""
         name = {"search": "learning rates", "confirm": "fresh replicates"}.get(phase, "replicates")
         if kept:
             self.say(f"{name}: {kept} variant-replicates were finished before and are kept")
@@ -58,7 +60,7 @@ class Display:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("variant-epochs"),
+                TextColumn(unit),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
@@ -67,14 +69,14 @@ class Display:
                 task = bar.add_task(name, total=total)
                 yield lambda count: bar.advance(task, count)
         else:
-            yield _Plain(self, name, total).advance
+            yield _Plain(self, name, total, unit).advance
 
 
 class _Plain:
     """A line now and then, for logs."""
 
-    def __init__(self, display: Display, name: str, total: int) -> None:
-        self.display, self.name, self.total = display, name, total
+    def __init__(self, display: Display, name: str, total: int, unit: str) -> None:
+        self.display, self.name, self.total, self.unit = display, name, total, unit
         self.done = 0
         self.start = self.last = time.monotonic()
 
@@ -84,4 +86,4 @@ class _Plain:
         if now - self.last >= _EVERY or self.done >= self.total:
             self.last = now
             left = (now - self.start) / self.done * (self.total - self.done)
-            self.display.say(f"{self.name}: {self.done}/{self.total} variant-epochs, about {left / 60:.1f} min left")
+            self.display.say(f"{self.name}: {self.done}/{self.total} {self.unit}, about {left / 60:.1f} min left")

@@ -18,7 +18,9 @@ from workbench.prepare import Parts, training_identity
 from workbench.tracking import to_json
 
 if TYPE_CHECKING:
+    from modules.answers.task import AnswerTask
     from modules.bank import Evaluation, Member
+    from modules.tasks import Task
     from sweeps.space import Cell, Variant
 
 STILL_FALLING = 0.02  # relative drop of the training loss an epoch, above which a run does not count as converged
@@ -29,7 +31,6 @@ _TIMED_BATCH = 32
 def study_files(parts: Parts) -> dict[str, str | bytes]:
     """The artifacts of the parent run that are known before training."""
     source = parts.source
-    fitted, scored = source.targets("train"), source.targets("test")
     groups = {split: sorted(source.identity(split)["group"].unique().tolist()) for split in ("train", "val", "test")}
     return {
         "study.yaml": to_yaml(parts.study),
@@ -52,15 +53,30 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
                     "direction": task.direction,
                     "unit": task.unit,
                     "chance": task.chance,
-                    "chance_test": task.guess(fitted, scored),
+                    "chance_test": guess_on_test(parts, task),
                     "perfect": task.perfect,
                     "ratio": list(task.ratio) if task.ratio else None,
                     "title": task.title,
                 }
-                for task in parts.tasks
+                for task in parts.measured
             }
         ),
     }
+
+
+def guess_on_test(parts: Parts, task: Task | AnswerTask) -> float:
+    """The metric, on test, of the best guess that looks at no image: fitted to the training targets, or, of a question
+    in words, the constant answer that does best on validation."""
+    from modules.tasks import Task
+
+    source = parts.source
+    if isinstance(task, Task):
+        return task.guess(source.targets("train"), source.targets("test"))
+    taught, asked = (
+        [c.references for c in parts.conversations.conversations(split) if c.task == task.name]
+        for split in ("val", "test")
+    )
+    return task.guess(taught, asked)
 
 
 def describe(cell: Cell, lr: float) -> dict[str, Any]:
@@ -119,7 +135,7 @@ def final_metrics(member: Member, parts: Parts, grid: tuple[int, int], phase: st
         "cost/flops_per_image": flops(lambda x: probe.tokens(x, grid), example),
         "cost/seconds": seconds,
         "cost/samples_per_second": member.images / seconds if seconds else math.nan,
-        "cost/peak_memory_mb": _peak_memory_mb(),
+        "cost/peak_memory_mb": peak_memory_mb(),
         "loss_still_falling": falling,
         "converged": float(member.outcome == "finished" and falling < STILL_FALLING),
         **member.diagnostics,
@@ -220,7 +236,7 @@ def _forward_ms(member: Member, example: torch.Tensor, grid: tuple[int, int]) ->
     return 1000 * statistics.median(times[1:]) / _TIMED_BATCH
 
 
-def _peak_memory_mb() -> float:
+def peak_memory_mb() -> float:
     """Of the whole bank: the device's allocator on CUDA, the process elsewhere."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from modules.fusion import STRATEGIES, Fusion, StrategySpec, build
-from modules.fusion.contract import check_target, name_of
+from modules.fusion import STRATEGIES, StrategySpec, build
+from modules.fusion.contract import Finding, check, class_of, name_of
 from modules.fusion.matched import cost_of
+from workbench import injection_table
 from workbench.layers import Selection
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def rows() -> list[Row]:
 
 
 def markdown() -> str:
-    """The table of docs/strategies.md, between its markers; strategies of other packages are left out."""
+    """Both tables of docs/strategies.md, between their markers; strategies of other packages are left out."""
     lines = [
         BEGIN,
         f"<!-- made by `{COMMAND}` -->",
@@ -82,7 +84,7 @@ def markdown() -> str:
     for row in rows():
         if row.spec.cls.__module__.startswith("modules."):
             lines.append("| " + " | ".join((f"`{row.name}`", *_cells_of(row)[1:])) + " |")
-    return "\n".join([*lines, END, ""])
+    return "\n".join([*lines, END, ""]) + "\n" + injection_table.markdown()
 
 
 def show(console: Console) -> None:
@@ -104,11 +106,12 @@ def show(console: Console) -> None:
             f"query, {s.projector} to {s.width}; fuser and projector together",
             highlight=False,
         )
+    injection_table.show(console)
     console.print("hold one of your own against the contract: [bold]workbench check-strategy my_package:MyFusion[/]")
 
 
 def check_strategy(console: Console, target: str, options: Mapping[str, Any] | None = None) -> bool:
-    """Print which requirements ``target``, a name or ``my_package:MyFusion``, keeps. False where one is broken.
+    """Print which requirements ``target``, a name or ``my_package:MyFusion``, keeps; False where one is broken.
 
     Modules of the current directory are found, as by ``python -m``.
 
@@ -119,26 +122,27 @@ def check_strategy(console: Console, target: str, options: Mapping[str, Any] | N
     from rich.table import Table
 
     with _current_directory():
-        name = name_of(target)
-        findings = check_target(target, options)
+        checked = _check(target, options)
+    name, findings = checked.name, checked.findings
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         mark = "[green]kept[/]" if finding.kept else "[red]broken[/]"
         table.add_row(mark, escape(finding.name) + (f"\n[red]{escape(finding.detail)}[/]" if finding.detail else ""))
-    console.print(f"[bold]{escape(name)}[/] ({escape(_where(STRATEGIES[name].cls))})", highlight=False)
+    console.print(f"[bold]{escape(name)}[/] ({escape(_where(checked.cls))})", highlight=False)
     console.print(table, highlight=False)
     broken = sum(not finding.kept for finding in findings)
     if broken:
         console.print(
             f"[red]{broken} of {len(findings)} requirements broken[/]: mend them before a study; docs/strategies.md "
-            "says what each method of Fusion owes."
+            f"says what each method of {checked.base} owes."
         )
         return False
     console.print(
-        f"all {len(findings)} requirements kept; use it in a study: [bold]strategies: [{{name: {escape(name)}}}][/]",
+        f"all {len(findings)} requirements kept; use it in a study{checked.of}: "
+        f"[bold]strategies: [{{name: {escape(name)}}}][/]",
         highlight=False,
     )
-    if ":" in target and not STRATEGIES[name].cls.__module__.startswith("modules."):
+    if ":" in target and not checked.cls.__module__.startswith("modules."):
         console.print(
             "studies find it once its package is installed and names it in pyproject.toml:\n"
             f'  [project.entry-points."fusion_workbench.strategies"]\n  {name} = "{target}"',
@@ -146,6 +150,28 @@ def check_strategy(console: Console, target: str, options: Mapping[str, Any] | N
             highlight=False,
         )
     return True
+
+
+@dataclass(frozen=True)
+class _Checked:
+    name: str
+    cls: type[nn.Module]
+    base: str
+    findings: Sequence[Finding]
+    of: str = ""  # which studies can have it
+
+
+def _check(target: str, options: Mapping[str, Any] | None) -> _Checked:
+    """The contract of fusion strategies, or of injections where ``target`` is one."""
+    from modules.language.contract import check_injection
+    from modules.language.injection import INJECTIONS, Injection, injection_of_class
+
+    cls = class_of(target) if ":" in target else getattr(INJECTIONS.get(target), "cls", None)
+    if cls is None or not issubclass(cls, Injection):
+        name = name_of(target)
+        return _Checked(name, STRATEGIES[name].cls, "Fusion", check(name, options))
+    name = injection_of_class(cls).name
+    return _Checked(name, cls, "Injection", check_injection(name, options), " of language models")
 
 
 def _row(spec: StrategySpec, options: Mapping[str, Any]) -> Row:
@@ -170,7 +196,7 @@ def _cells(setting: Setting) -> int:
     return setting.grid[0] * setting.grid[1]
 
 
-def _where(cls: type[Fusion]) -> str:
+def _where(cls: type[nn.Module]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 

@@ -23,17 +23,17 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules import cost
+from modules.options import read_options
 from modules.projector import Projector
 from workbench.errors import WorkbenchError, nearest
 from workbench.layers import Selection
@@ -50,6 +50,17 @@ def normalise(features: Tensor, how: LayerNorm) -> Tensor:
     absorbed by the projector that follows.
     """
     return F.layer_norm(features, features.shape[-1:], eps=1e-6) if how == "per_layer" else features
+
+
+def check_features(module: nn.Module, uses: Sequence[int], dim: int, features: Tensor, grid: Grid) -> None:
+    """Raises WorkbenchError unless ``features`` is ``[len(uses), B, cells of grid, dim]``, as ``module`` expects."""
+    expected = (len(uses), grid[0] * grid[1], dim)
+    if features.ndim != 4 or (features.shape[0], *features.shape[2:]) != expected:
+        raise WorkbenchError(
+            f"{type(module).__name__} expects features [{expected[0]}, batch, {expected[1]}, {expected[2]}] (layers "
+            f"{list(uses)}, a token for each cell of the {grid[0]}×{grid[1]} grid, dim {expected[2]}) and got "
+            f"{list(features.shape)}; prefix tokens such as CLS are to be cut off before."
+        )
 
 
 class Fusion(nn.Module, ABC):
@@ -112,13 +123,7 @@ class Fusion(nn.Module, ABC):
 
     def check(self, features: Tensor, grid: Grid) -> None:
         """Raises WorkbenchError unless ``features`` is ``[len(uses), B, cells of grid, dim]``."""
-        expected = (len(self.uses), grid[0] * grid[1], self.dim)
-        if features.ndim != 4 or (features.shape[0], *features.shape[2:]) != expected:
-            raise WorkbenchError(
-                f"{type(self).__name__} expects features [{expected[0]}, batch, {expected[1]}, {expected[2]}] (layers "
-                f"{list(self.uses)}, a token for each cell of the {grid[0]}×{grid[1]} grid, dim {self.dim}) and got "
-                f"{list(features.shape)}; prefix tokens such as CLS are to be cut off before."
-            )
+        check_features(self, self.uses, self.dim, features, grid)
 
 
 @dataclass(frozen=True)
@@ -170,8 +175,15 @@ def load_plugins() -> None:
 
 
 def spec_of(name: str) -> StrategySpec:
-    """Raises WorkbenchError for an unknown strategy."""
+    """Raises WorkbenchError for an unknown strategy, or one that needs a language model."""
     if name not in STRATEGIES:
+        from modules.language import INJECTIONS  # which import this file
+
+        if name in INJECTIONS:
+            raise WorkbenchError(
+                f"strategy '{name}' adds to the hidden states of a language model, so a probe cannot have it; a study "
+                "with a language_model section can."
+            )
         raise WorkbenchError(f"unknown strategy '{name}'.{nearest(name, STRATEGIES)}")
     return STRATEGIES[name]
 
@@ -182,16 +194,7 @@ def parse_options(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         WorkbenchError: an unknown strategy or option, or a value of the wrong type.
     """
-    spec = spec_of(name)
-    types = get_type_hints(spec.options)
-    known = {field.name for field in fields(spec.options)}
-    values = {}
-    for key, value in options.items():
-        if key not in known:
-            hint = nearest(key, known) or " It has none."
-            raise WorkbenchError(f"strategy '{name}' has no option '{key}'.{hint}")
-        values[key] = _typed(value, types[key], f"option '{key}' of strategy '{name}'")
-    return spec.options(**values)
+    return read_options(f"strategy '{name}'", spec_of(name).options, options)
 
 
 def canonical_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,29 +230,3 @@ def spec_of_class(cls: type[Fusion]) -> StrategySpec:
         f"{cls.__module__}.{cls.__qualname__} is a Fusion and not registered; put "
         f"@register_strategy('a_name', options=AnOptionsDataclass, uses_levels=True) above the class."
     )
-
-
-def _typed(value: Any, kind: Any, where: str) -> Any:
-    """``value`` as ``kind``: bool, int, float, str, Literal words, or a union of them with None.
-
-    Whole floats pass for int. A string that is none of the words is answered with the nearest of them.
-    """
-    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    words = [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]
-    if isinstance(value, str) and value in words:
-        return value
-    for one in kinds:
-        if one in (NoneType, bool, str) and isinstance(value, one):
-            return value
-        if isinstance(value, bool):
-            continue
-        if one is int and isinstance(value, int | float) and value == int(value):
-            return int(value)
-        if one is float and isinstance(value, int | float):
-            return float(value)
-    if isinstance(value, str) and words:
-        raise WorkbenchError(f"{where} is '{value}'.{nearest(value, words)}")
-    names = [f"'{word}'" for word in words] + [
-        "nothing" if one is NoneType else one.__name__ for one in kinds if get_origin(one) is not Literal
-    ]
-    raise WorkbenchError(f"{where} is {value!r}; it takes {' or '.join(names)}.")

@@ -9,6 +9,7 @@ for finding in check("my_strategy"):
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,9 +95,21 @@ def check_target(target: str, options: Mapping[str, Any] | None = None, **settin
 
 def name_of(target: str) -> str:
     """The registered name of ``target``, a name or ``module:Class``. Raises WorkbenchError as :func:`check_target`."""
-    module_name, colon, path = target.partition(":")
-    if not colon:
+    if ":" not in target:
         return spec_of(target).name
+    found = class_of(target)
+    if not issubclass(found, Fusion):
+        raise WorkbenchError(f"'{target}' is not a subclass of modules.fusion.Fusion but {found!r}.")
+    return spec_of_class(found).name
+
+
+def class_of(target: str) -> type[Any]:
+    """The class that ``my_package.my_module:MyClass`` names, its module imported.
+
+    Raises:
+        WorkbenchError: the module does not import, or what is named is no class in it.
+    """
+    module_name, _, path = target.partition(":")
     if not module_name or not path:
         raise WorkbenchError(f"'{target}' is not of the form my_package.my_module:MyFusion.")
     try:
@@ -110,13 +123,15 @@ def name_of(target: str) -> str:
                 f"'{target}': {found.__name__} has no '{part}'.{nearest(part, _strategies_in(module))}"
             )
         found = getattr(found, part)
-    if not isinstance(found, type) or not issubclass(found, Fusion):
+    if not isinstance(found, type):
         raise WorkbenchError(f"'{target}' is not a subclass of modules.fusion.Fusion but {found!r}.")
-    return spec_of_class(found).name
+    return found
 
 
 def _strategies_in(module: Any) -> list[str]:
-    return [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Fusion) and v is not Fusion]
+    """Names of the module's strategies and injections: what may have been meant."""
+    classes = {name: found for name, found in vars(module).items() if isinstance(found, type)}
+    return [k for k, v in classes.items() if issubclass(v, torch.nn.Module) and not inspect.isabstract(v)]
 
 
 def pick(hidden_states: Tensor, fuser: Fusion) -> Tensor:

@@ -200,6 +200,13 @@ class Decoder(nn.Module):
         self._tuner.pop().merge_and_unload()
         self.freeze()
 
+    @property
+    def lora_config(self) -> Any:
+        """peft's config of the updates. Raises WorkbenchError where there are none."""
+        if not self._tuner:
+            raise WorkbenchError("the language model has no LoRA.")
+        return self._tuner[0].peft_config["default"]
+
     def lora_parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.model.named_parameters() if ".lora_" in name]
 

@@ -72,6 +72,9 @@ class Synthetic:
     fresh: int | None = None  # fresh replicates that are trained; None: as many as the last look takes
     luck: dict[Key, float] = field(default_factory=dict)
     layers: bool = False  # whether similarity, importance, insides and (with a look) regions were logged
+    language: dict[str, Any] | None = None  # language_model.json: then it is a study of language models
+    blind: dict[str, float] | None = None  # kind of control → score without the image; None: that of a constant answer
+    said: str = "the answer is {}"  # what cells answer
 
     def planned_keys(self) -> list[Key]:
         fused = [(s, levels, query) for levels, query in self.selections for s in self.strategies]
@@ -203,6 +206,8 @@ class _Writer:
         out: dict[str, Any] = {"passport.json": passport, "source.json": source, "tasks.json": tasks}
         if study.planned:
             out["variants.json"] = [self._variant(key) for key in study.planned_keys()]
+        if study.language is not None:
+            out["language_model.json"] = study.language
         files = {name: json.dumps(value).encode() for name, value in out.items()}
         return files | (look_files(study) if study.look else {}) | (layer_files(study) if study.layers else {})
 
@@ -258,6 +263,9 @@ class _Writer:
                 metrics = [m for m in metrics if m[0] != "val/objective" or m[2] < self.study.epochs - 1]
                 metrics.append(("val/objective", float(mean), self.study.epochs - 1))
                 files = {f"outcomes/{split}.parquet": self._parquet(scores, split) for split in ("val", "test")}
+                if self.study.language is not None:
+                    files["outcomes/answers.parquet"] = self._answers(scores)
+                    metrics += self._spoken(replicate)
                 if self.study.layers and strategy == "mmfuser":
                     files["inside.safetensors"] = inside_file(levels, self.study.epochs, hash_of(replicate))
                 self._files(run, files if fate is None else {"outcomes/test.parquet": b"PAR1 torn"})
@@ -330,6 +338,37 @@ class _Writer:
         ]
         buffer = io.BytesIO()
         pd.concat(frames, ignore_index=True).to_parquet(buffer, index=False)
+        return buffer.getvalue()
+
+    def _spoken(self, replicate: str) -> list[tuple[str, float, int]]:
+        """Scores without the image, and costs that only language models have."""
+        rng = np.random.default_rng([hash_of(replicate), 3])
+        blind = self.study.blind or {"blank": 0.05, "shuffled": 0.06}
+        scores = {
+            f"control/{kind}/{task}": float(np.clip(score + rng.normal(0, 0.008), 0, 1))
+            for kind, score in blind.items()
+            for task in ITEMS
+        }
+        costs = {"cost/mfu": float(rng.normal(0.31, 0.01)), "cost/parameters_projector": 2.2e6}
+        return [(name, value, self.study.epochs) for name, value in (scores | costs).items()]
+
+    def _answers(self, scores: dict[tuple[str, str], np.ndarray]) -> bytes:
+        import pandas as pd
+
+        rows = [
+            {
+                "example_id": f"test-{i:05d}",
+                "task": task,
+                "question": f"Which {task} is in picture {i}?",
+                "prediction": self.study.said.format(i % 10 if score > 0.5 else "not clear"),
+                "answers": [str(i % 10), f"number {i % 10}"],
+                "score": score,
+            }
+            for task in ITEMS
+            for i, score in enumerate(scores["test", task])
+        ]
+        buffer = io.BytesIO()
+        pd.DataFrame(rows).to_parquet(buffer, index=False)
         return buffer.getvalue()
 
     def _files(self, run: str, files: dict[str, bytes]) -> None:
@@ -413,6 +452,18 @@ def inside_file(levels: Sequence[int], epochs: int, seed: int) -> bytes:
 
 def hash_of(word: str) -> int:
     return int(sha256(word.encode()).hexdigest()[:8], 16)
+
+
+LANGUAGE_MODEL = {
+    "name": "SmolLM2-135M",
+    "parameters": 134_515_008,
+    "width": 576,
+    "depth": 30,
+    "stages": [{"name": "connector"}, {"name": "instructions"}],
+    "probes": "probes",
+    "controls": True,
+    "max_new_tokens": 16,
+}
 
 
 def copy_database(template: Path, folder: Path) -> str:

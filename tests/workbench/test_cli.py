@@ -65,7 +65,7 @@ def test_help_is_quick_and_names_every_command() -> None:
     start = time.perf_counter()
     result = run("--help")
     assert time.perf_counter() - start < 3  # 0.4 s where the machine is idle
-    for command in (*COMMANDS, "store"):
+    for command in (*COMMANDS, "store", "data"):
         assert command in result.stdout
     slow = {"torch", "lightning", "mlflow", "transformers", "optuna", "pandas"}
     program = f"import sys, workbench.cli; print(sorted({slow} & set(sys.modules)))"

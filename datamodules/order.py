@@ -1,0 +1,122 @@
+"""The order of training: a permutation of the examples that depends on seed and epoch, cut into batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+
+class Order(Protocol):
+    """A permutation of the examples for each epoch."""
+
+    seed: int
+
+    def __len__(self) -> int: ...
+
+    def of(self, epoch: int) -> list[int]:
+        """All examples, each once."""
+
+
+class EpochOrder:
+    """A permutation of the examples that depends on seed and epoch and on nothing else."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def of(self, epoch: int) -> list[int]:
+        return _shuffled(range(self.size), _generator(f"{self.seed}|{epoch}"))
+
+
+class LengthGroupedOrder:
+    """A permutation in which the examples of a batch are about equally long, so that little of it is padding.
+
+    Megabatches are drawn at random and sorted by length; the batches cut from them come in random order, as in
+    LLaVA's ``group_by_modality_length``. Examples with and without images stay apart, but for one batch an epoch at
+    most, made of what is left of both. What fills no batch comes last, and is drawn at random too, so no
+    length is favoured when it is dropped.
+
+    Args:
+        lengths: of the examples, in positions.
+        text_only: which of them show no image.
+        batch_size: of all processes together.
+        seed: of the order.
+        megabatch: batches sorted together. More: less padding, less chance in who meets whom.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], text_only: Sequence[bool], batch_size: int, seed: int, megabatch: int = 32
+    ) -> None:
+        self.lengths = lengths
+        self.kinds = [[n for n, alone in enumerate(text_only) if bool(alone) is kind] for kind in (False, True)]
+        self.batch_size = batch_size
+        self.seed = seed
+        self.megabatch = megabatch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def of(self, epoch: int) -> list[int]:
+        generator = _generator(f"{self.seed}|{epoch}|length")
+        batches: list[list[int]] = []
+        left: list[int] = []
+        for kind in self.kinds:
+            drawn = _shuffled(kind, generator)
+            whole = len(drawn) - len(drawn) % self.batch_size
+            left += drawn[whole:]
+            for mega in _chunks(drawn[:whole], self.megabatch * self.batch_size):
+                batches += _chunks(sorted(mega, key=lambda n: -self.lengths[n]), self.batch_size)
+        left = _shuffled(left, generator)
+        if len(left) >= self.batch_size:
+            batches.append(left[: self.batch_size])
+            left = left[self.batch_size :]
+        places = _shuffled(range(len(batches)), generator)
+        return [n for place in places for n in batches[place]] + left
+
+
+class EpochBatches:
+    """The batches of one process: its share of each batch of all processes together.
+
+    Process ``rank`` takes every ``world_size``-th example of a batch of ``world_size × batch_size``, so two
+    processes see together what one process with twice the batch size sees. The last incomplete batch is left out.
+    Lightning calls :meth:`set_epoch` before every training epoch.
+    """
+
+    def __init__(self, order: Order, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.order = order
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.order) // (self.batch_size * self.world_size)
+
+    def batches(self) -> list[list[int]]:
+        """Of the present epoch."""
+        together = self.batch_size * self.world_size
+        return [chunk[self.rank :: self.world_size] for chunk in _chunks(self.order.of(self.epoch), together)][
+            : len(self)
+        ]
+
+
+def _chunks(examples: Sequence[int], size: int) -> list[list[int]]:
+    return [list(examples[start : start + size]) for start in range(0, len(examples), size)]
+
+
+def _shuffled(examples: Sequence[int], generator: torch.Generator) -> list[int]:
+    return [examples[place] for place in torch.randperm(len(examples), generator=generator).tolist()]
+
+
+def _generator(name: str) -> torch.Generator:
+    digest = hashlib.sha256(name.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

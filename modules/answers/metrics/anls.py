@@ -1,0 +1,41 @@
+"""ANLS: how much of an answer was read right, letter by letter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torchmetrics.functional.text import edit_distance
+
+from modules.answers.metrics.base import AnswerMetric
+
+THRESHOLD = 0.5  # below it the wrong text was read, not the right one badly
+
+
+def similarity(prediction: str, answer: str) -> float:
+    """1 − edit distance / length of the longer text, in lower case with single spaces; 0 below :data:`THRESHOLD`.
+
+    The edit distance is Levenshtein's, by torchmetrics.
+    """
+    said, right = (" ".join(text.lower().split()) for text in (prediction, answer))
+    if said == right:
+        return 1.0
+    longest = max(len(said), len(right))
+    if abs(len(said) - len(right)) > (1 - THRESHOLD) * longest:  # so many insertions alone are too many
+        return 0.0
+    found = 1 - float(edit_distance([said], [right])) / longest
+    return found if found >= THRESHOLD else 0.0
+
+
+class Anls(AnswerMetric):
+    """The best :func:`similarity` to a right answer; its mean over questions is the average normalised Levenshtein
+    similarity.
+
+    Half right counts 0.5, as in the published programs; the paper's equation 1 has it count nothing.
+    """
+
+    name = "anls"
+    title = "ANLS"
+    source = "ST-VQA (Biten et al., ICCV 2019, arXiv 1905.13648), equation 1; DocVQA (arXiv 2007.00398)"
+
+    def score(self, prediction: str, answers: Sequence[str]) -> float:
+        return max((similarity(prediction, answer) for answer in answers), default=0.0)

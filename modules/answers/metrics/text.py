@@ -1,0 +1,61 @@
+"""Answers that must be said as they are, or must be somewhere in what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modules.answers.metrics.base import AnswerMetric
+
+_OPENING = " \"'`“”‘’«»([{"
+_CLOSING = " \"'`“”‘’«»)]}.,;:!?…"
+
+
+def plain(text: str) -> str:
+    """``text`` in one case, white space as single spaces, without quotes and brackets around it and without what ends a
+    sentence.
+
+    Nothing within is touched, nor a sign, a currency or a decimal point in front: ``-5``, ``$5`` and ``.5`` stay apart
+    from ``5``. What consists of such marks alone is kept.
+    """
+    words = " ".join(text.casefold().split())
+    return words.lstrip(_OPENING).rstrip(_CLOSING) or words
+
+
+class ExactMatch(AnswerMetric):
+    """Whether the answer, as :func:`plain` text, is one of the right ones."""
+
+    name = "exact_match"
+    title = "exact match"
+    source = "ours; GQA's accuracy (Hudson and Manning, CVPR 2019) on plain text"
+
+    def score(self, prediction: str, answers: Sequence[str]) -> float:
+        said = plain(prediction)
+        return float(any(said == plain(answer) for answer in answers))
+
+
+class Containment(AnswerMetric):
+    """OCRBench: whether a right answer is part of what was said, in lower case, line breaks being spaces.
+
+    An empty answer would be part of everything: it counts only where nothing was said.
+    """
+
+    name = "ocrbench"
+    title = "contains the answer (OCRBench)"
+    source = "OCRBench (Liu et al., arXiv 2305.07895), OCRBench/example.py in Yuliang-Liu/MultimodalOCR"
+
+    def score(self, prediction: str, answers: Sequence[str]) -> float:
+        said = self.fold(prediction)
+        return float(any(folded in said if (folded := self.fold(answer)) else not said for answer in answers))
+
+    def fold(self, text: str) -> str:
+        return text.lower().strip().replace("\n", " ")
+
+
+class FormulaContainment(Containment):
+    """OCRBench's rule for handwritten formulas (its subset HME100k): case counts, spaces do not."""
+
+    name = "ocrbench_formula"
+    title = "contains the formula (OCRBench)"
+
+    def fold(self, text: str) -> str:
+        return text.strip().replace("\n", " ").replace(" ", "")

@@ -1,0 +1,75 @@
+"""A kind of question as a task of a study: what is asked, how it is judged, what guessing is worth."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from modules.answers.metrics import AnswerMetric
+
+CANDIDATES = 50  # so many of the most frequent answers are tried as the constant answer
+FITTED = 1000  # on at most so many of the taught questions
+
+
+class AnswerTask:
+    """Questions of one kind, with what records, objectives and reports read of a task of probes
+    (:class:`modules.tasks.Task`).
+
+    Args:
+        name: the kind of question.
+        metric: judges its answers.
+        title: what the report calls it.
+        taught: the right answers of every training question, from which the chance level is taken.
+
+    Attributes:
+        chance: the metric, on the training questions, of the best answer that is always the same.
+    """
+
+    def __init__(self, name: str, metric: AnswerMetric, title: str, taught: Sequence[Sequence[str]] = ()) -> None:
+        self.name, self.metric, self.title = name, metric, title
+        self.metric_name = metric.name
+        self.direction = metric.direction
+        self.unit = metric.unit
+        self.perfect = metric.perfect
+        self.ratio = metric.ratio
+        self.chance = self.guess(taught)
+
+    def guess(self, taught: Sequence[Sequence[str]], scored: Sequence[Sequence[str]] | None = None) -> float:
+        """The metric, on ``scored`` or on the same, of the constant answer that does best on ``taught``.
+
+        Tried are the most frequent answers, on a fixed draw of the questions where there are very many; of equals the
+        more frequent wins. 0 where nothing is taught or nothing is scored.
+        """
+        counts = Counter(answer for answers in taught for answer in answers)
+        candidates = sorted(counts, key=lambda answer: (-counts[answer], answer))[:CANDIDATES]
+        fitted = taught if len(taught) <= FITTED else random.Random(0).sample(taught, FITTED)
+        asked = taught if scored is None else scored
+        if not candidates or not asked:
+            return 0.0
+        best = max(candidates, key=lambda answer: self._constant(answer, fitted)) if candidates[1:] else candidates[0]
+        return self._constant(best, asked)
+
+    def _constant(self, answer: str, asked: Sequence[Sequence[str]]) -> float:
+        """The metric of always answering so; each distinct question is judged once."""
+        kinds = Counter(tuple(answers) for answers in asked)
+        scores: list[float] = []
+        statistics: dict[str, list[float]] = {}
+        for answers, count in kinds.items():
+            scores += [self.metric.score(answer, answers)] * count
+            for key, value in self.metric.statistics(answer, answers).items():
+                statistics.setdefault(key, []).extend([value] * count)
+        return self.metric.value(scores, statistics)
+
+    def gain(self, value: float) -> float:
+        """Where ``value`` of the metric lies between chance (0) and perfect (1)."""
+        span = self.perfect - self.chance
+        return (value - self.chance) / span if span else 0.0
+
+    def value(self, scores: Tensor, items: Tensor, statistics: Mapping[str, Tensor]) -> float:
+        """The metric of any examples from their outcomes, ``[N]`` each; nan for no items."""
+        if self.ratio is None:
+            return float((scores.double() * items).sum() / items.sum())
+        return self.metric.value(scores.tolist(), {key: values.tolist() for key, values in statistics.items()})

@@ -1,0 +1,125 @@
+"""Teaching on several devices: a process a device, started by torchrun, that leaves its checkpoints to the study.
+
+The study's own process writes down what is to be trained, starts the workers, shows their progress, and then takes up
+the checkpoints of the finished stages as it would after a kill. So nothing of ledger, MLflow or Optuna is known here.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.jobs import Job
+    from workbench.language_run import Row
+    from workbench.prepare import Parts
+
+ORDER = "order.json"
+_LAST = 20  # lines of a failed worker's words that are shown
+
+
+def teach(
+    parts: Parts, job: Job, folder: Path, tell: Callable[[int, Row], None], advance: Callable[[int], None]
+) -> None:
+    """Run the stages of ``job`` that are not done, on ``training.devices`` devices; leaves checkpoints in ``folder``.
+
+    Raises:
+        WorkbenchError: a worker failed.
+    """
+    from workbench.config import to_yaml
+
+    cell = job.variant.cell
+    folder.mkdir(parents=True, exist_ok=True)
+    order = {
+        "study": to_yaml(parts.study),
+        "workspace": str(parts.workspace.resolve()),
+        "cell": {
+            "strategy": cell.strategy,
+            "levels": list(cell.selection.levels),
+            "query": cell.selection.query,
+            "options": dict(cell.options),
+            "alias": cell.alias,
+        },
+        "lr": job.variant.lr,
+        "replicate": job.replicate,
+        "folder": str(folder.resolve()),
+    }
+    (folder / ORDER).write_text(json.dumps(order), encoding="utf-8")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        f"--nproc-per-node={parts.study.training.devices}",
+        *("-m", "workbench.language_worker", str(folder / ORDER)),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said: list[str] = []
+        try:
+            for line in process.stdout:
+                event = _event(line)
+                if event is None:
+                    said = [*said, line.rstrip()][-_LAST:]
+                elif "steps" in event:
+                    advance(int(event["steps"]))
+                else:
+                    tell(int(event["number"]), event["row"])
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise WorkbenchError(
+            f"teaching {cell.label} on {parts.study.training.devices} devices failed: "
+            + (next((line for line in reversed(said) if "Error" in line), said[-1] if said else "no word was said"))
+        )
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """What a worker tells, or None for any other output."""
+    if not line.startswith("{"):
+        return None
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and ("steps" in event or "number" in event) else None
+
+
+def work(path: Path) -> None:
+    """One worker: train what ``path`` orders; the first of the workers tells how far it is."""
+    import os
+
+    from sweeps.space import Cell
+    from workbench.callbacks import quiet_lightning
+    from workbench.config import study_from_yaml
+    from workbench.jobs import Job
+    from workbench.language_run import LanguageRun
+    from workbench.layers import Selection
+    from workbench.prepare import prepare, variant
+
+    quiet_lightning()
+    order = json.loads(path.read_text(encoding="utf-8"))
+    study = study_from_yaml(order["study"], str(path))
+    parts = prepare(study, Path(order["workspace"]), progress=False)
+    named = order["cell"]
+    selection = Selection(tuple(named["levels"]), named["query"])
+    cell = Cell(named["strategy"], selection, tuple(sorted(named["options"].items())), named["alias"])
+    first = os.environ.get("RANK", "0") == "0"
+
+    def say(event: dict[str, Any]) -> None:
+        if first:
+            print(json.dumps(event), flush=True)
+
+    def tell(number: int, row: Row) -> None:
+        say({"number": number, "row": row})
+
+    job = Job(variant(study, cell, order["lr"]), order["replicate"])
+    LanguageRun(parts, job, Path(order["folder"]), tell, lambda steps: say({"steps": steps})).train()
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
