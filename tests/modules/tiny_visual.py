@@ -104,5 +104,5 @@ class Stateful:
 def trainer(**options: Any) -> L.Trainer:
     """A quiet one on the CPU."""
     warnings.filterwarnings("ignore", module="lightning")
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return L.Trainer(accelerator="cpu", devices=1, enable_model_summary=False, **quiet, **options)
+    quiet = {"devices": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return L.Trainer(accelerator="cpu", enable_model_summary=False, **quiet | options)
