@@ -90,8 +90,17 @@ def build_adapter(config: AdapterConfig) -> Adapter:
     """A fresh adapter.
 
     Raises:
-        WorkbenchError: an unknown strategy, option or projector, or no levels for a strategy that reads them.
+        WorkbenchError: an unknown strategy, option or projector, no levels for a strategy that reads them, or a
+            language model with too few blocks for one that injects.
     """
+    from modules.language.injection import INJECTIONS, InjectionSetting, build_injection  # which import this file
+
+    if config.strategy in INJECTIONS:
+        setting = InjectionSetting(config.selection, config.dim, config.width, config.depth, config.projector)
+        injection = build_injection(config.strategy, setting, config.options)
+        for level in injection.projectors() if config.output_rms else ():
+            match_scale(level, config.dim, config.output_rms)
+        return injection
     fuser = build(config.strategy, config.selection, config.dim, config.options)
     projector = fuser.projector(config.projector, config.width, config.grid)
     if isinstance(projector, Projector):

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from modules import cost
 from modules.fusion.base import Grid, check_features
+from modules.language.adapter import Adapter
 from modules.language.injector import Injector
 from modules.language.visual import VisualInput
 from modules.options import read_options
@@ -79,8 +80,8 @@ class InjectionSetting:
     projector: str = "mlp2x_gelu"
 
 
-class Injection(nn.Module, ABC):
-    """Base of all injections.
+class Injection(Adapter, ABC):
+    """Base of all injections: an adapter that fills ``injected``.
 
     Attributes:
         uses: the layers that :meth:`forward` expects, in its order; the query last.
