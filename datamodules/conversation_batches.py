@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from datamodules.loader import Batch
 from workbench.tokens import IGNORE, IMAGE_ID
 
 if TYPE_CHECKING:
-    from datamodules.chat import Chat, Encoded
+    from datamodules.chat import Chat
     from datamodules.conversations import ConversationSource
     from datamodules.shards import StoredFeatures
 
@@ -47,22 +48,23 @@ class ConversationBatches(Dataset[Batch]):
         self.lengths: list[int] = []
         self.text_only: list[bool] = []
         self.cut = 0
-        kept: list[Encoded] = []
+        ids, taught, ends, prompts = array("i"), array("b"), array("q", [0]), array("q")
         for number, conversation in enumerate(self.conversations):
             encoded = chat.encode(conversation)
             fitted = chat.fit(encoded) if cut else encoded
             if fitted is None:
                 self.left_out.append(number)
                 continue
-            kept.append(fitted)
+            ids.extend(fitted.input_ids)
+            taught.extend(label != IGNORE for label in fitted.labels)
+            ends.append(len(ids))
+            prompts.append(fitted.prompt)
             self.cut += fitted is not encoded
             self.numbers.append(number)
             self.lengths.append(chat.length(fitted))
             self.text_only.append(not fitted.images)
-        self._ends = np.cumsum([0, *(len(encoded.input_ids) for encoded in kept)])
-        self._ids = np.fromiter((i for encoded in kept for i in encoded.input_ids), np.int32, self._ends[-1])
-        self._taught = np.fromiter((i != IGNORE for encoded in kept for i in encoded.labels), np.bool_, self._ends[-1])
-        self._prompts = np.array([encoded.prompt for encoded in kept])
+        self._ids, self._taught = np.array(ids, np.int32), np.array(taught, np.bool_)
+        self._ends, self._prompts = ends, prompts
         self._places = {number: place for place, number in enumerate(self.numbers)}
 
     def __len__(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ USER: Final = "user"
 ASSISTANT: Final = "assistant"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Turn:
     """What one side says; the user's words hold :data:`IMAGE` once for each image shown."""
 
@@ -22,7 +24,7 @@ class Turn:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Turns, user and assistant in alternation, about zero or more images.
 
@@ -68,6 +70,14 @@ class ConversationSource(Source):
     @abstractmethod
     def metrics(self) -> Mapping[str, str]:
         """Task → name of the answer metric that judges it, such as ``{"read": "exact_match"}``."""
+
+    def words(self, split: str) -> str:
+        """sha256 over the conversations of a split; the images are in :meth:`fingerprint`."""
+        sha = hashlib.sha256()
+        for c in self.conversations(split):
+            said = [[turn.role, turn.text] for turn in c.turns]
+            sha.update(json.dumps([c.id, c.task, c.group, c.images, c.answers, said]).encode() + b"\n")
+        return sha.hexdigest()
 
     def targets(self, split: str) -> dict[str, Array]:
         """None: the targets are words."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
 from datamodules.rows import BadRow
-from datamodules.transforms import load_image
+from datamodules.transforms import decode, load_image
 from workbench.errors import WorkbenchError
 
 # What no name may be, and what is wrong with it. Names are taken as they are: %2e is three characters.
@@ -24,7 +26,7 @@ _FAULTS: tuple[tuple[Callable[[str], object], str], ...] = (
         lambda name: name.startswith("/") or re.match("[A-Za-z]:", name),
         "is absolute; it must be relative to the folder",
     ),
-    (lambda name: ".." in PurePosixPath(name).parts, "leaves its folder through .."),
+    (lambda name: ".." in name.split("/"), "leaves its folder through .."),
 )
 # How a whole file of a format ends, within its last bytes. Where it does not, it is decoded to see.
 _ENDS: Mapping[str, bytes] = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
@@ -101,20 +103,38 @@ def exists(path: Path) -> None:
 
 
 def has_header(path: Path) -> None:
-    """A look at both ends of a file: an image by its first bytes, and not cut off by its last ones.
+    """A look at both ends of a file; see :func:`look`.
 
     Raises:
         BadRow: it is no image, is cut off, or is too large to be one in earnest.
     """
     try:
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") as file:
+            look(file, f"image {path}")
+    except OSError as error:
+        raise BadRow("undecodable image", f"image {path} cannot be read: {error.strerror or error}") from None
+
+
+def look(file: IO[bytes], name: str) -> None:
+    """An image by its first bytes, and not cut off by its last ones; decoded where these leave doubt.
+
+    Raises:
+        BadRow: it is no image, is cut off, or is too large to be one in earnest.
+    """
+    try:
+        with Image.open(file) as image:
             end = _ENDS.get(image.format or "", b"")
-            file.seek(-min(_LAST, path.stat().st_size), os.SEEK_END)
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - _LAST))
             if end in file.read():
                 return
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError):
         pass  # decoding says what it is
-    has_pixels(path)
+    try:
+        file.seek(0)
+        decode(file, name)
+    except WorkbenchError as error:
+        raise BadRow("undecodable image", str(error).rstrip(".")) from None
 
 
 def has_pixels(path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.image_folder import VERIFY, Found, ImageFolder
-from datamodules.quarantine import Quarantine
+from datamodules.quarantine import LISTED, Quarantine
 from datamodules.row_files import Entry, read_entries
 from datamodules.row_source import Placed, RowOptions, RowSource, say
 from datamodules.rows import BadRow, Row, parse_row
@@ -104,7 +104,7 @@ def read_file(file: Path, folder: ImageFolder, image_first: bool, verify: str, l
     Raises:
         WorkbenchError: the file cannot be read or is no JSON at all.
     """
-    quarantine = Quarantine(file, lists)
+    quarantine = Quarantine(str(file), (lists or file.parent) / f"{file.name}{LISTED}")
     images: dict[str, Found] = {}
     read: list[tuple[Entry, Row, tuple[str, ...]]] = []
     for entry in read_entries(file):

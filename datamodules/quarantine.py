@@ -35,25 +35,20 @@ class Quarantine:
 
     Args:
         file: whose rows they are.
-        folder: of the list; None: beside the file.
+        path: of the list.
     """
 
-    file: Path
-    folder: Path | None = None
+    file: str
+    path: Path
     rows: list[Quarantined] = field(default_factory=list)
     seen: int = 0  # rows of the file, good ones included
 
     def add(self, line: int, number: int, bad: BadRow) -> None:
-        self.rows.append(Quarantined(str(self.file), line, number, bad.reason, bad.detail))
+        self.rows.append(Quarantined(self.file, line, number, bad.reason, bad.detail))
 
     @property
     def share(self) -> float:
         return len(self.rows) / max(1, self.seen)
-
-    @property
-    def path(self) -> Path:
-        """Of the list."""
-        return (self.folder or self.file.parent) / f"{self.file.name}{LISTED}"
 
     @property
     def reasons(self) -> dict[str, tuple[int, Quarantined]]:

@@ -118,6 +118,7 @@ class QuestionsOptions(FineScenesOptions):
 
     fewest: int = 2  # so that there is something to count
     kinds: list[str] = field(default_factory=lambda: list(KINDS))
+    instruct: bool = True  # every question ends with how to answer it; a system prompt may say so once instead
 
 
 @register_source("finescenes_questions")
@@ -139,6 +140,7 @@ class FineScenesQuestions(ConversationSource):
     def __init__(self, options: QuestionsOptions | None = None, folders: Mapping[str, Path] | None = None) -> None:
         chosen = options or QuestionsOptions()
         _check(chosen.kinds)
+        self.instruct = chosen.instruct
         self.kinds = tuple(kind for kind in KINDS if kind in chosen.kinds)
         self.scenes = FineScenes(
             FineScenesOptions(**{f.name: getattr(chosen, f.name) for f in fields(FineScenesOptions)}), folders
@@ -200,7 +202,8 @@ class FineScenesQuestions(ConversationSource):
         wordings = KINDS[kind].wordings
         wording = wordings[int(draw.randint(len(wordings)))]
         place, answer = KINDS[kind].answer(self.scenes.layouts(split)[index], self.image_size, draw)
-        return f"{wording.format(place=place)}\n{SHORTLY}", answer
+        question = wording.format(place=place)
+        return f"{question}\n{SHORTLY}" if self.instruct else question, answer
 
     def _random(self, split: str, index: int, purpose: str) -> np.random.RandomState:
         # RandomState, not Generator: its stream is frozen for good.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -92,18 +94,18 @@ class RowSource(ConversationSource):
         return self.rows.size
 
     def size(self, split: str) -> int:
-        return len(self.splits[split].images)
+        return len(self._at(split).images)
 
     def fingerprint(self, split: str) -> str:
         how = f"{self.version}|{self.rows.size}|{self.rows.padding}|{self.rows.background}"
         sha = hashlib.sha256(how.encode())
-        for key in self.splits[split].images:
+        for key in self._at(split).images:
             sha.update(f"\n{self.stamp(key)}".encode())
         return sha.hexdigest()
 
     def image(self, split: str, index: int) -> Array:
         """Image ``index``: uint8 ``[size, size, 3]``."""
-        here = self.splits[split]
+        here = self._at(split)
         if not 0 <= index < len(here.images):
             raise IndexError(f"sample {index} of {len(here.images)} in '{split}'")
         try:
@@ -115,15 +117,15 @@ class RowSource(ConversationSource):
     def identity(self, split: str) -> pd.DataFrame:
         import pandas as pd
 
-        here = self.splits[split]
+        here = self._at(split)
         return pd.DataFrame({"example_id": list(here.images), "group": list(here.groups)})
 
     def conversations(self, split: str) -> Sequence[Conversation]:
-        return self.splits[split].conversations
+        return self._at(split).conversations
 
     def metrics(self) -> Mapping[str, str]:
         """Of every task that validation or test asks."""
-        val, test = self.splits["val"].metrics, self.splits["test"].metrics
+        val, test = self._at("val").metrics, self._at("test").metrics
         for task in val.keys() & test.keys():
             if val[task] != test[task]:
                 raise WorkbenchError(f"task '{task}' is judged by {val[task]} in val and by {test[task]} in test.")
@@ -133,18 +135,22 @@ class RowSource(ConversationSource):
 
     @functools.cached_property
     def splits(self) -> dict[str, Split]:
-        found = self._held_out(self.read())
-        for split in SPLITS:
-            if not found.get(split):
-                raise WorkbenchError(
-                    f"{self.name}: the split '{split}' holds no conversation; name rows for it, or hold some out "
-                    f"(source.options.{split}_share)."
-                )
-        made = {split: self._split(split, found[split]) for split in SPLITS}
-        shared = overlap([(split, set(made[split].images)) for split in SPLITS])
+        """Those that hold anything."""
+        with _uncollected():
+            found = self._held_out(self.read())
+            made = {split: self._split(split, found[split]) for split in SPLITS if found.get(split)}
+        shared = overlap([(split, set(made[split].images)) for split in made])
         if shared:
             say(f"note: images in two splits, which makes {self.name}'s scores too good: {shared}")
         return made
+
+    def _at(self, split: str) -> Split:
+        if split not in self.splits:
+            raise WorkbenchError(
+                f"{self.name}: the split '{split}' holds no conversation; name rows for it, or hold some out "
+                f"(source.options.{split}_share)."
+            )
+        return self.splits[split]
 
     def _held_out(self, found: dict[str, list[Placed]]) -> dict[str, list[Placed]]:
         train = found["train"]
@@ -188,6 +194,18 @@ class RowSource(ConversationSource):
             said = Conversation(id_, row.turns, images, group or id_, row.task, row.answers, placed.origin)
             conversations.append(said)
         return Split(tuple(number), tuple(group_of), tuple(shown_by), tuple(conversations), metrics)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection meanwhile: millions of small objects are made and kept, and it would visit each again."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def say(text: str) -> None:

@@ -14,7 +14,6 @@ from datamodules.conversations import ASSISTANT, IMAGE, USER, Turn
 
 Role = Literal["user", "assistant"]
 ROLES: Final[Mapping[str, Role]] = {"human": USER, "gpt": ASSISTANT, "user": USER, "assistant": ASSISTANT}
-KEYS: Final = (("from", "value"), ("role", "content"))  # LLaVA's names of a turn's parts, and those of chat messages
 
 
 class BadRow(Exception):
@@ -120,15 +119,15 @@ def _turns(found: object, answers: Sequence[str]) -> list[Turn]:
 
 
 def _turn(found: object, number: int) -> Turn:
-    keys = next((pair for pair in KEYS if isinstance(found, dict) and pair[0] in found), None)
-    if not isinstance(found, dict) or keys is None:
+    if not isinstance(found, dict) or not ("from" in found or "role" in found):
         raise BadRow("no conversations", f"turn {number} is {_short(found)}; it must have 'from' and 'value'")
-    role, text = found[keys[0]], found.get(keys[1])
+    # LLaVA's names of a turn's parts, or those of chat messages
+    role, text = (found["from"], found.get("value")) if "from" in found else (found["role"], found.get("content"))
     if not isinstance(role, str) or role not in ROLES:
         raise BadRow("roles", f"turn {number} is from {_short(role)}; it must be 'human' or 'gpt'")
     if not isinstance(text, str) or not text.strip():
         raise BadRow("empty turn", f"turn {number} says {_short(text)}")
-    return Turn(ROLES[role], _whole(text, f"turn {number}"))
+    return Turn(ROLES[role], _whole(text, "turn", number))
 
 
 def _images(found: object) -> tuple[str, ...]:
@@ -161,11 +160,13 @@ def _word(found: Mapping[str, Any], *keys: str) -> str:
     return ""
 
 
-def _whole(text: str, where: str) -> str:
+def _whole(text: str, *where: object) -> str:
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and no tokenizer can read
-        raise BadRow("broken text", f"{where} holds half a character (a lone surrogate)") from None
+        raise BadRow("broken text", f"{' '.join(map(str, where))} holds half a character (a lone surrogate)") from None
     return text
 
 

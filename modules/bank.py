@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -302,7 +302,21 @@ class _Gathered:
         )
 
 
-def objective(metrics: Mapping[str, float], tasks: Sequence[Task]) -> float:
+class Measured(Protocol):
+    """What the objective needs of a task, of probes or of questions."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def metric_name(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def direction(self) -> str: ...
+    def gain(self, value: float, /) -> float: ...
+
+
+def objective(metrics: Mapping[str, float], tasks: Sequence[Measured]) -> float:
     """One number to search by, more is better: the mean of the tasks' primary metrics.
 
     Metrics in one unit are averaged as they are. Where units differ (a share and an absolute error) each is first

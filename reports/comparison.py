@@ -22,7 +22,7 @@ CONTROLS = (SAME_PARAMETERS, SAME_FLOPS)  # of the best fusion; trained on fresh
 ITSELF = "the baseline itself"
 
 
-_ACRONYMS = {"iou": "IoU", "mae": "MAE"}
+_ACRONYMS = {"iou": "IoU", "mae": "MAE", "anls": "ANLS", "vqa_accuracy": "VQA accuracy", "ocrbench": "OCRBench"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Measure:
     @property
     def shown(self) -> str:
         """The metric as people write it."""
-        return _ACRONYMS.get(self.metric, self.metric)
+        return _ACRONYMS.get(self.metric, self.metric.replace("_", " "))
 
     @property
     def minimised(self) -> bool:

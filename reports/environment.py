@@ -27,7 +27,7 @@ class Change:
 
 def environment(record: StudyRecord) -> dict[str, str]:
     """Everything by name, as words. What was not tracked is left out."""
-    tags, passport, source = record.tags, record.passport, record.source
+    tags, passport, source, language = record.tags, record.passport, record.source, record.language
     prints = source.get("fingerprints")
     prints = prints if isinstance(prints, Mapping) else {}
     plain: dict[str, Any] = {
@@ -35,6 +35,7 @@ def environment(record: StudyRecord) -> dict[str, str]:
         "encoder revision": passport.get("revision"),
         "encoder precision": passport.get("precision"),
         "encoder fingerprint": passport.get("fingerprint"),
+        "language model": language and language.known_as,
         "source": source.get("version") or source.get("name"),
         **{f"source fingerprint, {split}": value for split, value in prints.items()},
         "plan hash": tags.get("workbench.plan"),

@@ -283,8 +283,8 @@ def _worth_naming(analysis: Analysis, answer: Answer, measure: Measure, front: S
     return named
 
 
-def name_points(axes: object, points: Sequence[tuple[float, float, str, bool]]) -> None:
-    """Names beside points, moved up or down until none covers another."""
+def name_points(axes: object, points: Sequence[tuple[float, float, str, bool]], above: bool = False) -> None:
+    """Names beside points, moved up or down until none covers another; ``above``: clear of an interval."""
     from matplotlib.axes import Axes
 
     assert isinstance(axes, Axes)
@@ -296,7 +296,7 @@ def name_points(axes: object, points: Sequence[tuple[float, float, str, bool]]) 
         left += 8
         right = left + CHARACTER * len(text)
         start = height
-        height += 8 if on_front else 0  # clear of the front's line, which runs on to the right
+        height += 8 if on_front or above else 0  # clear of the front's line, which runs on to the right
         while any(left < r and right > q and abs(height - h) < 1.25 * FONT for q, r, h in placed):
             height -= 1
         placed.append((left, right, height))

@@ -30,6 +30,7 @@ class LanguageModel:
     """
 
     name: str
+    revision: str = ""
     parameters: int | None = None
     width: int | None = None
     depth: int | None = None
@@ -37,10 +38,15 @@ class LanguageModel:
     probes: str = ""
     controls: bool = True
 
+    @property
+    def known_as(self) -> str:
+        """With its revision, where it has one."""
+        return " · ".join(filter(None, [self.name, self.revision]))
+
 
 @dataclass(frozen=True)
 class Said:
-    """What one cell answered; ``score`` is its metric's, None where it cannot be told which question it is of."""
+    """What one cell answered, and what its task's metric gives for it; None where that was not logged."""
 
     prediction: str
     score: float | None
@@ -72,6 +78,7 @@ def read_language(plain: Mapping[str, Any]) -> LanguageModel:
         raise TypeError("stages is no list")
     return LanguageModel(
         name=str(plain["name"]),
+        revision=str(plain.get("revision") or ""),
         parameters=_whole(plain.get("parameters")),
         width=_whole(plain.get("width")),
         depth=_whole(plain.get("depth")),
@@ -89,8 +96,8 @@ def _whole(value: Any) -> int | None:
     return int(value) if value is not None and math.isfinite(float(value)) else None
 
 
-def read_answers(path: Path) -> dict[Key, tuple[str, tuple[str, ...]]]:
-    """``outcomes/answers.parquet``: question → (prediction, right answers).
+def read_answers(path: Path) -> dict[Key, tuple[Said, tuple[str, ...]]]:
+    """``outcomes/answers.parquet``: question → what was said, and all right answers.
 
     Raises:
         WorkbenchError: it cannot be read, or lacks a column.
@@ -103,11 +110,16 @@ def read_answers(path: Path) -> dict[Key, tuple[str, tuple[str, ...]]]:
         raise WorkbenchError(f"it cannot be read ({type(error).__name__})") from None
     if lacking := [name for name in _COLUMNS if name not in table.columns]:
         raise WorkbenchError(f"it lacks {', '.join(lacking)}")
-    columns = (table[name].to_numpy(dtype=object) for name in _COLUMNS)
+    columns = [table[name].to_numpy(dtype=object) for name in _COLUMNS]
+    scores = table["score"].to_numpy(dtype=object) if "score" in table.columns else [None] * len(table)
     return {
-        (str(example), str(task), str(question)): (_text(prediction), _answers(answers))
-        for example, task, question, prediction, answers in zip(*columns, strict=True)
+        (str(example), str(task), str(question)): (Said(_text(prediction), _score(score)), _answers(answers))
+        for example, task, question, prediction, answers, score in zip(*columns, scores, strict=True)
     }
+
+
+def _score(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _text(value: Any) -> str:
@@ -138,45 +150,23 @@ def choose(keys: Iterable[Key], most: int = QUESTIONS) -> list[Key]:
 
 
 def asked(
-    found: Mapping[str, Mapping[Key, tuple[str, tuple[str, ...]]]],
-    scores: Mapping[tuple[str, str, str], float],
-    replicates: Mapping[str, str],
+    found: Mapping[str, Mapping[Key, tuple[Said, tuple[str, ...]]]], replicates: Mapping[str, str]
 ) -> Asked | None:
     """What is shown of the cells' answers; None where they answered no question in common.
 
     Args:
-        found: cell → question → (prediction, right answers), as :func:`read_answers` gives them.
-        scores: (cell, example, task) → the score of that example, of the replicate that answered.
-        replicates: cell → that replicate.
+        found: cell → question → what was said and what is right, as :func:`read_answers` gives them.
+        replicates: cell → the replicate that answered.
     """
     tables = list(found.values())
     shared: set[Key] = set(tables[0]).intersection(*tables[1:]) if tables else set()
     chosen = sorted(choose(shared), key=lambda key: (key[1], key[0], key[2]))
     if not chosen:
         return None
-    times = _times(tables[0])
-    return Asked(
-        replicates,
-        tuple(
-            Question(
-                *key,
-                answers=tables[0][key][1],
-                said={
-                    cell: Said(table[key][0], scores.get((cell, key[0], key[1])) if times[key[:2]] == 1 else None)
-                    for cell, table in found.items()
-                },
-            )
-            for key in chosen
-        ),
-    )
-
-
-def _times(keys: Iterable[Key]) -> dict[tuple[str, ...], int]:
-    """How many questions of a task there are about an example: a score is of all of them together."""
-    out: dict[tuple[str, ...], int] = defaultdict(int)
-    for key in keys:
-        out[key[:2]] += 1
-    return out
+    questions = [
+        Question(*key, tables[0][key][1], {cell: own[key][0] for cell, own in found.items()}) for key in chosen
+    ]
+    return Asked(replicates, tuple(questions))
 
 
 def plain_text(text: str, most: int) -> str:

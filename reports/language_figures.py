@@ -62,7 +62,7 @@ def sight_figure(analysis: Analysis, answer: Answer) -> Figure | None:
         rest = f" {left_out} more {plural('cell', left_out)} in the table and its CSV." if left_out else ""
         return finish(
             figure,
-            "image",
+            "sight",
             "Test scores with the image, with another example's and with a blank one",
             "Means over replicates with 95 % intervals; those of the controls are over replicates alone. Filled: real "
             "images beat both controls after correction. Dotted: the best constant answer, which no image is needed "
@@ -164,28 +164,20 @@ def probe_figure(analysis: Analysis, probes: Analysis, pair: Foretold, answer: A
             chosen = pair.pick is not None and c.id == pair.pick.id
             own = pair.best is not None and c.id == pair.best.id
             colour = ACCENT if chosen or own else MUTED
-            axes.errorbar(
-                x.mean * theirs.unit.factor,
-                y.mean * mine.unit.factor,
-                xerr=x.half * theirs.unit.factor,
-                yerr=y.half * mine.unit.factor,
-                color=colour,
-                marker="o",
-                mfc=ACCENT if own else PAPER,
-                ms=6,
-                elinewidth=0.8,
-                zorder=3 if chosen or own else 2,
-            )
+            at = (x.mean * theirs.unit.factor, y.mean * mine.unit.factor)
+            half = (x.half * theirs.unit.factor, y.half * mine.unit.factor)
+            axes.errorbar(*at, half[1], half[0], fmt="none", ecolor=colour, elinewidth=0.9, alpha=0.4, zorder=1)
+            axes.plot(*at, "o", color=colour, mfc=ACCENT if own else PAPER, ms=6.5, mew=1.2, zorder=3)
         name_points(
             axes,
             [
                 (x.mean * theirs.unit.factor, y.mean * mine.unit.factor, short(c.label), _picked(pair, c))
                 for c, x, y in points
             ],
+            above=True,
         )
         axes.set_xlabel(theirs.unit.after(f"probes, {theirs.name}: test {theirs.shown}"))
         axes.set_ylabel(mine.unit.after(f"language models, {mine.name}"))
-        axes.grid()
         said = "; ".join(f"{c.label}: {theirs.unit.score(x.mean)} and {mine.unit.score(y.mean)}" for c, x, y in points)
         heads = [f"{who} {column}" for who, m in (("probes", theirs), ("own", mine)) for column in columns(m.unit)]
         return finish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ def language_json(analysis: Analysis, probes: Probes | None) -> dict[str, Any] |
         return None
     return {
         "name": model.name,
+        "revision": model.revision,
         "parameters": model.parameters,
         "width": model.width,
         "depth": model.depth,
@@ -162,7 +164,7 @@ def _probes(analysis: Analysis, found: Probes) -> dict[str, Any]:
     return {
         "name": found.name,
         "reason": found.reason,
-        "command": f"workbench sweep {found.name}" if found.reason and found.name else "",
+        "command": f"workbench sweep {shlex.quote(found.name)}" if found.reason and found.name else "",
         "said": trust(found.pairs[0]) if found.pairs else "",
         "rows": [_pair(pair) for pair in found.pairs],
         "cells": max((len(p.cells) for p in found.pairs), default=0),
@@ -187,7 +189,7 @@ def _pair(pair: Foretold) -> dict[str, Any]:
         "pick": pair.pick,
         "best": pair.best,
         "same": pair.pick is not None and pair.best is not None and pair.pick.id == pair.best.id,
-        "within": {True: "within its interval", False: "worse", None: ""}[pair.within],
+        "within": {True: "not told apart", False: "worse", None: ""}[pair.within],
         "regret": lost,
         "difference": unit.difference,
         "random": unit.signed(pair.random) if pair.random == pair.random else "",

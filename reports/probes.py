@@ -217,11 +217,13 @@ def trust(found: Foretold, level: float = 0.05) -> str:
                 f"loses {unit.size(found.regret)}."
             )
         lost = (
-            "its pick is the language models' own"
+            "pick the same winner"
             if found.regret is None
-            else f"following its pick loses {unit.size(found.regret)}, which may be nothing"
+            else f"following their pick loses {unit.size(found.regret)} (a random cell: {unit.score(found.random)})"
         )
-        return f"The cheap answer can be trusted here: probes order the cells as the language models do, and {lost}."
+        return (
+            f"The cheap answer can be trusted here: probes order the cells much as the language models do, and {lost}."
+        )
     return (
         "The cheap answer is not shown to be trustworthy here: the order of the cells agrees no better than chance and "
         "noise allow."

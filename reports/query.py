@@ -125,7 +125,7 @@ class _Reader:
             importance=self._part("importance.json", read_importance),
             insides=self._insides(kept),
             language=language,
-            asked=self._asked(language, kept, {k: o for k, o in outcomes.items() if not ratio_of(known.get(k[1]))}),
+            asked=self._asked(language, kept),
             notes=tuple(dict.fromkeys(self.notes)),
         )
 
@@ -330,9 +330,7 @@ class _Reader:
             self.notes.append(f"inside.safetensors of run {run.run_id} is left out: {error}.")
             return None
 
-    def _asked(
-        self, language: LanguageModel | None, runs: Sequence[Run], outcomes: Mapping[tuple[str, str, str], Outcomes]
-    ) -> Asked | None:
+    def _asked(self, language: LanguageModel | None, runs: Sequence[Run]) -> Asked | None:
         """Answers of each strategy's best cell on validation, of its first finished replicate."""
         own: dict[str, list[Run]] = defaultdict(list)
         for run in runs if language else ():
@@ -341,21 +339,14 @@ class _Reader:
         best: dict[str, Run] = {}
         for cell in sorted(own, key=lambda c: -float(np.mean([r.metrics["val/objective"] for r in own[c]]))):
             best.setdefault(own[cell][0].params.get("strategy", ""), own[cell][0])  # runs are in order of replicates
-        found, scores = {}, dict[tuple[str, str, str], float]()
+        found = {}
         for run in best.values():
-            file = self._file("outcomes/answers.parquet", run.run_id)
             try:
-                if file is None:
-                    continue
-                found[run.cell] = read_answers(file)
+                if file := self._file("outcomes/answers.parquet", run.run_id):
+                    found[run.cell] = read_answers(file)
             except WorkbenchError as error:
                 self.notes.append(f"outcomes/answers.parquet of run {run.run_id} is left out: {error}.")
-                continue
-            for (cell, task, split), o in outcomes.items():
-                if (cell, split) == (run.cell, "test") and run.replicate in o.replicates:
-                    row = o.scores[o.replicates.index(run.replicate)].tolist()
-                    scores |= {(cell, e, task): value for e, value in zip(o.examples, row, strict=True)}
-        return asked(found, scores, {run.cell: run.replicate for run in best.values() if run.cell in found})
+        return asked(found, {run.cell: run.replicate for run in best.values() if run.cell in found})
 
     def _look(self) -> Look | None:
         """What the study's last step left to look at; None where there is nothing, or nothing that can be read."""

@@ -232,7 +232,7 @@ def _search_counts(analysis: Analysis) -> dict[str, int]:
 def _in_order(drawn: list[Figure]) -> list[Figure]:
     """As the page shows them."""
     layers, fusers = ("curve", "importance", "similarity"), ("gates", "opening", "attention", "heads")
-    kinds = ("verdict", "image", "probes", *layers, "cost", *fusers, "training")
+    kinds = ("verdict", "sight", "probes", *layers, "cost", *fusers, "training")
     return sorted(drawn, key=lambda f: kinds.index(f.name.split("-")[0]))
 
 

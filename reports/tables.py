@@ -281,6 +281,10 @@ def provenance(record: StudyRecord, versions: Mapping[str, Any], config_hash: st
         ("study.yaml, sha256", config_hash),
         ("Encoder", " · ".join(str(passport[k]) for k in ("encoder", "revision", "precision") if passport.get(k))),
         ("Encoder fingerprint", str(passport.get("fingerprint", ""))),
+        (
+            "Language model",
+            record.language.known_as if record.language else "",
+        ),
         ("Source", str(source.get("version") or source.get("name") or "")),
         *((f"Source fingerprint, {split}", str(value)) for split, value in prints.items()),
         ("Trained on", tags.get("workbench.device", "")),

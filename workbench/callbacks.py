@@ -51,3 +51,6 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen
+    warnings.filterwarnings("ignore", message=".*defined a `validation_step` but have no.*")
+    warnings.filterwarnings("ignore", message=".*have no `validation_step`.*")

@@ -43,9 +43,9 @@ def export(
     """Write a source's conversations as LLaVA JSON and its images as PNG."""
     from rich.progress import Progress
 
-    from workbench.config import parse_values
     from workbench.data_export import conversation_source
     from workbench.data_export import export as write
+    from workbench.overrides import parse_values
 
     console = terminal()
     found = conversation_source(source, parse_values(options or []))

@@ -15,14 +15,13 @@ from workbench.prepare import store_of
 
 if TYPE_CHECKING:
     from datamodules.chat import Chat
-    from modules.answers.task import AnswerTask
-    from modules.language.adapter import Adapter
-    from modules.language.decoder import Decoder
-
     from datamodules.conversations import ConversationSource
     from datamodules.feature_store import FeatureStore
     from datamodules.sources import Source
+    from modules.answers.task import AnswerTask
     from modules.encoder import VisionEncoder
+    from modules.language.adapter import Adapter
+    from modules.language.decoder import Decoder
     from sweeps.space import Cell, Space
 
 TITLES = {"read": "reading", "count": "counting", "position": "position", "digit": "digit", "answer": "answers"}
@@ -53,6 +52,7 @@ class LanguageParts:
     def decoder(self) -> Decoder:
         """The language model, frozen; loaded anew at every call, since training may change it."""
         import torch
+
         from modules.language.decoder import Decoder
 
         decoder = Decoder.load(
@@ -87,7 +87,12 @@ class LanguageParts:
 
 
 def prepare_language(
-    study: StudyConfig, encoder: VisionEncoder, source: Source, workspace: Path, progress: bool
+    study: StudyConfig,
+    encoder: VisionEncoder,
+    source: Source,
+    store: FeatureStore | None,
+    workspace: Path,
+    progress: bool,
 ) -> LanguageParts:
     """Everything of the study's language model but its weights.
 
@@ -96,7 +101,6 @@ def prepare_language(
             is not installed.
     """
     from datamodules.chat import Chat
-
     from datamodules.conversations import ConversationSource
     from datamodules.sources import build_source
 
@@ -121,8 +125,11 @@ def prepare_language(
             )
         _fits(own, stage, study, encoder)
         sources[stage.name] = own
-    stores = {name: store_of(study, workspace, encoder, own) for name, own in sources.items()}
+    stores = {
+        name: store if own is source else store_of(study, workspace, encoder, own) for name, own in sources.items()
+    }
     grid = encoder.grid()
+    _room(config, grid[0] * grid[1], model.get_text_config())
     chat = Chat(tokenizer, config.max_length, tokens_per_image=grid[0] * grid[1], system=config.system)
     text = model.get_text_config()
     tasks = answer_tasks(study, source)
@@ -177,12 +184,14 @@ def adapter_config(study: StudyConfig, cell: Cell, dim: int, grid: tuple[int, in
         options=dict(cell.options),
         projector=study.training.projector,
         grid=grid,
+        projector_norm=language.config.projector_norm,
     )
 
 
 def check_adapters(study: StudyConfig, space: Space, encoder: VisionEncoder, language: LanguageParts) -> None:
     """Every listed cell's adapter is built once on no memory at all, so that wrong options are found now."""
     import torch
+
     from modules.language.adapter import build_adapter
 
     with torch.device("meta"):
@@ -209,6 +218,20 @@ def _fits(source: ConversationSource, stage: StageConfig, study: StudyConfig, en
         raise WorkbenchError(
             f"stage '{stage.name}' has batches of {batch}, and its source {size} training conversations; a batch must "
             "fit into them."
+        )
+
+
+def _room(config: LanguageConfig, tokens: int, model: Any) -> None:
+    """Raises WorkbenchError for a length that holds no image, or that the language model has no positions for."""
+    if config.max_length <= tokens:
+        raise WorkbenchError(
+            f"language_model.max_length is {config.max_length}, and an image alone takes {tokens} tokens; it must hold "
+            "an image and the words about it."
+        )
+    most = getattr(model, "max_position_embeddings", None)
+    if most and config.max_length > most:
+        raise WorkbenchError(
+            f"language_model.max_length is {config.max_length}; '{config.name}' has positions for {most} tokens."
         )
 
 

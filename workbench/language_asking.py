@@ -20,10 +20,9 @@ from modules.encoder import both
 from workbench.prepare import Parts, seed_of
 
 if TYPE_CHECKING:
+    from datamodules.conversations import Conversation
     from modules.answers.task import AnswerTask
     from modules.language.vlm import VisionLanguageModel
-
-    from datamodules.conversations import Conversation
 
 REAL, BLANK, SHUFFLED = "real", "blank", "shuffled"
 CONTROLS = (BLANK, SHUFFLED)

@@ -48,7 +48,7 @@ class LoraSettings:
     """Low-rank adaptation (arXiv 2106.09685) of the language model, by peft."""
 
     rank: int = 128
-    alpha: float = 256.0
+    alpha: int = 256
     dropout: float = 0.05
     targets: list[str] = field(default_factory=list)  # empty: every linear map of the blocks
 

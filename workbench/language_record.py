@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ import yaml
 from workbench.config import StudyConfig
 from workbench.jobs import SEARCH
 from workbench.language import parameters_of, stage_rates
+from workbench.model_folder import Described, kept_of, save_model
 from workbench.prepare import Parts
 from workbench.record import STILL_FALLING, peak_memory_mb
 from workbench.tracking import to_json
@@ -115,8 +117,13 @@ def final_metrics(
     return {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
 
 
-def child_files(run: LanguageRun, parts: Parts, answers: Mapping[str, Answers], phase: str) -> dict[str, str | bytes]:
-    """Resolved YAML always; outcomes, answers and the model's folder for the final replicates."""
+def child_files(
+    run: LanguageRun, parts: Parts, answers: Mapping[str, Answers], phase: str, scratch: Path
+) -> dict[str, str | bytes | Path]:
+    """Resolved YAML always; outcomes, answers and the model's folder for the final replicates.
+
+    The model is written to ``scratch``, and stays there until the files are logged.
+    """
     cell, variant = run.job.variant.cell, run.job.variant
     described = {
         "variant": variant.id,
@@ -128,14 +135,40 @@ def child_files(run: LanguageRun, parts: Parts, answers: Mapping[str, Answers], 
         "lr": variant.lr,
         "training": dict(variant.training),
     }
-    files: dict[str, str | bytes] = {"variant.yaml": yaml.safe_dump(described, sort_keys=False)}
+    files: dict[str, str | bytes | Path] = {"variant.yaml": yaml.safe_dump(described, sort_keys=False)}
     if phase == SEARCH or run.outcome != "finished":
         return files
     for split, said in answers.items():
         files[f"outcomes/{split}.parquet"] = said.outcomes()
     if "test" in answers:
         files["outcomes/answers.parquet"] = answers["test"].words()
+    folder = scratch / "model"
+    save_model(run.model, folder, parts.encoder, _described(run, parts))
+    files |= {f"model/{path.relative_to(folder)}": path for path in folder.rglob("*") if path.is_file()}
     return files
+
+
+def _described(run: LanguageRun, parts: Parts) -> Described:
+    """What the model's folder says of it."""
+    assert parts.language is not None
+    config, options = parts.language.config, parts.study.source.options
+    named = {key: options[key] for key in ("padding", "background") if key in options}
+    return Described(
+        run.adapter_config,
+        config.name,
+        config.revision,
+        kept_of([stage.language_model for stage in config.stages]),
+        config.system,
+        config.max_length,
+        **named,
+        origin={
+            "study": parts.study.name,
+            "study_id": parts.study_id,
+            "cell": run.job.variant.cell.label,
+            "variant": run.job.variant.id,
+            "replicate": run.job.replicate,
+        },
+    )
 
 
 def peak_flops() -> float:

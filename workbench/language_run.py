@@ -18,20 +18,19 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from modules.language.adapter import seeded_adapter
-from modules.language.decoder import LoraOptions
-from modules.language.rates import Rates
-from modules.language.vlm import VisionLanguageModel
 
 from datamodules.datamodule import AblationDataModule
+from modules.language.adapter import seeded_adapter
+from modules.language.decoder import LoraOptions
 from modules.language.injection import Injector
+from modules.language.rates import Rates
+from modules.language.vlm import VisionLanguageModel
 from workbench.language import adapter_config, stage_rates, stage_steps
 from workbench.language_config import FROZEN, FULL, LORA, StageConfig
 from workbench.prepare import Parts, seed_of
 
 if TYPE_CHECKING:
     from modules.language.decoder import Decoder
-
     from workbench.jobs import Job
 
 SECTIONS = 8  # rows of the loss curve a stage
@@ -116,6 +115,7 @@ class LanguageRun:
         config = adapter_config(self.study, cell, encoder.dim, encoder.grid(), language)
         # A fresh projector speaks louder than any word that a frozen model has read.
         config = replace(config, output_rms=decoder.embedding_rms())
+        self.adapter_config = config
         adapter = seeded_adapter(config, seed_of("init", self.job.replicate, self.job.variant.id))
         return VisionLanguageModel(
             adapter.to(decoder.device),
@@ -130,7 +130,14 @@ class LanguageRun:
         _ARRANGE[stage.language_model](self, self.model.decoder)
         self.model.adapter.requires_grad_(stage.connector)
         rates = stage_rates(self.study, stage, self.job.variant.lr)
-        self.model.rates = Rates(weight_decay=stage.weight_decay, warmup=stage.warmup, **rates)
+        self.model.rates = Rates(
+            rates["projector"],
+            rates["fuser"],
+            rates["gates"],
+            rates["language"],
+            weight_decay=stage.weight_decay,
+            warmup=stage.warmup,
+        )
 
     def _freeze(self, decoder: Decoder) -> None:
         if decoder.trains == LORA:

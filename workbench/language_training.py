@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from workbench.jobs import SEARCH, Job, JobTrainer
@@ -30,6 +32,7 @@ class LanguageTrainer(JobTrainer):
         from workbench.callbacks import quiet_lightning
         from workbench.language_asking import CONTROLS, Answers, Asker
         from workbench.language_run import LanguageRun, Row
+        from workbench.language_worker import teach
 
         quiet_lightning()
         (job,), (run_id,) = jobs, run_ids
@@ -40,7 +43,11 @@ class LanguageTrainer(JobTrainer):
             self.tracker.log_metrics(run_id, [(number, row)])
 
         folder = self.parts.folder / "checkpoints" / f"{job.variant.id}-{job.replicate}"
-        run = LanguageRun(self.parts, job, folder, tell, advance)
+        if self.study.training.devices > 1:
+            teach(self.parts, job, folder, tell, advance)  # leaves its checkpoints for the run to take up
+            run = LanguageRun(self.parts, job, folder)
+        else:
+            run = LanguageRun(self.parts, job, folder, tell, advance)
         run.train()
         answers: dict[str, Answers] = {}
         controls: dict[str, Answers] = {}
@@ -57,6 +64,7 @@ class LanguageTrainer(JobTrainer):
                     controls = {name: asker.ask("test", name) for name in CONTROLS}
             tell(len(run.history), {key: value for key, value in last.items() if key.startswith("val/")})
         metrics = final_metrics(run, self.parts, answers, controls)
-        files = child_files(run, self.parts, answers, phase)
-        self.commit(job, run_id, run.outcome or "pruned", len(run.history), metrics, files, last)
+        with tempfile.TemporaryDirectory(prefix="workbench-") as scratch:
+            files = child_files(run, self.parts, answers, phase, Path(scratch))
+            self.commit(job, run_id, run.outcome or "pruned", len(run.history), metrics, files, last)
         run.forget()

@@ -97,7 +97,7 @@ def work(path: Path) -> None:
     from workbench.callbacks import quiet_lightning
     from workbench.config import study_from_yaml
     from workbench.jobs import Job
-    from workbench.language_run import LanguageRun, Row
+    from workbench.language_run import LanguageRun
     from workbench.layers import Selection
     from workbench.prepare import prepare, variant
 

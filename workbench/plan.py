@@ -18,16 +18,31 @@ def _unpinned(parts: Parts) -> str:
     return f"\n             not pinned: add encoder.revision={parts.encoder.revision}"
 
 
+def _steps(parts: Parts) -> str:
+    """How long one training is, in words."""
+    training = parts.study.training
+    if parts.language is None:
+        steps = training.epochs * (parts.source.size("train") // training.batch_size)
+        return f"{steps} steps of {training.batch_size} images each"
+    from workbench.language import stage_steps
+
+    stages = zip(parts.language.config.stages, stage_steps(parts.study, parts.language), strict=True)
+    return ", then ".join(
+        f"{steps} steps of {stage.accumulate * (stage.batch_size or training.batch_size)} conversations "
+        f"({stage.name}, language model {stage.language_model})"
+        for stage, steps in stages
+    )
+
+
 def show_plan(console: Console, parts: Parts) -> None:
     """Print cells, trainings, steps and disk use. Raises WorkbenchError when the features would not fit on the disk."""
     from rich.markup import escape
 
     from sweeps.planner import Planner
 
-    study, training = parts.study, parts.study.training
+    study = parts.study
     planner = Planner(parts.space, study.search, None, "plan")
     per_strategy = Counter(cell.strategy for cell in planner.finalists())
-    steps = training.epochs * (parts.source.size("train") // training.batch_size)
     rates = sorted(set(study.search.learning_rates))
     searched = 0
     if len(rates) > 1:
@@ -41,11 +56,16 @@ def show_plan(console: Console, parts: Parts) -> None:
         f"  cells      {sum(per_strategy.values())} ({cells}){more}\n"
         f"  training   {study.replicates} replicates + {searched} runs for the learning rate "
         f"({', '.join(f'{r:g}' for r in rates)}); "
-        f"{steps} steps of {training.batch_size} images each\n"
+        f"{_steps(parts)}\n"
         f"  encoder    {escape(parts.encoder.name)}, layers {planner.layers()}, {parts.encoder.precision}"
         f"{_unpinned(parts)}",
         highlight=False,
     )
+    if parts.language is not None:
+        millions = parts.language.parameters / 1e6
+        console.print(
+            f"  language   {escape(parts.language.config.name)}, {millions:,.0f} M parameters", highlight=False
+        )
     if study.plan.confirm:
         many = " or ".join(map(str, study.plan.confirm))
         console.print(

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from datamodules.conversations import USER
 from datamodules.image_folder import ImageFolder, has_header
 from datamodules.row_files import read_entries
-from datamodules.rows import KEYS, ROLES, BadRow, parse_row
+from datamodules.rows import ROLES, BadRow, parse_row
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _as_conversation(found: object) -> tuple[object, bool]:
     turns = row.get("conversations")
     if row.get("answers") or not isinstance(turns, list) or not turns or not isinstance(turns[-1], dict):
         return row, True
-    role = next((turns[-1].get(keys[0]) for keys in KEYS if keys[0] in turns[-1]), None)
+    role = turns[-1].get("from", turns[-1].get("role"))
     if isinstance(role, str) and ROLES.get(role) == USER:
         return row | {"answers": [_UNKNOWN]}, False
     return row, True

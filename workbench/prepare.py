@@ -13,11 +13,10 @@ from workbench.config import EncoderConfig, StudyConfig, study_id
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
-    from modules.answers.task import AnswerTask
-
     from datamodules.conversations import ConversationSource
     from datamodules.feature_store import FeatureStore
     from datamodules.sources import Source
+    from modules.answers.task import AnswerTask
     from modules.encoder import VisionEncoder
     from modules.tasks import Task
     from sweeps.space import Cell, Space, Variant
@@ -106,6 +105,7 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
     """
     from datamodules.sources import build_source
     from modules.encoder import both
+    from modules.fusion.base import spec_of
     from modules.projector import Projector
     from modules.tasks import build_task
     from sweeps.space import build_space
@@ -114,6 +114,8 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
     traits = strategy_traits(study.language_model is not None)
     for strategy in study.strategies:
         if strategy.name not in traits:
+            if study.language_model is None:
+                spec_of(strategy.name)  # raises, and says where a language model is all that is missing
             raise WorkbenchError(f"unknown strategy '{strategy.name}'.{nearest(strategy.name, traits)}")
         traits[strategy.name].canonical(strategy.options)
     if study.language_model is None:
@@ -159,9 +161,9 @@ def _with_language(
     """The rest of :func:`prepare` for a study of language models."""
     from workbench.language import check_adapters, prepare_language
 
-    language = prepare_language(study, encoder, source, workspace, progress)
-    check_adapters(study, space, encoder, language)
     store = store_of(study, workspace, encoder, source)
+    language = prepare_language(study, encoder, source, store, workspace, progress)
+    check_adapters(study, space, encoder, language)
     return Parts(study, study_id(study), workspace, encoder, source, [], space, store, language)
 
 

@@ -19,7 +19,6 @@ from workbench.tracking import to_json
 
 if TYPE_CHECKING:
     from modules.answers.task import AnswerTask
-
     from modules.bank import Evaluation, Member
     from modules.tasks import Task
     from sweeps.space import Cell, Variant

@@ -15,6 +15,7 @@ from torch import nn
 from modules.fusion import STRATEGIES, StrategySpec, build
 from modules.fusion.contract import Finding, check, class_of, name_of
 from modules.fusion.matched import cost_of
+from workbench import injection_table
 from workbench.layers import Selection
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def rows() -> list[Row]:
 
 
 def markdown() -> str:
-    """The table of docs/strategies.md, between its markers; strategies of other packages are left out."""
+    """Both tables of docs/strategies.md, between their markers; strategies of other packages are left out."""
     lines = [
         BEGIN,
         f"<!-- made by `{COMMAND}` -->",
@@ -83,7 +84,7 @@ def markdown() -> str:
     for row in rows():
         if row.spec.cls.__module__.startswith("modules."):
             lines.append("| " + " | ".join((f"`{row.name}`", *_cells_of(row)[1:])) + " |")
-    return "\n".join([*lines, END, ""])
+    return "\n".join([*lines, END, ""]) + "\n" + injection_table.markdown()
 
 
 def show(console: Console) -> None:
@@ -105,6 +106,7 @@ def show(console: Console) -> None:
             f"query, {s.projector} to {s.width}; fuser and projector together",
             highlight=False,
         )
+    injection_table.show(console)
     console.print("hold one of your own against the contract: [bold]workbench check-strategy my_package:MyFusion[/]")
 
 

@@ -181,8 +181,8 @@ def spec_of(name: str) -> StrategySpec:
 
         if name in INJECTIONS:
             raise WorkbenchError(
-                f"strategy '{name}' adds to the hidden states of a language model, so it needs one and a probe cannot "
-                "have it; strategies that stand alone are listed by: workbench strategies."
+                f"strategy '{name}' adds to the hidden states of a language model, so a probe cannot have it; a study "
+                "with a language_model section can."
             )
         raise WorkbenchError(f"unknown strategy '{name}'.{nearest(name, STRATEGIES)}")
     return STRATEGIES[name]

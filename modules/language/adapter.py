@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 from modules.fusion import Fusion, build
 from modules.fusion.base import Grid
-from modules.language.visual import VisualInput
+from modules.language.injection import INJECTIONS, InjectionSetting, build_injection
+from modules.language.visual import Adapter, VisualInput
 from modules.projector import Projector
 from workbench.errors import WorkbenchError
 from workbench.layers import Selection
@@ -46,24 +46,6 @@ class AdapterConfig:
     output_rms: float = 0.0
 
 
-class Adapter(nn.Module, ABC):
-    """Base of what joins an encoder to a language model.
-
-    Attributes:
-        uses: the layers that :meth:`forward` expects, in its order.
-    """
-
-    uses: tuple[int, ...]
-
-    @abstractmethod
-    def forward(self, features: Tensor, grid: Grid) -> VisualInput:
-        """``features [len(uses), N, T, dim]`` with T the cells of ``grid``; N is at least 1."""
-
-    @abstractmethod
-    def parts(self) -> dict[str, list[nn.Parameter]]:
-        """The trainable parameters as ``fuser``, ``gates`` and ``projector``; each has its own learning rate."""
-
-
 class FusedAdapter(Adapter):
     """Any fusion strategy and its projector: one token sequence for each image, nothing injected."""
 
@@ -92,6 +74,8 @@ def build_adapter(config: AdapterConfig) -> Adapter:
     Raises:
         WorkbenchError: an unknown strategy, option or projector, or no levels for a strategy that reads them.
     """
+    if config.strategy in INJECTIONS:
+        return _injection(config)
     fuser = build(config.strategy, config.selection, config.dim, config.options)
     projector = fuser.projector(config.projector, config.width, config.grid)
     if isinstance(projector, Projector):
@@ -99,6 +83,17 @@ def build_adapter(config: AdapterConfig) -> Adapter:
     if config.output_rms:
         match_scale(projector, fuser.out_dim, config.output_rms)
     return FusedAdapter(fuser, projector)
+
+
+def _injection(config: AdapterConfig) -> Adapter:
+    """A strategy that injects; each of its projectors starts at the same scale."""
+    setting = InjectionSetting(config.selection, config.dim, config.width, config.depth, config.projector)
+    injection = build_injection(config.strategy, setting, config.options)
+    for projector in injection.projectors():
+        projector.normalise = config.projector_norm
+        if config.output_rms:
+            match_scale(projector, projector.in_dim, config.output_rms)
+    return injection
 
 
 def seeded_adapter(config: AdapterConfig, seed: int) -> Adapter:

@@ -13,8 +13,9 @@ From the paper: the residual addition at the visual places before every ``interv
 
 Not from the paper: what is stacked. There it is one layer's tokens of a high-resolution view, sampled apart into
 groups as large as the low-resolution view. Here it is layers of one view, the form that Qwen3-VL gave the method:
-levels 8, 16 and 24 of its encoder, each through a projector of its own, added to the output of blocks 0, 1 and 2,
-which is the input of blocks 1, 2 and 3. Parameterless normalisation before every projector is ours, as everywhere.
+outputs of encoder blocks 8, 16 and 24 (from 0), each through a projector of its own, added to the output of decoder
+blocks 0, 1 and 2, which is the input of blocks 1, 2 and 3. Parameterless normalisation before every projector is ours,
+as everywhere.
 """
 
 from __future__ import annotations

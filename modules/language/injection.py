@@ -28,7 +28,7 @@ in a package that names the class under the entry-point group ``fusion_workbench
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from modules import cost
 from modules.fusion.base import Grid, check_features
 from modules.language.injector import Injector
-from modules.language.visual import VisualInput
+from modules.language.visual import Adapter, VisualInput
 from modules.options import read_options
 from modules.projector import Projector
 from workbench.errors import WorkbenchError, nearest
@@ -79,7 +79,7 @@ class InjectionSetting:
     projector: str = "mlp2x_gelu"
 
 
-class Injection(nn.Module, ABC):
+class Injection(Adapter):
     """Base of all injections.
 
     Attributes:

@@ -18,7 +18,7 @@ from workbench.errors import WorkbenchError
 class _Held:
     """What is to be added: packed tokens by block, and the token that stands at each position, -1 for none."""
 
-    tokens: Mapping[int, Tensor]  # [N·T', width]
+    tokens: Mapping[int, Tensor]  # [V, width]
     slots: Tensor  # int64 [B, S]
 
 
@@ -48,8 +48,9 @@ class Injector:
         """Hold what is added from now on.
 
         Args:
-            injected: ``{block: [N, T', width]}``, the images in the order in which they stand in the batch.
-            visual: bool ``[B, S]``, true at the N·T' positions of the images' tokens, row by row.
+            injected: ``{block: [N, T', width]}``, the images in the order in which they stand in the batch; or the same
+                packed, ``[V, width]``, where truncation has left some out.
+            visual: bool ``[B, S]``, true at the V positions of the images' tokens, row by row.
 
         Raises:
             WorkbenchError: a block that the decoder does not have, or tokens that are not as many as the positions.
@@ -60,12 +61,12 @@ class Injector:
                 raise WorkbenchError(
                     f"injection at decoder block {block}: this language model has blocks 0 to {self.depth - 1}."
                 )
-            if tokens.ndim != 3 or tokens.shape[0] * tokens.shape[1] != count:
+            if tokens.ndim not in (2, 3) or tokens.shape[:-1].numel() != count:
                 raise WorkbenchError(
                     f"injection at decoder block {block}: tokens {list(tokens.shape)} for {count} visual positions; "
                     "there should be [images, tokens, width] with a token for each position."
                 )
-        packed = {block: tokens.flatten(0, 1) for block, tokens in injected.items()}
+        packed = {block: tokens.flatten(0, -2) for block, tokens in injected.items()}
         numbers = (visual.flatten().cumsum(0) - 1).view_as(visual)
         self._held = _Held(packed, torch.where(visual, numbers, -1)) if packed else None
 
@@ -125,7 +126,7 @@ def _window(slots: Tensor, hidden: Tensor, past: int | None) -> Tensor | None:
 
 
 def _add(hidden: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
-    """``hidden [B, S, width]`` plus ``tokens [N·T', width]`` at their slots, as a new tensor.
+    """``hidden [B, S, width]`` plus ``tokens [V, width]`` at their slots, as a new tensor.
 
     A row of zeros stands behind the tokens for the positions of no token: shapes do not depend on what the slots are,
     so nothing waits for the device, nothing is compiled anew, and a batch without images still has its gradients.

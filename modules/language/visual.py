@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from modules.fusion.base import Grid
 
 
 @dataclass(frozen=True)
@@ -20,3 +23,21 @@ class VisualInput:
 
     tokens: Tensor
     injected: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+class Adapter(nn.Module, ABC):
+    """Base of what joins an encoder to a language model.
+
+    Attributes:
+        uses: the layers that :meth:`forward` expects, in its order.
+    """
+
+    uses: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, features: Tensor, grid: Grid) -> VisualInput:
+        """``features [len(uses), N, T, dim]`` with T the cells of ``grid``; N is at least 1."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """The trainable parameters as ``fuser``, ``gates`` and ``projector``; each has its own learning rate."""

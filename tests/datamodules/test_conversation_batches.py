@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
+from tiny_source import TinySource
 from tiny_talk import PER_IMAGE, TalkSource, tiny_chat
 from torch import Tensor, nn
 
@@ -22,7 +23,9 @@ from workbench.tokens import IGNORE, IMAGE_ID
 
 LAYERS = (3, 1)
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:Be aware that"
+)
 Make = Callable[..., AblationDataModule]
 
 
@@ -52,6 +55,8 @@ class Listener(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None: ...
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self.heard.append(batch["index"].tolist())
@@ -112,36 +117,93 @@ def test_prompts(make: Make) -> None:
     assert torch.cat([batch["index"] for batch in loader]).tolist() == list(range(len(conversations)))
 
 
+def test_workers_make_the_same_batches(make: Make) -> None:
+    alone, helped = (list(make(num_workers=n).train_dataloader()) for n in (0, 1))
+    assert len(alone) == len(helped) == STEPS
+    for one, other in zip(alone, helped, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_left_out_is_counted(make: Make) -> None:
+    """Every number is trained on or left out; validation and test stay whole."""
+    data = make(chat=tiny_chat(max_length=58), batch_size=1)
+    seen = [n for batch in data.train_dataloader() for n in batch["index"].tolist()]
+    assert sorted(seen + data.left_out) == list(range(27))
+    assert 0 < len(data.left_out) < 27
+    assert data.cut > 0
+    for number, conversation in enumerate(data.source.conversations("train")):
+        assert (data.chat.fit(data.chat.encode(conversation)) is None) == (number in data.left_out)
+    for batch in data.train_dataloader():
+        visible = (batch["input_ids"] == IMAGE_ID).sum()
+        assert visible == batch["features"].shape[1]
+        assert batch["attention_mask"].sum() + (PER_IMAGE - 1) * visible <= 58
+        assert (batch["labels"] != IGNORE).any()
+    assert len(torch.cat([batch["index"] for batch in data.val_dataloader()])) == 14
+    with pytest.raises(WorkbenchError, match=r"batch_size is 4, and there are 0 training examples \(27 left out for"):
+        make(chat=tiny_chat(max_length=5)).train_dataloader()
+
+
+def test_mistakes(make: Make) -> None:
+    with pytest.raises(ValueError, match="only conversations can be grouped"):
+        make(chat=None, group_by_length=True)
+    with pytest.raises(ValueError, match="without a chat"):
+        make(chat=None).prompts("val", [0])
+    with pytest.raises(ValueError, match="needs a source of conversations"):
+        make(source=TinySource()).train_dataloader()
+
+
+# --- the order of training ------------------------------------------------------------------------------------
+
+
 STEPS = 6  # an epoch of 27 conversations in batches of four
 
 
-@pytest.mark.parametrize("group", [False, True])
+def test_grouped_by_length(make: Make) -> None:
+    data = make(group_by_length=True)
+    loader = data.train_dataloader()
+    seen = [batch["index"].tolist() for batch in loader]
+    assert len({n for batch in seen for n in batch}) == 4 * STEPS
+    assert sum(len({n % 3 == 0 for n in batch}) == 2 for batch in seen) <= 1
+    assert seen == [batch["index"].tolist() for batch in loader]
+    loader.sampler.set_epoch(1)
+    assert seen != [batch["index"].tolist() for batch in loader]
+
+
 @pytest.mark.parametrize(
-    ("stop", "accumulate"), [(1, 1), (4, 1), (6, 1), (7, 1), (12, 1), (1, 2), (2, 2), (3, 2), (4, 2), (2, 4)]
+    ("stops", "changed"),
+    [
+        ([1, 4, 6, 7, 12, 17], {}),
+        ([5, 6, 8], {"max_epochs": -1, "max_steps": 15}),
+        ([1, 2, 3, 4, 5], {"accumulate_grad_batches": 2}),
+        ([1, 2, 3], {"accumulate_grad_batches": 4}),  # the second step of an epoch takes but two
+        ([2, 3, 6, 8], {"val_check_interval": 2}),
+        ([6, 7], {"reload_dataloaders_every_n_epochs": 1}),
+    ],
 )
 def test_a_run_stopped_in_an_epoch_goes_on_where_it_was(
-    make: Make, tmp_path: Path, stop: int, accumulate: int, group: bool
+    make: Make, tmp_path: Path, stops: list[int], changed: dict[str, Any]
 ) -> None:
-    def run(ckpt_path: Path | None = None, **changed: Any) -> Listener:
+    def run(keep: list[Any], ckpt_path: Path | None = None) -> Listener:
         listener = Listener()
-        keeping = ModelCheckpoint(tmp_path / "kept", "{step}", every_n_train_steps=1, save_top_k=-1)
-        callbacks = [] if ckpt_path else [keeping]
-        fitted = trainer(tmp_path, accumulate_grad_batches=accumulate, callbacks=callbacks, **changed)
-        fitted.fit(listener, make(group_by_length=group), ckpt_path=ckpt_path, weights_only=True)
+        fitted = trainer(tmp_path, callbacks=keep, enable_checkpointing=bool(keep), **changed)
+        fitted.fit(listener, make(group_by_length="max_steps" in changed), ckpt_path=ckpt_path, weights_only=True)
         return listener
 
-    whole = run()
-    assert len(whole.heard) == 3 * STEPS
-    resumed = run(tmp_path / "kept" / f"step={stop}.ckpt", enable_checkpointing=False)
-    done, steps = divmod(stop, -(-STEPS // accumulate))
-    taken = done * STEPS + steps * accumulate
-    assert resumed.heard == whole.heard[taken:]
-    assert resumed.weight.item() == whole.weight.item()
+    whole = run([ModelCheckpoint(tmp_path / "kept", "{step}", every_n_train_steps=1, save_top_k=-1)])
+    assert len(whole.heard) == changed.get("max_steps", 3 * STEPS)
+    together = changed.get("accumulate_grad_batches", 1)
+    for stop in stops:
+        resumed = run([], tmp_path / "kept" / f"step={stop}.ckpt")
+        epochs, steps = divmod(stop, -(-STEPS // together))
+        assert resumed.heard == whole.heard[epochs * STEPS + steps * together :], stop
+        assert resumed.weight.item() == whole.weight.item()
 
 
 def test_a_checkpoint_of_another_order_is_refused(make: Make, tmp_path: Path) -> None:
     first = trainer(tmp_path, max_epochs=1, callbacks=[ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4)])
     first.fit(Listener(), make())
-    for changed in ({"order_seed": 6}, {"batch_size": 3}):
-        with pytest.raises(WorkbenchError, match="another order of training"):
-            trainer(tmp_path).fit(Listener(), make(**changed), ckpt_path=next(tmp_path.glob("*=4.ckpt")))
+    kept = next(tmp_path.glob("*=4.ckpt"))
+    for changed, told in ({"order_seed": 6}, r"order_seed 5 \(now 6\)"), ({"batch_size": 3}, r"batch_size 4 \(now 3\)"):
+        with pytest.raises(WorkbenchError, match=told):
+            trainer(tmp_path).fit(Listener(), make(**changed), ckpt_path=kept, weights_only=True)

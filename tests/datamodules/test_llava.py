@@ -276,8 +276,11 @@ def test_splits_that_hold_nothing_and_tasks_with_two_metrics(folder: Path) -> No
     only = write(folder / "one.json", [caption("00.png")])
     with pytest.raises(WorkbenchError, match="holds no conversation"):
         source(folder, train=str(only)).size("train")
+    text = source(folder, train=str(write(folder / "t.json", [row(None, "a", "b")])))
     with pytest.raises(WorkbenchError, match="'val' holds no conversation"):
-        source(folder, train=str(write(folder / "t.json", [row(None, "a", "b")]))).size("train")
+        text.size("val")
+    assert text.size("train") == 0
+    assert len(text.conversations("train")) == 1
     with pytest.raises(WorkbenchError, match="holds no rows"):
         source(folder, train=str(write(folder / "e.json", []))).size("train")
     two = write(folder / "two.jsonl", [caption("00.png", metric="anls"), caption("01.png", metric="vqa")])

@@ -160,3 +160,12 @@ def test_one_glyph_is_named_by_any_place() -> None:
 def test_options_that_cannot_be(options: dict[str, object], message: str) -> None:
     with pytest.raises(WorkbenchError, match=message):
         build_source("finescenes_questions", options)
+
+
+def test_the_words_of_a_split_have_a_fingerprint_of_their_own(asked: FineScenesQuestions) -> None:
+    longer = FineScenesQuestions(QuestionsOptions(train=60, val=41, test=60))
+    some = FineScenesQuestions(QuestionsOptions(train=60, val=40, test=60, kinds=["read", "digit"]))
+    assert longer.words("train") == asked.words("train")
+    assert longer.words("val") != asked.words("val")
+    assert some.words("test") != asked.words("test")
+    assert some.fingerprint("test") == asked.fingerprint("test")

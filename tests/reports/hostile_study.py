@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from synthetic_study import planted
 
+from reports.language import Asked, LanguageModel, Question, Said
 from reports.records import Cell, Look, LookColumn, LookExample, LookScore, Run, StudyRecord, Task
 
 SCRIPT = "<script>alert(1)</script>"
@@ -64,6 +65,20 @@ def hostile() -> StudyRecord:
         departures=ALL,
         notes=ALL,
         look=_look(cells[3], read),
+    )
+
+
+def hostile_language() -> StudyRecord:
+    """The same as a study of language models, whose name, stages, questions and answers mean harm too."""
+    record = hostile()
+    metrics = {f"control/{kind}/{task.name}": 0.4 for kind in ("blank", "shuffled") for task in record.tasks}
+    said = {cell.id: Said("".join(ALL), score) for cell, score in zip(record.cells[:2], (0.5, 1.0), strict=True)}
+    questions = tuple(Question(word, word, word, (word, word), said) for word in ALL)
+    return replace(
+        record,
+        runs=tuple(replace(run, metrics={**run.metrics, **metrics}) for run in record.runs),
+        language=LanguageModel("".join(ALL), SCRIPT, 5, 5, 5, ALL, SCRIPT),
+        asked=Asked(dict.fromkeys(said, SCRIPT), questions),
     )
 
 

@@ -362,6 +362,7 @@ class _Writer:
                 "question": f"Which {task} is in picture {i}?",
                 "prediction": self.study.said.format(i % 10 if score > 0.5 else "not clear"),
                 "answers": [str(i % 10), f"number {i % 10}"],
+                "score": score,
             }
             for task in ITEMS
             for i, score in enumerate(scores["test", task])

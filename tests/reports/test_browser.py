@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostile_study import hostile
+from hostile_study import hostile, hostile_language
 from synthetic_study import planted, truth
 
 from reports import write_report
 from reports.answer import answer
 from reports.comparison import Analysis
+from reports.probes import foretell
 from reports.records import StudyRecord
 from reports.render import _save, render
 
@@ -52,6 +53,15 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     analysis = Analysis(hostile())
     _save(folder, render(analysis, answer(analysis)))
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a study of language models, beside the other as its study of probes."""
+    folder = tmp_path_factory.mktemp("spoken")
+    analysis = Analysis(hostile_language())
+    _save(folder, render(analysis, answer(analysis), None, foretell(analysis, hostile())))
     return folder / "report.html"
 
 
@@ -165,7 +175,8 @@ def test_the_data_of_a_figure_is_a_file(report: Path, visit: Open) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "scheme", "width"), [("report", "light", 1280), ("report", "dark", 1280), ("nasty", "light", 375)]
+    ("name", "scheme", "width"),
+    [("report", "light", 1280), ("report", "dark", 1280), ("nasty", "light", 375), ("spoken", "dark", 1280)],
 )
 def test_axe_finds_nothing_serious(
     name: str, scheme: str, width: int, visit: Open, request: pytest.FixtureRequest

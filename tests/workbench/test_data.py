@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from datamodules.conversations import Conversation, ConversationSource
+from datamodules.hub import HubDataset
+from datamodules.llava import Llava
 from datamodules.sources import SPLITS, build_source
 from workbench.cli import app
 from workbench.data_export import conversation_source, export
@@ -146,3 +149,20 @@ def test_check_of_what_is_not_there(tmp_path: Path) -> None:
         run("check", str(tmp_path / "a.json"))
     with pytest.raises(WorkbenchError, match="Did you mean 'pixels'"):
         run("check", str(tmp_path / "a.json"), "--verify", "pixel")
+
+
+def test_the_example_of_the_docs_is_what_export_writes(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    shown = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    written = export(conversation_source("finescenes_questions", {"test": 1}), ["test"], tmp_path)
+    first, *others = json.loads(written.files["test"].read_text())
+    assert first == shown
+    for row in others:
+        question = row["conversations"][0]["value"].split("\n")[1]
+        assert f"*{question}* {row['answers'][0]}." in " ".join(page.split())
+
+
+def test_every_option_is_in_the_docs() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for source in (Llava, HubDataset):
+        assert [f.name for f in fields(source.options) if f"`{f.name}`" not in page] == []

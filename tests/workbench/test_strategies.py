@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,13 @@ from rich.console import Console
 
 from modules.cost import flops, parameters
 from modules.fusion import STRATEGIES, base
+from modules.language import INJECTIONS, injection
+from modules.language.injection import build_injection
 from modules.probe import Probe, ProbeConfig
+from workbench import injection_table
+from workbench.config import load_study
 from workbench.errors import WorkbenchError
+from workbench.prepare import prepare
 from workbench.strategies import BEGIN, EMBEDDED, END, check_strategy, markdown, rows, show
 
 DOCS = Path(__file__).parents[2] / "docs" / "strategies.md"
@@ -42,15 +48,19 @@ def printed(function: object, *arguments: object) -> tuple[str, object]:
     return console.file.getvalue(), result
 
 
-def test_the_documented_table_is_the_codes() -> None:
+def test_the_documented_tables_are_the_codes() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    table = text[text.index(BEGIN) : text.index(END) + len(END)] + "\n"
-    assert table == markdown(), "run `workbench strategies --markdown` and put its output into docs/strategies.md"
+    ends = ((BEGIN, END), (injection_table.BEGIN, injection_table.END))
+    tables = [text[text.index(begin) : text.index(end) + len(end)] + "\n" for begin, end in ends]
+    assert "\n".join(tables) == markdown(), (
+        "run `workbench strategies --markdown` and put its tables into docs/strategies.md"
+    )
 
 
 def test_every_strategy_is_described() -> None:
     described = set(re.findall(r"\*\*`(\w+)`\*\*", DOCS.read_text(encoding="utf-8")))
-    assert described == {name for name, spec in STRATEGIES.items() if spec.cls.__module__.startswith("modules.")}
+    specs = {**STRATEGIES, **INJECTIONS}.items()
+    assert described == {name for name, spec in specs if spec.cls.__module__.startswith("modules.")}
 
 
 def test_the_table_holds_what_a_probe_costs() -> None:
@@ -74,9 +84,23 @@ def test_mmfuser_costs_what_its_paper_says() -> None:
     assert (by_name["mmfuser"][1] - by_name["deep_only"][1]) / 2e9 == pytest.approx(4.84, abs=0.01)
 
 
+def test_injections_cost_a_projector_a_level() -> None:
+    """Against modules in memory; four levels and the query at the paper's setting, three at the embedded one."""
+    by_name = {row.name: row for row in injection_table.rows()}
+    plain = by_name["deep_only"].costs
+    for name in INJECTIONS:
+        for pair, levels, own, single in zip(injection_table.PAIRS, (4, 3), by_name[name].costs, plain, strict=True):
+            assert own == tuple((levels + 1) * value for value in single), (name, pair.name)
+    pair = injection_table.EMBEDDED
+    real = build_injection("deepstack", pair.setting)
+    features = torch.zeros(4, 1, 64, pair.setting.dim)
+    assert by_name["deepstack"].costs[1] == (parameters(real), flops(lambda x: real(x, pair.grid), features))
+    assert by_name["internal_direct (encoder_depth=24)"].blocks == (3, 9, 16, 23)
+
+
 def test_the_terminal_shows_every_strategy() -> None:
     text, _ = printed(show)
-    for name in STRATEGIES:
+    for name in {**STRATEGIES, **INJECTIONS}:
         assert re.search(rf"│ {name}\b", text), name
 
 
@@ -104,6 +128,53 @@ def test_a_strategy_of_ours_by_name() -> None:
     text, kept = printed(check_strategy, "dci", {"layer_norm": "none"})
     assert kept is True
     assert "entry-points" not in text
+
+
+def test_an_injection_of_ours_by_name() -> None:
+    text, kept = printed(check_strategy, "deepstack", {"order": "deep_first"})
+    assert kept is True
+    assert "all 10 requirements kept; use it in a study of language models: strategies: [{name: deepstack}]" in text
+    assert "entry-points" not in text
+    with pytest.raises(WorkbenchError, match="this language model has 8 blocks"):
+        printed(check_strategy, "deepstack", {"start": 6})
+
+
+def test_a_study_of_probes_with_an_injection_is_refused_at_once(tmp_path: Path) -> None:
+    study = load_study("quickstart", ["strategies[1].name=deepstack"])
+    with pytest.raises(WorkbenchError, match="a probe cannot have it; a study with a language_model"):
+        prepare(study, tmp_path / "workspace")
+    assert not (tmp_path / "workspace").exists()
+    study = load_study("mllm_quick", ["strategies[1].name=deepstakc"])
+    with pytest.raises(WorkbenchError, match="Did you mean 'deepstack'"):
+        prepare(study, tmp_path / "workspace")
+
+
+def test_an_injection_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example at the head of modules/language/injection.py, and one that injects what nobody asked for."""
+    monkeypatch.setattr(injection, "INJECTIONS", INJECTIONS.copy())
+    example = re.search(r"    @dataclass.*?\{self.setting.depth - 1: added\}\)\n", injection.__doc__ or "", re.DOTALL)
+    assert example
+    head = (
+        "from dataclasses import dataclass\n"
+        "from modules.language.injection import Injection, register_injection\n"
+        "from modules.language.visual import VisualInput\n\n"
+    )
+    code = head + textwrap.dedent(example[0])
+    deaf = (
+        code.replace("LastBlock", "Deaf").replace("last_block", "deaf").replace("features[:-1].sum(0)", "features[0]")
+    )
+    (tmp_path / "injection_of_mine.py").write_text(code)
+    (tmp_path / "deaf_of_mine.py").write_text(deaf)
+    monkeypatch.chdir(tmp_path)
+    text, kept = printed(check_strategy, "injection_of_mine:LastBlock")
+    assert kept is True, text
+    assert 'last_block = "injection_of_mine:LastBlock"' in text
+    text, kept = printed(check_strategy, "deaf_of_mine:Deaf")
+    assert kept is False
+    assert "layer 3 is used and does not move the logits" in text
+    assert "what each method of Injection owes" in text
+    with pytest.raises(WorkbenchError, match="Did you mean 'Deaf'"):
+        printed(check_strategy, "deaf_of_mine:Daef")
 
 
 def test_the_example_of_the_docs_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

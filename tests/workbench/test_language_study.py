@@ -1,0 +1,201 @@
+"""A whole study of language models, small and real: tiny encoder and decoder, real scenes, MLflow and ledger."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+
+from workbench.config import StudyConfig, study_from_yaml
+from workbench.errors import WorkbenchError
+from workbench.experiment import Experiment, StudyResult
+from workbench.ledger import Ledger
+from workbench.prepare import Parts, prepare
+from workbench.progress import Display
+
+STUDY = """
+name: tiny
+question: Does it run?
+encoder: {{name: {encoder}, image_size: 112, precision: float32}}
+source: {{name: finescenes_questions, options: {{train: 16, val: 4, test: 6}}}}
+tasks: [position, digit]
+strategies: [{{name: deep_only}}, {{name: concat}}]
+selections: [{{levels: [1, 2]}}]
+baselines: false
+replicates: 1
+plan: {{confirm: []}}
+search: {{learning_rates: [0.001]}}
+training: {{batch_size: 4, projector: mlp2x_gelu}}
+language_model:
+  name: {language}
+  weights: float32
+  max_length: 4096
+  max_new_tokens: 3
+  stages: [{{name: align, epochs: 2}}]
+tracking: {{uri: "{uri}"}}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder: a Llama of two blocks over single characters."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = sorted({chr(code) for code in range(32, 127)} | {"\n"})
+    vocabulary = {token: n for n, token in enumerate(["<pad>", "<end>", "<unk>", *letters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    folder = tmp_path_factory.mktemp("language")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(vocabulary),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=4,
+                num_attention_heads=2,
+                max_position_embeddings=8192,
+                eos_token_id=1,
+                bos_token_id=None,
+                pad_token_id=0,
+            )
+        ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def text(tiny_dinov2: Path, tiny_language: Path, mlflow_uri: str) -> str:
+    return STUDY.format(encoder=tiny_dinov2, language=tiny_language, uri=mlflow_uri)
+
+
+def study(text: str, *overrides: str) -> StudyConfig:
+    return study_from_yaml(text, "tiny.yaml", list(overrides))
+
+
+def run(config: StudyConfig, workspace: Path, **options: Any) -> tuple[StudyResult, Parts]:
+    parts = prepare(config, workspace, progress=False)
+    return Experiment(parts, Display(Console(file=io.StringIO()), progress=False), **options).run(), parts
+
+
+def children(result: StudyResult) -> list[Any]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=result.tracking_uri)
+    parent = client.get_run(result.run_id)
+    wanted = f"tags.`mlflow.parentRunId` = '{result.run_id}'"
+    return list(client.search_runs([parent.info.experiment_id], wanted, max_results=100))
+
+
+def test_a_study_from_end_to_end(text: str, tmp_path: Path) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    result, parts = run(study(text), tmp_path)
+    assert (result.cells, result.trained, result.failed) == (2, 2, 0)
+    for child in children(result):
+        metrics = child.data.metrics
+        assert child.info.status == "FINISHED"
+        assert 0 <= metrics["test/position/exact_match"] <= 1
+        assert {"control/blank/digit", "control/shuffled/position", "val/objective"} <= set(metrics)
+        assert metrics["cost/samples_per_second"] > 0
+        folder = Path(
+            download_artifacts(run_id=child.info.run_id, tracking_uri=result.tracking_uri, dst_path=str(tmp_path / "a"))
+        )
+        outcomes = pd.read_parquet(folder / "outcomes/test.parquet")
+        assert set(outcomes["task"]) == {"position", "digit"}
+        assert len(outcomes) == 2 * 6
+        assert outcomes.groupby("task")["score"].mean()["digit"] == pytest.approx(metrics["test/digit/exact_match"])
+        words = pd.read_parquet(folder / "outcomes/answers.parquet")
+        assert list(words["answers"][0]) == [parts.conversations.conversations("test")[0].references[0]] or len(words)
+    assert not list((parts.folder / "checkpoints").glob("*/*.ckpt")), "checkpoints of committed jobs are removed"
+    again, _ = run(study(text), tmp_path)
+    assert (again.trained, again.kept) == (0, 2)
+
+
+def test_the_report_of_language_models(text: str, tmp_path: Path) -> None:
+    from reports import write_report
+
+    result, _ = run(study(text), tmp_path)
+    paths = write_report(result.tracking_uri, "tiny", tmp_path / "report", "fusion-workbench")
+    page = Path(paths.html).read_text(encoding="utf-8")
+    assert "blank" in page
+    assert "concat" in page
+
+
+def test_a_run_that_was_cut_off_goes_on_where_it_was(text: str, tmp_path: Path) -> None:
+    """The weights are those of a run that was left alone, bit for bit, in the middle of an epoch and of the stages."""
+    from workbench.jobs import Job
+    from workbench.language_run import LanguageRun
+    from workbench.prepare import variant
+
+    stages = "language_model.stages=[{name: align, epochs: 2}, {name: tune, language_model: full, lr_scale: 0.1}]"
+    config = study(text, stages, "language_model.checkpoint_every=1")
+    parts = prepare(config, tmp_path, progress=False)
+    assert parts.store is not None
+    parts.store.build([1, 2, 3], batch_size=8, progress=False)
+    job = Job(variant(config, parts.space.listed[1], 1e-3), "0")
+    whole = LanguageRun(parts, job, tmp_path / "whole")
+    whole.train()
+
+    for stop in (3, 6, 9):
+
+        class Cut(Exception):
+            pass
+
+        done = 0
+
+        def count(steps: int, stop: int = stop) -> None:
+            nonlocal done
+            done += steps
+            if done >= stop:
+                raise Cut
+
+        folder = tmp_path / f"cut{stop}"
+        with pytest.raises(Cut):
+            LanguageRun(parts, job, folder, advance=count).train()
+        resumed = LanguageRun(parts, job, folder)
+        resumed.train()
+        assert resumed.samples < whole.samples
+        wanted = whole.model.state_dict()
+        for name, value in resumed.model.state_dict().items():
+            assert torch.equal(value, wanted[name]), f"{name} after a stop at step {stop}"
+        assert resumed.history == whole.history
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("source.name=finescenes", "no conversations"),
+        ("tasks=[positon]", "Did you mean 'position'"),
+        ("language_model.name=/nowhere/at-all", "cannot be had"),
+        ("language_model.stages=[{name: a, connector: false}]", "trains nothing"),
+        ("language_model.stages=[{name: a}, {name: a}]", "two of the name 'a'"),
+        ("language_model.max_length=20", "max_length"),
+        ("training.width=64", "leave it at 0"),
+        ("training.batch_size=64", "a batch must fit"),
+        ("strategies=[{name: deepstak}]", "Did you mean 'deepstack'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_work(text: str, tmp_path: Path, override: str, said: str) -> None:
+    with pytest.raises(WorkbenchError) as error:
+        prepare(study(text, override), tmp_path, progress=False)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_one_key_switches_the_strategy(text: str, tmp_path: Path) -> None:
+    """Also to one that injects into the decoder."""
+    result, parts = run(study(text, "strategies=[{name: deepstack}]", "language_model.stages=[{name: a}]"), tmp_path)
+    assert (result.trained, result.failed) == (1, 0)
+    ledger = Ledger(parts.folder / "ledger.db")
+    assert all(entry.finished for entry in ledger.entries())
