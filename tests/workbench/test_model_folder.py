@@ -48,7 +48,6 @@ def assert_same(one: VisionLanguageModel, other: VisionLanguageModel) -> None:
         ("deep_only", (), {"projector_norm": False}),
         ("concat", (0, 1), {}),
         ("mmfuser", (0, 1), {"options": {"heads": 2}}),
-        ("deepstack", (0, 1), {}),
         ("average", (1,), {"projector": "linear", "output_rms": 0.5}),
     ],
 )
