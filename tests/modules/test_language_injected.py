@@ -63,7 +63,6 @@ def test_generated_words_are_those_of_teacher_forcing(strategy: str, family: str
     model, chat = model_of(strategy, family).eval(), Chat()
     asked = [question for question, _ in TURNS]
     answers = model.generate(chat.prompts([(question, "") for question in asked]), max_new_tokens=5)
-    assert any(answers)
     for row, (question, answer) in enumerate(zip(asked, answers, strict=True)):
         batch = chat.batch([(question, answer)], (0, 1, 3)[row])
         with torch.no_grad():
