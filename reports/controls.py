@@ -2,9 +2,9 @@
 
 A model that answers from the question alone scores as well without the image. So each trained model was asked the same
 test questions with blank images and with the images of other examples. Differences are paired by replicate. Of the
-controls only each replicate's score is known: what the choice of questions adds to a difference is bounded by the
-variance of the real scores plus q(1 − q)/N for a control that scores q on N questions, the most that scores in [0, 1]
-can have; what the two share would make it less.
+controls only each replicate's score is known, so what the choice of questions adds to a difference is taken as if the
+two had nothing in common: the variance of the real scores plus q(1 − q)/N for a control that scores q on N questions,
+the most that scores in [0, 1] can have. Where the same questions are easy for both, that is too much.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _over_replicates(scores: Mapping[str, float]) -> Estimate:
 
 
 def _difference(gaps: Floats, control: float, real: Estimate, measure: Measure) -> Estimate:
-    """Mean of ``[R]`` paired differences, with the bound on what the questions add to its variance."""
+    """Mean of ``[R]`` paired differences, with what the choice of questions is taken to add to its variance."""
     replicates = len(gaps)
     seeds = gaps.var(ddof=1) / replicates if replicates > 1 else 0.0
     share = min(max(control, 0.0), 1.0)
