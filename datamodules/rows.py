@@ -14,6 +14,7 @@ from datamodules.conversations import ASSISTANT, IMAGE, USER, Turn
 
 Role = Literal["user", "assistant"]
 ROLES: Final[Mapping[str, Role]] = {"human": USER, "gpt": ASSISTANT, "user": USER, "assistant": ASSISTANT}
+KEYS: Final = (("from", "value"), ("role", "content"))  # LLaVA's names of a turn's parts, and those of chat messages
 
 
 class BadRow(Exception):
@@ -119,10 +120,10 @@ def _turns(found: object, answers: Sequence[str]) -> list[Turn]:
 
 
 def _turn(found: object, number: int) -> Turn:
-    if not isinstance(found, dict) or not ("from" in found or "role" in found):
+    keys = next((keys for keys in KEYS if keys[0] in found), None) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or keys is None:
         raise BadRow("no conversations", f"turn {number} is {_short(found)}; it must have 'from' and 'value'")
-    # LLaVA's names of a turn's parts, or those of chat messages
-    role, text = (found["from"], found.get("value")) if "from" in found else (found["role"], found.get("content"))
+    role, text = found[keys[0]], found.get(keys[1])
     if not isinstance(role, str) or role not in ROLES:
         raise BadRow("roles", f"turn {number} is from {_short(role)}; it must be 'human' or 'gpt'")
     if not isinstance(text, str) or not text.strip():

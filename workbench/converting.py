@@ -56,6 +56,8 @@ def to_llava(folder: Path, out: Path, encoder: str | None = None, language: str 
     Raises:
         WorkbenchError: no such folder, or a model without a stock form (:mod:`workbench.llava_export`).
     """
+    from tokenizers import AddedToken
+
     from datamodules.chat import Chat
     from modules.language.adapter import FusedAdapter
     from workbench.llava_export import to_stock
@@ -70,7 +72,7 @@ def to_llava(folder: Path, out: Path, encoder: str | None = None, language: str 
     tokenizer = model.decoder.tokenizer
     rows, columns = read.grid()
     chat = Chat(tokenizer, config["chat"]["max_length"], rows * columns, config["chat"]["system"])
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_WORD]}, replace_additional_special_tokens=False)
+    tokenizer.add_tokens([AddedToken(IMAGE_WORD, special=True, normalized=False)], special_tokens=True)
     stock: Any = to_stock(
         read, adapter.fuser, adapter.projector, model.decoder, tokenizer.convert_tokens_to_ids(IMAGE_WORD)
     )

@@ -174,6 +174,8 @@ class LanguageRun:
             max_epochs=stage.epochs,
             accelerator=training.accelerator,
             devices=training.devices,
+            strategy=_PARALLEL[config.parallel](training.devices),
+            use_distributed_sampler=False,  # the data module gives every process its share
             precision=training.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=stage.accumulate,
             gradient_clip_val=training.gradient_clip or None,
@@ -231,6 +233,19 @@ _ARRANGE: dict[str, Callable[[LanguageRun, Decoder], None]] = {
     FROZEN: LanguageRun._freeze,
     LORA: LanguageRun._lora,
     FULL: LanguageRun._full,
+}
+
+
+def _sharded(devices: int) -> Any:
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    return ModelParallelStrategy(save_distributed_checkpoint=False)
+
+
+_PARALLEL: dict[str, Callable[[int], Any]] = {
+    "auto": lambda devices: "ddp" if devices > 1 else "auto",
+    "ddp": lambda devices: "ddp" if devices > 1 else "auto",
+    "fsdp": _sharded,
 }
 
 

@@ -47,6 +47,7 @@ def teach(
             "alias": cell.alias,
         },
         "lr": job.variant.lr,
+        "training": [list(pair) for pair in job.variant.training],
         "replicate": job.replicate,
         "folder": str(folder.resolve()),
     }
@@ -93,13 +94,13 @@ def work(path: Path) -> None:
     """One worker: train what ``path`` orders; the first of the workers tells how far it is."""
     import os
 
-    from sweeps.space import Cell
+    from sweeps.space import Cell, Variant
     from workbench.callbacks import quiet_lightning
     from workbench.config import study_from_yaml
     from workbench.jobs import Job
     from workbench.language_run import LanguageRun
     from workbench.layers import Selection
-    from workbench.prepare import prepare, variant
+    from workbench.prepare import prepare
 
     quiet_lightning()
     order = json.loads(path.read_text(encoding="utf-8"))
@@ -117,7 +118,8 @@ def work(path: Path) -> None:
     def tell(number: int, row: Row) -> None:
         say({"number": number, "row": row})
 
-    job = Job(variant(study, cell, order["lr"]), order["replicate"])
+    training = tuple((key, value) for key, value in order["training"])
+    job = Job(Variant(cell, order["lr"], training), order["replicate"])
     LanguageRun(parts, job, Path(order["folder"]), tell, lambda steps: say({"steps": steps})).train()
 
 

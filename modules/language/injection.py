@@ -80,7 +80,7 @@ class InjectionSetting:
 
 
 class Injection(Adapter):
-    """Base of all injections.
+    """Base of all injections: an adapter that fills ``injected``.
 
     Attributes:
         uses: the layers that :meth:`forward` expects, in its order; the query last.

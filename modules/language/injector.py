@@ -44,11 +44,11 @@ class Injector:
             for number, block in enumerate(blocks)
         ]
 
-    def set(self, injected: Mapping[int, Tensor], visual: Tensor) -> None:
+    def set(self, values: Mapping[int, Tensor], visual: Tensor) -> None:
         """Hold what is added from now on.
 
         Args:
-            injected: ``{block: [N, T', width]}``, the images in the order in which they stand in the batch; or the same
+            values: ``{block: [N, T', width]}``, the images in the order in which they stand in the batch; or the same
                 packed, ``[V, width]``, where truncation has left some out.
             visual: bool ``[B, S]``, true at the V positions of the images' tokens, row by row.
 
@@ -56,7 +56,7 @@ class Injector:
             WorkbenchError: a block that the decoder does not have, or tokens that are not as many as the positions.
         """
         count = int(visual.sum())
-        for block, tokens in injected.items():
+        for block, tokens in values.items():
             if not 0 <= block < self.depth:
                 raise WorkbenchError(
                     f"injection at decoder block {block}: this language model has blocks 0 to {self.depth - 1}."
@@ -66,7 +66,7 @@ class Injector:
                     f"injection at decoder block {block}: tokens {list(tokens.shape)} for {count} visual positions; "
                     "there should be [images, tokens, width] with a token for each position."
                 )
-        packed = {block: tokens.flatten(0, -2) for block, tokens in injected.items()}
+        packed = {block: tokens.flatten(0, -2) for block, tokens in values.items()}
         numbers = (visual.flatten().cumsum(0) - 1).view_as(visual)
         self._held = _Held(packed, torch.where(visual, numbers, -1)) if packed else None
 

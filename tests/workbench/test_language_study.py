@@ -199,3 +199,39 @@ def test_one_key_switches_the_strategy(text: str, tmp_path: Path) -> None:
     assert (result.trained, result.failed) == (1, 0)
     ledger = Ledger(parts.folder / "ledger.db")
     assert all(entry.finished for entry in ledger.entries())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_teach_what_one_would(text: str, tmp_path: Path, parallel: str) -> None:
+    """Two processes with half of each batch end with the weights of one with the whole."""
+    from workbench.jobs import Job
+    from workbench.language_run import LanguageRun
+    from workbench.language_worker import teach
+    from workbench.prepare import variant
+
+    def taught(devices: int, batch: int) -> LanguageRun:
+        config = study(
+            text,
+            f"training.devices={devices}",
+            f"training.batch_size={batch}",
+            "training.accelerator=cpu",
+            f"language_model.parallel={parallel if devices > 1 else 'auto'}",
+            "language_model.stages=[{name: align}, {name: tune, language_model: full, lr_scale: 0.1}]",
+        )
+        parts = prepare(config, tmp_path, progress=False)
+        assert parts.store is not None
+        parts.store.build([1, 2, 3], batch_size=8, progress=False)
+        # the same job by name, so that it starts from the same weights and order
+        job = Job(variant(study(text), parts.space.listed[1], 1e-3), "0")
+        run = LanguageRun(parts, job, tmp_path / f"run{devices}")
+        if devices > 1:
+            teach(parts, job, run.folder, lambda number, row: None, lambda steps: None)
+        run.train()
+        return run
+
+    one, two = taught(1, 4), taught(2, 2)
+    assert two.samples == 0, "the workers trained, and their checkpoints were taken up"
+    wanted = one.model.state_dict()
+    for name, value in two.model.state_dict().items():
+        torch.testing.assert_close(value, wanted[name], atol=2e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")

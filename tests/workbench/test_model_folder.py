@@ -48,7 +48,7 @@ def assert_same(one: VisionLanguageModel, other: VisionLanguageModel) -> None:
         ("deep_only", (), {"projector_norm": False}),
         ("concat", (0, 1), {}),
         ("mmfuser", (0, 1), {"options": {"heads": 2}}),
-        ("deepstack", (0, 1), {}),
+        ("deepstack", (0, 1), {"projector_norm": False}),
         ("average", (1,), {"projector": "linear", "output_rms": 0.5}),
     ],
 )
@@ -204,7 +204,7 @@ def test_likelihoods(saved: Path, tmp_path: Path) -> None:
     # one token: against the distribution after the prompt
     logits = loaded.model(loaded._batch([loaded._asked([image], QUESTION)]))[0][0, -1].log_softmax(-1)
     token = loaded.chat.encode(loaded._conversation([image], QUESTION, "k")).input_ids[-2]
-    assert loaded.log_likelihood([image], QUESTION, "k")[0] == pytest.approx(float(logits[token]), abs=1e-5)
+    assert loaded.log_likelihood([image], QUESTION, "k")[0] == pytest.approx(logits[token].item(), abs=1e-5)
 
 
 def test_what_cannot_be_asked(saved: Path, tmp_path: Path) -> None:

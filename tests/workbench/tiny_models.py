@@ -17,6 +17,12 @@ from tests.modules.tiny_language import tiny_decoder
 from workbench.layers import Selection
 from workbench.model_folder import Described
 
+TEMPLATE = (
+    "{% for message in messages %}{% if message['content'] %}{{ message['role'] + ':' + message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
 
 def save_language(folder: Path, family: str = "llama", seed: int = 0) -> Path:
     """A transformers folder of a tiny language model and its tokenizer."""
@@ -25,6 +31,7 @@ def save_language(folder: Path, family: str = "llama", seed: int = 0) -> Path:
         for parameter in block.parameters():
             parameter.data *= 3
     decoder.model.save_pretrained(folder)
+    decoder.tokenizer.chat_template = TEMPLATE
     decoder.tokenizer.save_pretrained(folder)
     return folder
 
