@@ -22,7 +22,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from datamodules.datamodule import AblationDataModule
 from modules.language.adapter import seeded_adapter
 from modules.language.decoder import LoraOptions
-from modules.language.injection import Injector
 from modules.language.rates import Rates
 from modules.language.vlm import VisionLanguageModel
 from workbench.language import adapter_config, stage_rates, stage_steps
@@ -122,7 +121,6 @@ class LanguageRun:
             decoder,
             encoder.grid(),
             layers=tuple(sorted(set(adapter.uses))),
-            injector=Injector(decoder.layers),
         )
 
     def _arrange(self, stage: StageConfig) -> None:

@@ -222,7 +222,6 @@ def load_parts(
     import torch
 
     from modules.language.adapter import build_adapter
-    from modules.language.injector import Injector
     from modules.language.vlm import VisionLanguageModel
 
     config = read_model_config(folder)
@@ -231,7 +230,7 @@ def load_parts(
     adapter = build_adapter(adapter_config_of(config))
     fill(adapter, read_tensors(folder / ADAPTER), str(folder / ADAPTER))
     decoder = read_decoder(folder, config, device, language)
-    model = VisionLanguageModel(adapter, decoder, read.grid(), injector=Injector(decoder.layers))
+    model = VisionLanguageModel(adapter, decoder, read.grid())
     return model.to(device).eval(), read.to(device), config
 
 

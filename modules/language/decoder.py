@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.encoder import resolve_precision
+from modules.language.injector import Injector
 from workbench.errors import WorkbenchError
 
 Trains = Literal["frozen", "lora", "full"]
@@ -47,6 +48,7 @@ class Decoder(nn.Module):
         layers: the decoder blocks, in their order.
         width: channels of a token.
         depth: number of blocks.
+        injector: what adds to the hidden states of its blocks; one, whoever shares the decoder.
     """
 
     def __init__(self, model: Any, tokenizer: Any, precision: str = "float32", name: str = "") -> None:
@@ -64,7 +66,7 @@ class Decoder(nn.Module):
         self._compiled: list[Any] = []  # torch's compiled form of the same model, likewise
         self._positions: Tensor | None = None
         self.model.get_output_embeddings().register_forward_pre_hook(self._only_positions)
-        self.layers  # noqa: B018 — a model without blocks is refused here
+        self.injector = Injector(self.layers)  # a model without blocks is refused here
         self.freeze()
 
     @classmethod

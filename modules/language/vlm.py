@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import torch
@@ -23,13 +23,6 @@ from workbench.errors import WorkbenchError
 Batch = Mapping[str, Tensor]
 
 
-class InjectorLike(Protocol):
-    """Adds values to the hidden states that enter decoder blocks."""
-
-    def set(self, values: Mapping[int, Tensor], visual: Tensor) -> None:
-        """``values``: block → ``[V, width]`` for the True places of ``visual`` bool ``[B, S]``, row by row."""
-
-
 class VisionLanguageModel(L.LightningModule):
     """Features → adapter → image tokens among the words → decoder.
 
@@ -44,7 +37,6 @@ class VisionLanguageModel(L.LightningModule):
         rates: learning rates of the parts.
         layers: what the first axis of the features holds; by default the layers that the adapter uses.
         max_length: tokens of a row, images included; 0: no limit (:func:`modules.language.splice.splice`).
-        injector: of an adapter that injects into decoder blocks.
 
     Raises:
         WorkbenchError: the adapter uses a layer that is not among ``layers``.
@@ -59,7 +51,6 @@ class VisionLanguageModel(L.LightningModule):
         *,
         layers: Sequence[int] | None = None,
         max_length: int = 0,
-        injector: InjectorLike | None = None,
     ) -> None:
         super().__init__()
         self.adapter = adapter
@@ -67,7 +58,6 @@ class VisionLanguageModel(L.LightningModule):
         self.grid = grid
         self.rates = rates or Rates()
         self.max_length = max_length
-        self.injector = injector
         held = tuple(adapter.uses if layers is None else layers)
         if missing := [layer for layer in adapter.uses if layer not in held]:
             raise WorkbenchError(f"the adapter reads layers {missing}, and the features hold {list(held)}.")
@@ -89,7 +79,7 @@ class VisionLanguageModel(L.LightningModule):
         return given
 
     def spliced(self, batch: Batch, side: Side = "right") -> Spliced:
-        """The batch as the decoder reads it; what is injected is laid ready."""
+        """The batch as the decoder reads it; what is injected is laid ready until the next, or :meth:`let_go`."""
         given = self.visual(batch["features"])
         spliced = splice(
             batch["input_ids"],
@@ -100,10 +90,13 @@ class VisionLanguageModel(L.LightningModule):
             side=side,
             max_length=self.max_length,
         )
-        if self.injector is not None:
-            packed = {block: spliced.pack(values) for block, values in given.injected.items()}
-            self.injector.set(packed, spliced.visual)
+        packed = {block: spliced.pack(values) for block, values in given.injected.items()}
+        self.decoder.injector.set(packed, spliced.visual)
         return spliced
+
+    def let_go(self) -> None:
+        """Nothing is injected any more: a decoder may be shared by several models."""
+        self.decoder.injector.clear()
 
     def forward(self, batch: Batch) -> tuple[Tensor, Spliced]:
         """Logits ``[B, S, vocabulary]`` and what they are of."""
@@ -115,6 +108,8 @@ class VisionLanguageModel(L.LightningModule):
         spliced = self.spliced(batch)
         positions, wanted = spliced.positions()
         logits = self.decoder(spliced.inputs_embeds, spliced.attention_mask, spliced.position_ids, positions)
+        if not torch.is_grad_enabled():
+            self.let_go()  # else after the backward pass, in which checkpointed blocks run again
         losses = F.cross_entropy(logits, wanted, reduction="none")
         return losses, positions // spliced.labels.shape[1]
 
@@ -137,6 +132,9 @@ class VisionLanguageModel(L.LightningModule):
         if batch["features"].shape[1] == 0:  # text alone: other processes wait for gradients of every parameter
             loss = loss + sum(p.sum() for p in self.adapter.parameters() if p.requires_grad) * 0.0
         return loss
+
+    def on_after_backward(self) -> None:
+        self.let_go()
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """The trained parameters as ``fuser``, ``gates``, ``projector`` and ``language``."""
@@ -163,13 +161,19 @@ class VisionLanguageModel(L.LightningModule):
     def generate(self, batch: Batch, max_new_tokens: int = 32) -> list[str]:
         """Greedy answers to the prompts of a batch: ``input_ids``, ``attention_mask`` and ``features``."""
         with torch.no_grad():
-            return generation.generate(self.decoder, self.spliced(_prompt(batch), "left"), max_new_tokens)
+            try:
+                return generation.generate(self.decoder, self.spliced(_prompt(batch), "left"), max_new_tokens)
+            finally:
+                self.let_go()
 
     def stream(self, batch: Batch, max_new_tokens: int = 256) -> Iterator[str]:
         """The same of one prompt, piece by piece."""
         with torch.no_grad():
             spliced = self.spliced(_prompt(batch), "left")
-        yield from generation.stream(self.decoder, spliced, max_new_tokens)
+        try:
+            yield from generation.stream(self.decoder, spliced, max_new_tokens)
+        finally:
+            self.let_go()
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modules.language import INJECTIONS
 from modules.language.adapter import AdapterConfig, seeded_adapter
-from modules.language.injection import Injection, Injector
+from modules.language.injection import Injection
 from modules.language.vlm import VisionLanguageModel
 from workbench.errors import WorkbenchError
 from workbench.layers import Selection
@@ -23,8 +23,8 @@ def model_of(strategy: str, family: str = "llama", max_length: int = 0) -> Visio
     config = AdapterConfig(
         strategy, Selection((1, 2), 3), dim=DIM, width=decoder.width, depth=decoder.depth, output_rms=0.3
     )
-    adapter, injector = seeded_adapter(config, 0), Injector(decoder.layers)
-    return VisionLanguageModel(adapter, decoder, GRID, layers=LAYERS, max_length=max_length, injector=injector)
+    adapter = seeded_adapter(config, 0)
+    return VisionLanguageModel(adapter, decoder, GRID, layers=LAYERS, max_length=max_length)
 
 
 def losses(model: VisionLanguageModel, batch: dict[str, Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ from tiny_visual import DIM, GRID, LAYERS, Chat, Stateful, tiny_model, trainer
 from torch import Tensor
 
 from modules.language import generation
-from modules.language.adapter import AdapterConfig, FusedAdapter, build_adapter, seeded_adapter
+from modules.language.adapter import AdapterConfig, build_adapter, seeded_adapter
 from modules.language.rates import Rates, cosine, parameter_groups
 from modules.language.vlm import VisionLanguageModel
 from workbench.errors import WorkbenchError
@@ -283,27 +284,54 @@ def test_compiled_trains_alike() -> None:
         assert torch.allclose(value, weights(compiled)[name], atol=1e-6)
 
 
-class Recording:
-    """An injector that only remembers."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[dict[int, Tensor], Tensor]] = []
-
-    def set(self, values: Any, visual: Tensor) -> None:
-        self.calls.append((dict(values), visual))
+# --- injection -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_injected_is_laid_ready_where_images_stand() -> None:
-    class Two(FusedAdapter):
-        def forward(self, features: Tensor, grid: tuple[int, int]) -> Any:
-            given = super().forward(features, grid)
-            return type(given)(given.tokens, {1: 2 * given.tokens})
+def injecting(decoder: Any, family: str = "llama") -> VisionLanguageModel:
+    adapter = seeded_adapter(config("deepstack"), 1)
+    return VisionLanguageModel(adapter, decoder or tiny_decoder(family), GRID, layers=LAYERS)
 
-    base = build_adapter(config("deep_only"))
-    assert isinstance(base, FusedAdapter)
-    injector = Recording()
-    model = VisionLanguageModel(Two(base.fuser, base.projector), tiny_decoder(), GRID, layers=LAYERS, injector=injector)
-    spliced = model.spliced(CHAT.batch([("<image>a", "b"), ("c", "d"), ("e<image><image>", "f")]))
-    ((values, visual),) = injector.calls
-    assert torch.equal(visual, spliced.visual)
-    assert torch.equal(values[1], 2 * spliced.inputs_embeds[visual])
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_company_does_not_move_a_loss_where_layers_are_injected(family: str) -> None:
+    model = injecting(None, family).eval()
+    turns = [("<image>what? ", "cat"), ("say a. ", "a"), ("<image> and <image>: same? ", "no")]
+    together = model.loss_per_example(CHAT.batch(turns)).tolist()
+    alone = [float(model.loss_per_example(CHAT.batch([turn], first_image=n)).detach()) for n, turn in enumerate(turns)]
+    assert together == pytest.approx([alone[0], alone[1], together[2]], abs=1e-5)
+    assert model.generate(CHAT.prompts(turns), 6)[:2] == [
+        model.generate(CHAT.prompts([turn], first_image=0), 6)[0] for turn in turns[:2]
+    ]
+
+
+def test_what_one_model_injects_does_not_reach_another_on_the_same_decoder() -> None:
+    decoder = tiny_decoder()
+    plain, other = tiny_model(decoder=decoder), injecting(decoder)
+    batch = CHAT.batch([("<image>what? ", "cat"), ("<image>what? ", "dog")])
+    before = plain.loss_per_example(batch)
+    assert not torch.allclose(other.loss_per_example(batch), tiny_model("deep_only", seed=1).loss_per_example(batch))
+    assert torch.equal(plain.loss_per_example(batch), before)
+    trainer(max_epochs=1).fit(other, fit_batches())
+    with torch.no_grad():
+        embeds = torch.randn(3, 5, WIDTH)  # another batch size: an injector that still held something would say so
+        mask, places = torch.ones(3, 5, dtype=torch.bool), torch.arange(5).expand(3, 5)
+        found = decoder(embeds, mask, places)
+        assert torch.equal(found, tiny_decoder()(embeds, mask, places))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_injected_gradients_under_checkpointing(checkpointing: bool) -> None:
+    model = injecting(None)
+    if checkpointing:
+        model.decoder.checkpoint_gradients()
+    model.train()
+    model.training_step(CHAT.batch([("<image>what? ", "cat"), ("say a. ", "a")]), 0).backward()
+    total = sum(float(p.grad.abs().sum()) for p in model.adapter.parameters() if p.grad is not None)
+    assert total == pytest.approx(float(_plain_total()), rel=1e-4)
+
+
+@functools.cache
+def _plain_total() -> float:
+    model = injecting(None)
+    model.training_step(CHAT.batch([("<image>what? ", "cat"), ("say a. ", "a")]), 0).backward()
+    return sum(float(p.grad.abs().sum()) for p in model.adapter.parameters() if p.grad is not None)

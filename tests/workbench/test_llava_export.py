@@ -142,9 +142,7 @@ def stock_llava(tiny_clip: Path, **settings: Any) -> Any:
     return randomised(LlavaForConditionalGeneration(config).eval())
 
 
-@pytest.mark.parametrize(
-    ("layers", "tied"), [(-2, False), (3, True), ([-1, 0, -2], False), ([-1, -3], True)], ids=str
-)
+@pytest.mark.parametrize(("layers", "tied"), [(-2, False), (3, True), ([-1, 0, -2], False), ([-1, -3], True)], ids=str)
 def test_stock_as_ours(tiny_clip: Path, tmp_path: Path, layers: int | list[int], tied: bool) -> None:
     stock = stock_llava(tiny_clip, vision_feature_layer=layers, tied=tied)
     parts = from_stock(stock)

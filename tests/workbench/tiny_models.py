@@ -12,7 +12,6 @@ from PIL import Image
 from modules.encoder import VisionEncoder
 from modules.language.adapter import AdapterConfig, build_adapter
 from modules.language.decoder import Decoder
-from modules.language.injector import Injector
 from modules.language.vlm import VisionLanguageModel
 from tests.modules.tiny_language import tiny_decoder
 from workbench.layers import Selection
@@ -62,7 +61,7 @@ def build_model(
         adapter = build_adapter(config)
         for parameter in adapter.parameters():
             parameter.data += 0.2 * torch.randn_like(parameter)
-    model = VisionLanguageModel(adapter, decoder, read.grid(), injector=Injector(decoder.layers)).eval()
+    model = VisionLanguageModel(adapter, decoder, read.grid()).eval()
     return model, read, Described(config, str(language), origin={"study": "tiny"})
 
 
