@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.conversation_batches import ConversationBatches, PromptBatches
 from datamodules.conversations import ConversationSource
 from datamodules.encoding import EncoderLike, draw
-from datamodules.loader import Batch, TrainingLoader, whole
+from datamodules.loader import Batch, Resumption, TrainingLoader, whole
 from datamodules.order import EpochBatches, EpochOrder, LengthGroupedOrder, Order
 from workbench.errors import WorkbenchError
 
@@ -113,6 +114,8 @@ class AblationDataModule(L.LightningDataModule):
         self.chat = chat
         self.group_by_length = group_by_length
         self._splits: dict[str, SplitBatches | ConversationBatches] = {}
+        self._training: TrainingLoader | None = None
+        self._resumption = Resumption()
 
     def train_dataloader(self) -> TrainingLoader:
         examples = self._split("train")
@@ -130,13 +133,26 @@ class AblationDataModule(L.LightningDataModule):
         if self.group_by_length:
             spoken = self._conversations("train")
             order = LengthGroupedOrder(spoken.lengths, spoken.text_only, together, self.order_seed)
-        return TrainingLoader(examples, EpochBatches(order, self.batch_size, rank, processes), self.num_workers)
+        batches = EpochBatches(order, self.batch_size, rank, processes)
+        self._training = TrainingLoader(examples, batches, self.num_workers, self._resumption)
+        return self._training
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader("val", self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._loader("test", self.eval_batch_size)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the order of training, for Lightning's checkpoints; nothing before training."""
+        return {} if self._training is None else self._training.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Where the next training begins; testing a checkpoint resumes nothing."""
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._resumption.state = state_dict
 
     # --- conversations ------------------------------------------------------------------------------------------
 

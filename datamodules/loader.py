@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -14,28 +15,46 @@ from workbench.errors import WorkbenchError
 Batch = dict[str, Tensor]
 
 
+@dataclass
+class Resumption:
+    """What a checkpoint says of the order of training; forgotten once training has gone on from there."""
+
+    state: dict[str, int] | None = None
+
+
 class TrainingLoader:
     """Batches in the order of :class:`EpochBatches`, from where a checkpoint was written.
 
-    Lightning keeps :meth:`state_dict` in the checkpoint (of the process of rank 0; the place is that of all) and
-    hands it back before it resumes: a run that was stopped after some step of an epoch sees exactly the batches
-    that were left. It is no ``DataLoader``, so Lightning puts no sampler of its own in the place of ours.
+    A run that was stopped after some step of an epoch and is resumed sees exactly the batches that were left.
+    :class:`AblationDataModule` keeps :meth:`state_dict` in the checkpoint (of the process of rank 0; the place is
+    that of all) and hands it back as ``resumption``. Lightning would do the same with a loader that has a state, but
+    forgets to where a schedule has asked it for the number of steps. This is no ``DataLoader``, so Lightning puts no
+    sampler of its own in the place of ours.
 
     Args:
         examples: gives whole batches (``__getitems__``).
         sampler: the batches; Lightning tells it the epoch.
         num_workers: processes that fetch batches.
+        resumption: where to begin; shared, as Lightning may open several loaders before it trains.
 
     Raises:
-        WorkbenchError: (from ``load_state_dict``) the checkpoint was written over other batches.
+        WorkbenchError: the checkpoint was written over other batches.
     """
 
-    def __init__(self, examples: Dataset[Batch], sampler: EpochBatches, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        examples: Dataset[Batch],
+        sampler: EpochBatches,
+        num_workers: int = 0,
+        resumption: Resumption | None = None,
+    ) -> None:
         self.sampler = sampler
         self._examples = examples
         self._num_workers = num_workers
+        self._resumption = resumption or Resumption()
         self._place = (0, 0)  # epoch, batches of it given out
-        self._resume: tuple[int, int] | None = None
+        if self._resumption.state is not None:
+            self.load_state_dict(self._resumption.state)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -44,8 +63,8 @@ class TrainingLoader:
         # A generator: nothing below runs before the first batch is asked for, and by then Lightning, which makes
         # iterators early, has told the sampler the epoch.
         epoch = self.sampler.epoch
-        first = self._resume[1] if self._resume is not None and self._resume[0] == epoch else 0
-        self._resume = None
+        left, self._resumption.state = self._resumption.state, None
+        first = left["batches"] if left is not None and left["epoch"] == epoch else 0
         loader: DataLoader[Batch] = DataLoader(
             self._examples,
             batch_sampler=self.sampler.batches()[first:],
@@ -60,16 +79,16 @@ class TrainingLoader:
         return {"epoch": self._place[0], "batches": self._place[1], **self._facts()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        facts = self._facts()
         changed = [
-            f"{name} {state_dict.get(name)} (now {now})" for name, now in facts.items() if state_dict[name] != now
+            f"{name} {state_dict[name]} (now {now})" for name, now in self._facts().items() if state_dict[name] != now
         ]
         if changed:
             raise WorkbenchError(
                 f"the checkpoint was written in another order of training: {', '.join(changed)}; "
                 "resume with the same data, seed and batch size."
             )
-        self._place = self._resume = (state_dict["epoch"], state_dict["batches"])
+        self._place = (state_dict["epoch"], state_dict["batches"])
+        self._resumption.state = state_dict
 
     def _facts(self) -> dict[str, int]:
         order = self.sampler.order

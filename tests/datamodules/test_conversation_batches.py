@@ -48,12 +48,15 @@ def make(tmp_path: Path, vision: VisionEncoder) -> Make:
 class Listener(L.LightningModule):
     """Remembers which conversations each step of training was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, estimates: bool = False) -> None:
         super().__init__()
+        self.estimates = estimates
         self.weight = nn.Parameter(torch.zeros(1))
         self.heard: list[list[int]] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.estimates:  # as a schedule does; Lightning opens the loaders for it, before it restores their state
+            assert self.trainer.estimated_stepping_batches
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None: ...
@@ -170,6 +173,7 @@ def test_grouped_by_length(make: Make) -> None:
     assert seen != [batch["index"].tolist() for batch in loader]
 
 
+@pytest.mark.parametrize("estimates", [False, True])
 @pytest.mark.parametrize(
     ("stops", "changed"),
     [
@@ -182,10 +186,10 @@ def test_grouped_by_length(make: Make) -> None:
     ],
 )
 def test_a_run_stopped_in_an_epoch_goes_on_where_it_was(
-    make: Make, tmp_path: Path, stops: list[int], changed: dict[str, Any]
+    make: Make, tmp_path: Path, stops: list[int], changed: dict[str, Any], estimates: bool
 ) -> None:
     def run(keep: list[Any], ckpt_path: Path | None = None) -> Listener:
-        listener = Listener()
+        listener = Listener(estimates)
         fitted = trainer(tmp_path, callbacks=keep, enable_checkpointing=bool(keep), **changed)
         fitted.fit(listener, make(group_by_length="max_steps" in changed), ckpt_path=ckpt_path, weights_only=True)
         return listener
