@@ -78,7 +78,7 @@ def build_source(name: str, options: Mapping[str, Any], folders: Mapping[str, Pa
     Raises:
         WorkbenchError: an unknown source or option, or an option of the wrong type or value.
     """
-    from datamodules import crowns, finescenes, hub, llava, planted, questions  # noqa: F401 - they register themselves
+    from datamodules import crowns, finescenes, hub, llava, planted, planted_questions, questions  # noqa: F401 - they register themselves
 
     if name not in SOURCES:
         raise WorkbenchError(f"unknown source '{name}'.{nearest(name, SOURCES)}")
