@@ -10,8 +10,8 @@ from torch import Tensor
 
 from modules.answers.metrics import AnswerMetric
 
-CANDIDATES = 50  # so many of the most frequent answers are tried as the constant answer
-FITTED = 1000  # on at most so many of the taught questions
+CANDIDATES = 20  # so many of the most frequent answers are tried as the constant answer
+FITTED = 300  # on at most so many of the taught questions
 
 
 class AnswerTask:

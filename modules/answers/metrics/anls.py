@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from torchmetrics.functional.text import edit_distance
@@ -20,7 +21,7 @@ def similarity(prediction: str, answer: str) -> float:
     if said == right:
         return 1.0
     longest = max(len(said), len(right))
-    if abs(len(said) - len(right)) > (1 - THRESHOLD) * longest:  # so many insertions alone are too many
+    if (Counter(said) & Counter(right)).total() < THRESHOLD * longest:  # no more letters than these can stay
         return 0.0
     found = 1 - float(edit_distance([said], [right])) / longest
     return found if found >= THRESHOLD else 0.0

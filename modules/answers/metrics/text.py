@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from modules.answers.metrics.base import AnswerMetric
 
@@ -10,6 +11,7 @@ _OPENING = " \"'`“”‘’«»([{"
 _CLOSING = " \"'`“”‘’«»)]}.,;:!?…"
 
 
+@lru_cache(2**14)  # the same answers are judged again for every guess and every variant
 def plain(text: str) -> str:
     """``text`` in one case, white space as single spaces, without quotes and brackets around it and without what ends a
     sentence.

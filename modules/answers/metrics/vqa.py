@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from modules.answers.metrics.base import AnswerMetric
 
@@ -35,6 +36,7 @@ _REPAIRED = {wrong: word for word in _CONTRACTIONS.split() for wrong in _misspel
 _REPAIRED["somebody'd"] = "somebodyd"  # the published table has it the wrong way round, and so must we
 
 
+@lru_cache(2**14)  # the same answers are judged again for every guess and every variant
 def normalise(text: str) -> str:
     """An answer as LLaVA and the VQA challenge compare it.
 
