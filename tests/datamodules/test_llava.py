@@ -289,3 +289,16 @@ def test_splits_that_hold_nothing_and_tasks_with_two_metrics(folder: Path) -> No
     anls = write(folder / "anls.json", [caption("00.png", metric="anls")])
     with pytest.raises(WorkbenchError, match="judged by anls in val and by exact_match in test"):
         source(folder, train=str(only), val=str(anls), test=str(only)).metrics()
+
+
+def test_probes_and_language_models_share_stored_features(folder: Path, tiny_dinov2: Path) -> None:
+    from datamodules.feature_store import FeatureStore
+    from modules.encoder import VisionEncoder
+
+    encoder = VisionEncoder(str(tiny_dinov2), image_size=56, precision="float32", device="cpu")
+    train = [caption("00.png"), caption("01.png"), row(None, "Hello", "Hi"), caption("00.png")]
+    store = FeatureStore(folder / "store", encoder, three(folder, train, size=56))
+    assert store.build([1], progress=False).images == 4
+    assert len(store.features("train", [1])) == 2
+    other = FeatureStore(folder / "store", encoder, three(folder, train[:2], "jsonl", size=56))
+    assert other.build([1], progress=False).images == 0  # other words about the same images
