@@ -123,6 +123,7 @@ class LoadedModel:
         batch = self._batch([_Asked(ids[: last + 1], images)])
         batch["labels"] = torch.tensor([labels[: last + 1]], device=self.model.decoder.device)
         logits, spliced = self.model(batch)
+        self.model.let_go()
         positions, wanted = spliced.positions()
         chosen = logits.flatten(0, 1)[positions].log_softmax(-1)
         return float(chosen.gather(1, wanted.unsqueeze(1)).sum()), bool((chosen.argmax(-1) == wanted).all())
