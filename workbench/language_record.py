@@ -51,6 +51,7 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
             }
             for stage in config.stages
         ],
+        "words": {split: parts.conversations.words(split) for split in ("train", "val", "test")},
         "max_new_tokens": config.max_new_tokens,
         "controls": config.controls,
         "probes": config.probes,

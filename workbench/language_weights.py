@@ -39,7 +39,8 @@ def language_fingerprint(decoder: Decoder) -> str:
     sha.update(json.dumps(facts, sort_keys=True, default=str).encode())
     for name, tensor in sorted(base_weights(decoder).items()):
         flat = tensor.detach().flatten()
-        picked = flat[torch.linspace(0, len(flat) - 1, min(_SAMPLES, len(flat))).long().to(flat.device)]
+        count = min(_SAMPLES, len(flat))
+        picked = flat[(torch.arange(count) * len(flat) // max(1, count)).to(flat.device)]
         sha.update(f"{name} {list(tensor.shape)}".encode())
         sha.update(picked.to(torch.bfloat16).cpu().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()

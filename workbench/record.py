@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 STILL_FALLING = 0.02  # relative drop of the training loss an epoch, above which a run does not count as converged
 GATES_OPEN = 0.01  # root mean square of a gate that starts at zero, from which on it counts as opened
 _TIMED_BATCH = 32
+_MOST_GROUPS = 1000  # of a split, that are written down by name
 
 
 def study_files(parts: Parts) -> dict[str, str | bytes]:
     """The artifacts of the parent run that are known before training."""
     source = parts.source
     groups = {split: sorted(source.identity(split)["group"].unique().tolist()) for split in ("train", "val", "test")}
+    named = {split: names if len(names) <= _MOST_GROUPS else [] for split, names in groups.items()}
     return {
         "study.yaml": to_yaml(parts.study),
         "passport.json": to_json(parts.encoder.passport()),
@@ -42,7 +44,8 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
                 "fingerprints": {split: source.fingerprint(split) for split in groups},
                 "sizes": {split: source.size(split) for split in groups},
                 "classes": {task: list(names) for task, names in source.classes().items()},
-                "groups": groups,
+                "groups": named,
+                "group_counts": {split: len(names) for split, names in groups.items()},
                 "group_name": source.group_name,
             }
         ),
