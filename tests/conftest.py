@@ -77,6 +77,18 @@ def tiny_dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_dinov2_deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the depth of the embedded encoder, 12 blocks, hidden size 64."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=64, num_hidden_layers=12, num_attention_heads=2, mlp_ratio=1, image_size=56, patch_size=14
+    )
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return _save(Dinov2Model, config, tmp_path_factory.mktemp("dinov2-deep"), "BitImageProcessor", mean, std)
+
+
+@pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A transformers folder: CLIP's vision tower, 3 blocks, hidden size 32, patch 14, image 56."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -92,6 +104,40 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     return _save(CLIPVisionModel, config, tmp_path_factory.mktemp("clip"), "CLIPImageProcessor", mean, std)
+
+
+@pytest.fixture(scope="session")
+def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder: a Llama of four blocks over single characters."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = sorted({chr(code) for code in range(32, 127)} | {"\n"})
+    vocabulary = {token: n for n, token in enumerate(["<pad>", "<end>", "<unk>", *letters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    folder = tmp_path_factory.mktemp("language")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(vocabulary),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=4,
+                num_attention_heads=2,
+                max_position_embeddings=8192,
+                eos_token_id=1,
+                bos_token_id=None,
+                pad_token_id=0,
+            )
+        ).save_pretrained(folder)
+    return folder
 
 
 def _save(

@@ -41,39 +41,6 @@ tracking: {{uri: "{uri}"}}
 """
 
 
-@pytest.fixture(scope="session")
-def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A transformers folder: a Llama of two blocks over single characters."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = sorted({chr(code) for code in range(32, 127)} | {"\n"})
-    vocabulary = {token: n for n, token in enumerate(["<pad>", "<end>", "<unk>", *letters])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    folder = tmp_path_factory.mktemp("language")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(vocabulary),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=4,
-                num_attention_heads=2,
-                max_position_embeddings=8192,
-                eos_token_id=1,
-                bos_token_id=None,
-                pad_token_id=0,
-            )
-        ).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def text(tiny_dinov2: Path, tiny_language: Path, mlflow_uri: str) -> str:
     return STUDY.format(encoder=tiny_dinov2, language=tiny_language, uri=mlflow_uri)

@@ -1,0 +1,89 @@
+"""The bundled studies of language models, run from end to end with a tiny encoder, decoder and data set."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from workbench.config import load_study
+from workbench.experiment import Experiment
+from workbench.prepare import prepare
+from workbench.progress import Display
+
+SMALL = ("replicates=1", "language_model.max_new_tokens=2", "training.batch_size=2", "training.precision=32-true")
+
+
+def run(name: str, folder: Path, overrides: list[str]) -> None:
+    study = load_study(name, [*SMALL, *overrides])
+    parts = prepare(study, folder, progress=False)
+    result = Experiment(parts, Display(Console(file=io.StringIO()), progress=False)).run()
+    assert (result.failed, result.trained) == (0, len(parts.space.listed))
+
+
+@pytest.fixture
+def llava(tmp_path: Path) -> Path:
+    """A pretraining file and an instruction file of eight rows each, with their images."""
+    (tmp_path / "images").mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(8):
+        pixels = draw.integers(0, 255, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    for file, turns in (("captions", 1), ("instructions", 2)):
+        rows = [
+            {
+                "id": f"{file}{number}",
+                "image": f"{number}.png",
+                "conversations": [
+                    {"from": who, "value": ("<image>\n" if not turn and who == "human" else "") + f"{who} {turn}"}
+                    for turn in range(turns)
+                    for who in ("human", "gpt")
+                ],
+            }
+            for number in range(8)
+        ]
+        (tmp_path / f"{file}.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_the_quick_study_runs(tiny_dinov2_deep: Path, tiny_language: Path, mlflow_uri: str, tmp_path: Path) -> None:
+    options = ["source.options.train=8", "source.options.val=2", "source.options.test=3"]
+    run(
+        "mllm_quick",
+        tmp_path,
+        [
+            f"encoder.name={tiny_dinov2_deep}",
+            "encoder.precision=float32",
+            f"language_model.name={tiny_language}",
+            f"tracking.uri={mlflow_uri}",
+            *options,
+        ],
+    )
+
+
+def test_the_papers_recipe_runs(
+    tiny_clip: Path, tiny_language: Path, mlflow_uri: str, llava: Path, tmp_path: Path
+) -> None:
+    """Both stages, on data in LLaVA's formats; what is changed is its size."""
+    shared = f"images: {llava}/images, size: 56"
+    run(
+        "mmfuser_llava_7b",
+        tmp_path,
+        [
+            f"encoder={{name: {tiny_clip}, image_size: 56, precision: float32}}",
+            f"source.options={{train: {llava}/instructions.json, {shared}, val_share: 0.2, test_share: 0.2}}",
+            f"language_model.stages.0.source.options={{train: {llava}/captions.json, {shared}}}",
+            f"language_model.name={tiny_language}",
+            "selections=[{levels: [0, 1], query: -2}]",
+            "strategies.3.options={heads: 2}",
+            "language_model.stages.1.batch_size=2",
+            "training.devices=1",
+            "language_model.parallel=auto",
+            f"tracking.uri={mlflow_uri}",
+        ],
+    )
