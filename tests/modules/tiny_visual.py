@@ -105,4 +105,4 @@ def trainer(**options: Any) -> L.Trainer:
     """A quiet one on the CPU."""
     warnings.filterwarnings("ignore", module="lightning")
     quiet = {"devices": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return L.Trainer(accelerator="cpu", enable_model_summary=False, **quiet | options)
+    return L.Trainer(**{"accelerator": "cpu", "enable_model_summary": False} | quiet | options)
