@@ -72,7 +72,8 @@ class PlantedEncoder(VisionEncoder):
         plain = pixels.to(torch.int64).cpu()
         rows, columns = self.grid()
         noise = torch.stack([self._noise(image, rows * columns) for image in plain], dim=1)
-        digits = torch.stack([plain[:, 0, 0, 0] // _WAYS, plain[:, 0, 0, 0] % _WAYS])  # [2, B]
+        classes = plain[:, 0, 0, 0] % _WAYS**2  # of an image that is none of theirs, such as a blank one, too
+        digits = torch.stack([classes // _WAYS, classes % _WAYS])  # [2, B]
         states = noise.to(self.device)
         for layer, vectors, digit in zip(self.signal, self.get_buffer("vectors"), digits, strict=True):
             states[layer] += vectors[digit.to(self.device)][:, None]

@@ -77,6 +77,7 @@ def export_run(
     from reports.comparison import Analysis
     from reports.connect import connect
     from reports.query import read_study
+    from workbench.export_model import export_model
 
     client = connect(uri)
     run_id, study = _run_of(client, target)
@@ -89,6 +90,9 @@ def export_run(
     out = out or folder / _slug(f"{analysis.record.name} {cell.label}")
     if out.exists() and not overwrite:
         raise WorkbenchError(f"{out} is there already; give --overwrite to replace it, or another folder with --out.")
+    if analysis.record.language is not None:  # a whole model, which is a folder already
+        layers = export_model(client, run_id, out)
+        return Exported(out, run_id, analysis.record.name, cell.label, layers, "")
     written = _write(client, analysis, cell, run_id, out)
     model_uri = _log(client, uri, run_id, out) if log else ""
     return Exported(out, run_id, analysis.record.name, cell.label, tuple(written["layers"]), model_uri)
@@ -203,10 +207,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def show(console: Console, exported: Exported) -> None:
     """Say what was written and how to load it."""
+    from workbench.export_model import usage
+
     console.print(f"exported {exported.cell} of {exported.study}, run {exported.run_id}", highlight=False, markup=False)
     console.print(f"folder: {exported.folder}", highlight=False, markup=False)
     if exported.model_uri:
         console.print(f"in MLflow: {exported.model_uri}", highlight=False, markup=False)
+    if ask := usage(exported.folder):
+        console.print(f"ask it: {ask}", highlight=False, markup=False)
+        return
     code = f'from workbench.export import load_connector; load_connector("{exported.folder}")(["photo.jpg"])'
     console.print(f"load it: {code}", highlight=False, markup=False)
 

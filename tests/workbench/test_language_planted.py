@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from rich.console import Console
@@ -22,6 +23,8 @@ from datamodules.conversations import ASSISTANT, USER, Conversation, Turn
 from datamodules.planted_questions import WORDS
 from workbench.config import study_from_yaml
 from workbench.experiment import Experiment, StudyResult
+from workbench.export import export_run
+from workbench.loaded_model import load_model
 from workbench.prepare import Parts, prepare
 from workbench.progress import Display
 
@@ -57,8 +60,9 @@ def taught(folder: Path, tiny: Path) -> Path:
     chat = Chat(tokenizer, 512, 4, system="")
     draw = np.random.RandomState(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    lessons = [chat.encode(lesson(draw)) for _ in range(800)]
     for step in range(500):
-        rows = [chat.encode(lesson(draw)) for _ in range(48)]
+        rows = [lessons[n] for n in draw.choice(len(lessons), 32, replace=False)]
         longest = max(len(row.input_ids) for row in rows)
         ids = torch.tensor([list(r.input_ids) + [0] * (longest - len(r.input_ids)) for r in rows])
         labels = torch.tensor([list(r.labels) + [-100] * (longest - len(r.labels)) for r in rows])
@@ -67,7 +71,7 @@ def taught(folder: Path, tiny: Path) -> Path:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if step > 100 and loss < 0.005:
+        if step > 60 and loss < 0.005:
             break
     assert loss < 0.05, "the tiny model did not learn to read letters"
     model.save_pretrained(folder)
@@ -130,6 +134,22 @@ def test_without_its_image_it_guesses(study: tuple[StudyResult, Parts, str]) -> 
     for control in ("blank", "shuffled"):
         for task in WORDS:
             assert both[f"control/{control}/{task}"] < 0.55
+
+
+def test_what_is_exported_answers_as_it_did(study: tuple[StudyResult, Parts, str], tmp_path: Path) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    _, parts, uri = study
+    exported = export_run(uri, "reads:concat [1]→3", tmp_path / "model")
+    assert exported.layers == (1, 3)
+    asked = parts.conversations.conversations("test")[:10]
+    images = [[parts.source.image("test", question.images[0])] for question in asked]
+    said = load_model(exported.folder, "cpu").answer(images, [q.question for q in asked], max_new_tokens=2)
+    path = download_artifacts(
+        run_id=exported.run_id, artifact_path="outcomes/answers.parquet", tracking_uri=uri, dst_path=str(tmp_path)
+    )
+    logged = pd.read_parquet(path)
+    assert said == list(logged["prediction"][:10])
 
 
 def test_the_report_says_so(study: tuple[StudyResult, Parts, str], tmp_path: Path) -> None:
