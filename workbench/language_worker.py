@@ -94,6 +94,8 @@ def work(path: Path) -> None:
     """One worker: train what ``path`` orders; the first of the workers tells how far it is."""
     import os
 
+    import torch
+
     from sweeps.space import Cell, Variant
     from workbench.callbacks import quiet_lightning
     from workbench.config import study_from_yaml
@@ -103,6 +105,8 @@ def work(path: Path) -> None:
     from workbench.prepare import prepare
 
     quiet_lightning()
+    if torch.cuda.is_available():  # else every process would load its models onto the first device
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     order = json.loads(path.read_text(encoding="utf-8"))
     study = study_from_yaml(order["study"], str(path))
     parts = prepare(study, Path(order["workspace"]), progress=False)

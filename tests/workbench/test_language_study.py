@@ -185,6 +185,9 @@ def test_two_processes_teach_what_one_would(text: str, tmp_path: Path, parallel:
             "training.accelerator=cpu",
             f"language_model.parallel={parallel if devices > 1 else 'auto'}",
             "language_model.stages=[{name: align}, {name: tune, language_model: full, lr_scale: 0.1}]",
+            # Answers of one length: a step follows the mean of the processes' means.
+            "source.options.kinds=[digit]",
+            "tasks=[digit]",
         )
         parts = prepare(config, tmp_path, progress=False)
         assert parts.store is not None
