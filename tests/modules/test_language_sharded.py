@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def half(rank: int, port: int, trains: str, folder: Path) -> None:
         training = trainer(
             max_epochs=2,
             devices=2,
-            strategy=ModelParallelStrategy(2, 1, save_distributed_checkpoint=False),
+            strategy=ModelParallelStrategy(2, 1, save_distributed_checkpoint=False, timeout=timedelta(minutes=3)),
             plugins=[LightningEnvironment()],
             gradient_clip_val=CLIP,
             enable_checkpointing=start is None,
