@@ -87,12 +87,15 @@ class Decoder(nn.Module):
         Raises:
             WorkbenchError: there is no such model or tokenizer, or the attention is not to be had.
         """
+        import transformers
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        chatter: Any = transformers.logging
         if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
             raise WorkbenchError(
                 f"language model folder {name} holds no config.json; it must be a transformers folder."
             )
+        chatter.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -106,6 +109,8 @@ class Decoder(nn.Module):
         except Exception as error:  # transformers raises many kinds
             first = (str(error).strip() or repr(error)).splitlines()[0]
             raise WorkbenchError(f"language model '{name}' could not be loaded: {first}") from None
+        finally:
+            chatter.enable_progress_bar()
         return cls(model.to(device), tokenizer, precision, name)
 
     # --- what it is made of -------------------------------------------------------------------------------------
