@@ -7,10 +7,11 @@ an epoch if need be, with the order of the data, the schedule and dropout where 
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,10 @@ class LanguageRun:
     def train(self) -> None:
         """All stages that are not done yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for stage, steps in zip(self.language.config.stages, stage_steps(self.study, self.language), strict=True):
+        stages = self.language.config.stages
+        for place, (stage, steps) in enumerate(zip(stages, stage_steps(self.study, self.language), strict=True)):
+            if self.model.device_mesh is not None:
+                self._rebuild(stages[:place])
             self._arrange(stage)
             done = self.folder / f"{stage.name}.done.ckpt"
             if not (done.exists() and self._restore(done)):
@@ -110,7 +114,7 @@ class LanguageRun:
     def _build(self) -> VisionLanguageModel:
         cell, encoder = self.job.variant.cell, self.parts.encoder
         language = self.language
-        decoder = language.decoder() if language.trains_words else language.frozen
+        decoder = language.decoder() if language.trains_words or self._shards else language.frozen
         config = adapter_config(self.study, cell, encoder.dim, encoder.grid(), language)
         # A fresh projector speaks louder than any word that a frozen model has read.
         config = replace(config, output_rms=decoder.embedding_rms())
@@ -122,6 +126,19 @@ class LanguageRun:
             encoder.grid(),
             layers=tuple(sorted(set(adapter.uses))),
         )
+
+    @property
+    def _shards(self) -> bool:
+        return self.language.config.parallel == "fsdp" and self.study.training.devices > 1
+
+    def _rebuild(self, done: Sequence[StageConfig]) -> None:
+        """A whole model in place of a sharded one, whose parameters another stage could not rearrange."""
+        del self.model
+        gc.collect()  # module and trainer know each other
+        self.model = self._build()
+        for stage in done:
+            self._arrange(stage)
+            self._load(self.folder / f"{stage.name}.done.ckpt")
 
     def _arrange(self, stage: StageConfig) -> None:
         """What trains in a stage, and how fast."""
@@ -220,13 +237,17 @@ class LanguageRun:
         """Take up what a stage ended with; False where the file is torn."""
         if not _readable(path):
             return False
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(checkpoint["state_dict"], strict=False)
+        checkpoint = self._load(path)
         kept = checkpoint["callbacks"].get(_Recorder.__qualname__, {})
         self.history = [dict(row) for row in kept.get("history", [])]
         for place, row in enumerate(self.history):
             self.tell(place, row)
         return True
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(checkpoint["state_dict"], strict=False)
+        return checkpoint
 
 
 _ARRANGE: dict[str, Callable[[LanguageRun, Decoder], None]] = {
@@ -239,7 +260,9 @@ _ARRANGE: dict[str, Callable[[LanguageRun, Decoder], None]] = {
 def _sharded(devices: int) -> Any:
     from lightning.pytorch.strategies import ModelParallelStrategy
 
-    return ModelParallelStrategy(save_distributed_checkpoint=False)
+    if devices == 1:
+        return "auto"
+    return ModelParallelStrategy(devices, 1, save_distributed_checkpoint=False)
 
 
 _PARALLEL: dict[str, Callable[[int], Any]] = {
@@ -293,7 +316,9 @@ class _Recorder(L.Callback):
         return step * SECTIONS // self.steps
 
     def _close(self, trainer: L.Trainer) -> None:
-        loss = float(self._loss) / max(1, self._batches)
+        mean = torch.as_tensor(self._loss / max(1, self._batches), device=self.run.model.decoder.device)
+        # Of all processes: one that stopped alone would leave the others waiting for its gradients.
+        loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
         self._loss, self._batches = 0.0, 0
         row = {"train/loss": loss, "lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
         row |= self.run.gates()

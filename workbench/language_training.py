@@ -44,11 +44,15 @@ class LanguageTrainer(JobTrainer):
 
         folder = self.parts.folder / "checkpoints" / f"{job.variant.id}-{job.replicate}"
         if self.study.training.devices > 1:
-            teach(self.parts, job, folder, tell, advance)  # leaves its checkpoints for the run to take up
+            taught = teach(self.parts, job, folder, tell, advance)  # leaves its checkpoints for the run to take up
             run = LanguageRun(self.parts, job, folder)
+            if taught.outcome == "finished":
+                run.train()
+            run.outcome, run.history = taught.outcome, taught.history
+            run.samples, run.seconds = taught.samples, taught.seconds
         else:
             run = LanguageRun(self.parts, job, folder, tell, advance)
-        run.train()
+            run.train()
         answers: dict[str, Answers] = {}
         controls: dict[str, Answers] = {}
         last = dict(run.history[-1]) if run.history else {}

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,23 @@ if TYPE_CHECKING:
     from workbench.prepare import Parts
 
 ORDER = "order.json"
+OUT_OF_MEMORY = "out_of_memory"
 _LAST = 20  # lines of a failed worker's words that are shown
+
+
+@dataclass(frozen=True)
+class Taught:
+    """How the workers ended: finished, diverged or out_of_memory; what they trained on together, and in which time."""
+
+    outcome: str
+    samples: int
+    seconds: float
+    history: list[Row]
 
 
 def teach(
     parts: Parts, job: Job, folder: Path, tell: Callable[[int, Row], None], advance: Callable[[int], None]
-) -> None:
+) -> Taught:
     """Run the stages of ``job`` that are not done, on ``training.devices`` devices; leaves checkpoints in ``folder``.
 
     Raises:
@@ -60,6 +72,8 @@ def teach(
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         said: list[str] = []
+        rows: dict[int, Row] = {}
+        end: dict[str, Any] = {}
         try:
             for line in process.stdout:
                 event = _event(line)
@@ -67,16 +81,21 @@ def teach(
                     said = [*said, line.rstrip()][-_LAST:]
                 elif "steps" in event:
                     advance(int(event["steps"]))
+                elif "outcome" in event:
+                    end = event
                 else:
+                    rows[int(event["number"])] = event["row"]
                     tell(int(event["number"]), event["row"])
         except BaseException:
             process.terminate()
             raise
-    if process.returncode:
+    if not end or (process.returncode and end["outcome"] != OUT_OF_MEMORY):
         raise WorkbenchError(
             f"teaching {cell.label} on {parts.study.training.devices} devices failed: "
             + (next((line for line in reversed(said) if "Error" in line), said[-1] if said else "no word was said"))
         )
+    samples = int(end["samples"]) * parts.study.training.devices
+    return Taught(end["outcome"], samples, float(end["seconds"]), [rows[number] for number in sorted(rows)])
 
 
 def _event(line: str) -> dict[str, Any] | None:
@@ -87,12 +106,14 @@ def _event(line: str) -> dict[str, Any] | None:
         event = json.loads(line)
     except ValueError:
         return None
-    return event if isinstance(event, dict) and ("steps" in event or "number" in event) else None
+    return event if isinstance(event, dict) and event.keys() & {"steps", "number", "outcome"} else None
 
 
 def work(path: Path) -> None:
     """One worker: train what ``path`` orders; the first of the workers tells how far it is."""
     import os
+
+    import torch
 
     from sweeps.space import Cell, Variant
     from workbench.callbacks import quiet_lightning
@@ -103,6 +124,8 @@ def work(path: Path) -> None:
     from workbench.prepare import prepare
 
     quiet_lightning()
+    if torch.cuda.is_available():  # else every process would load its models onto the first device
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     order = json.loads(path.read_text(encoding="utf-8"))
     study = study_from_yaml(order["study"], str(path))
     parts = prepare(study, Path(order["workspace"]), progress=False)
@@ -120,7 +143,13 @@ def work(path: Path) -> None:
 
     training = tuple((key, value) for key, value in order["training"])
     job = Job(Variant(cell, order["lr"], training), order["replicate"])
-    LanguageRun(parts, job, Path(order["folder"]), tell, lambda steps: say({"steps": steps})).train()
+    run = LanguageRun(parts, job, Path(order["folder"]), tell, lambda steps: say({"steps": steps}))
+    run.train()
+    end = {"outcome": run.outcome, "samples": run.samples, "seconds": run.seconds}
+    if run.outcome == OUT_OF_MEMORY:  # of this device, whichever it is; the others wait for it, and must be ended
+        print(json.dumps(end), flush=True)
+        sys.exit(1)
+    say(end)
 
 
 if __name__ == "__main__":

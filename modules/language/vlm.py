@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -16,6 +17,7 @@ from modules.language import generation
 from modules.language.adapter import Adapter
 from modules.language.decoder import Decoder
 from modules.language.rates import Rates, cosine, parameter_groups
+from modules.language.sharding import shard
 from modules.language.splice import Side, Spliced, splice
 from modules.language.visual import VisualInput
 from workbench.errors import WorkbenchError
@@ -90,6 +92,9 @@ class VisionLanguageModel(L.LightningModule):
             side=side,
             max_length=self.max_length,
         )
+        if batch["features"].shape[1] == 0 and self.device_mesh is not None and torch.is_grad_enabled():
+            # Else the backward pass of text alone would skip frozen blocks that other devices gather together.
+            spliced = replace(spliced, inputs_embeds=spliced.inputs_embeds + self._nothing())
         packed = {block: spliced.pack(values) for block, values in given.injected.items()}
         self.decoder.injector.set(packed, spliced.visual)
         return spliced
@@ -121,6 +126,11 @@ class VisionLanguageModel(L.LightningModule):
 
     # --- training -----------------------------------------------------------------------------------------------
 
+    def configure_model(self) -> None:
+        """Sharded over the devices where Lightning's strategy has a mesh of them."""
+        if self.device_mesh is not None:
+            shard(self, self.device_mesh["data_parallel"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the answer tokens of the batch.
 
@@ -130,8 +140,12 @@ class VisionLanguageModel(L.LightningModule):
         losses, _ = self.token_losses(batch)
         loss = losses.sum() / max(1, losses.numel())
         if batch["features"].shape[1] == 0:  # text alone: other processes wait for gradients of every parameter
-            loss = loss + sum(p.sum() for p in self.adapter.parameters() if p.requires_grad) * 0.0
+            loss = loss + self._nothing()
         return loss
+
+    def _nothing(self) -> Tensor | float:
+        """0, that hangs on every trained parameter of the adapter."""
+        return sum(p.sum() for p in self.adapter.parameters() if p.requires_grad) * 0.0
 
     def on_after_backward(self) -> None:
         self.let_go()
@@ -191,7 +205,9 @@ class VisionLanguageModel(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises WorkbenchError for a checkpoint of another model."""
-        held, wanted = set(checkpoint["state_dict"]), self.trained_names()
+        wanted = self.trained_names()
+        # Where the model is sharded its strategy has loaded the weights, and taken them out, before.
+        held = set(checkpoint.get("state_dict", wanted))
         if wrong := sorted(held ^ wanted):
             state = "does not hold" if wrong[0] in wanted else "holds"
             raise WorkbenchError(

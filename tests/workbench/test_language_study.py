@@ -177,7 +177,7 @@ def test_two_processes_teach_what_one_would(text: str, tmp_path: Path, parallel:
     from workbench.language_worker import teach
     from workbench.prepare import variant
 
-    def taught(devices: int, batch: int) -> LanguageRun:
+    def run_of(devices: int, batch: int) -> LanguageRun:
         config = study(
             text,
             f"training.devices={devices}",
@@ -185,6 +185,9 @@ def test_two_processes_teach_what_one_would(text: str, tmp_path: Path, parallel:
             "training.accelerator=cpu",
             f"language_model.parallel={parallel if devices > 1 else 'auto'}",
             "language_model.stages=[{name: align}, {name: tune, language_model: full, lr_scale: 0.1}]",
+            # Answers of one length: a step follows the mean of the processes' means.
+            "source.options.kinds=[digit]",
+            "tasks=[digit]",
         )
         parts = prepare(config, tmp_path, progress=False)
         assert parts.store is not None
@@ -197,8 +200,18 @@ def test_two_processes_teach_what_one_would(text: str, tmp_path: Path, parallel:
         run.train()
         return run
 
-    one, two = taught(1, 4), taught(2, 2)
+    one, two = run_of(1, 4), run_of(2, 2)
     assert two.samples == 0, "the workers trained, and their checkpoints were taken up"
     wanted = one.model.state_dict()
     for name, value in two.model.state_dict().items():
         torch.testing.assert_close(value, wanted[name], atol=2e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.long
+def test_two_processes_stop_together_when_the_loss_is_no_number(text: str, tmp_path: Path) -> None:
+    """And the study does not go on alone with what they left."""
+    config = study(text, "training.devices=2", "training.batch_size=2", "training.accelerator=cpu")
+    config.search.learning_rates = [1e30]
+    result, parts = run(config, tmp_path)
+    assert (result.trained, result.failed) == (2, 2)
+    assert {entry.outcome for entry in Ledger(parts.folder / "ledger.db").entries()} == {"diverged"}

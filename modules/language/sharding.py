@@ -1,0 +1,34 @@
+"""Sharding the visual language model over devices (fully sharded data parallel, per parameter: torch's FSDP2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from modules.language.vlm import VisionLanguageModel
+
+
+def shard(model: VisionLanguageModel, mesh: DeviceMesh) -> None:
+    """Let every device of ``mesh`` keep its share of each parameter, its gradient and its optimiser state.
+
+    A decoder block is gathered while it runs and scattered again. Everything else is gathered for the whole of a
+    training step, as one unit: the embeddings, which are read outside the decoder's own forward and may be the output
+    map as well, the final norm and the adapter, which a batch of text alone passes by on one device and not on
+    another. What is trained must be of one type, float32; what is frozen may be of any.
+
+    Args:
+        model: changed in place; its parameters become ``DTensor``. Only :meth:`training_step` can be called then.
+        mesh: of one dimension.
+    """
+    for block in model.decoder.layers:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "training_step")
+    if mesh.device_type == "cpu":  # gloo has sums and no means
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_force_sum_reduction_for_comms(True)
