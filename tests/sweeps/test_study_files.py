@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from modules.fusion import build
+from modules.language.adapter import AdapterConfig, build_adapter
 from sweeps.space import Cell, build_space
 from workbench.config import bundled, load_study
 from workbench.experiment import Experiment
@@ -19,6 +19,10 @@ from workbench.prepare import prepare, strategy_traits
 from workbench.progress import Display
 
 ENCODERS = {"the embedded encoder": (12, 384), "CLIP-L": (24, 1024)}  # depth, dim
+OF_ONE = {  # files whose layers are numbers, and the depth they are numbers of
+    **dict.fromkeys(("quickstart", "finescenes", "mllm_quick", "mllm_probes", "mllm_finescenes"), 12),
+    "mmfuser_llava_7b": 24,
+}
 SMALL = (
     "encoder.precision=float32",
     "source.options.train=16",
@@ -35,7 +39,8 @@ SMALL = (
 
 
 def cells(name: str, depth: int) -> tuple[Cell, ...]:
-    return build_space(load_study(name), depth, strategy_traits()).listed
+    study = load_study(name)
+    return build_space(study, depth, strategy_traits(study.language_model is not None)).listed
 
 
 @pytest.mark.parametrize("name", bundled())
@@ -50,14 +55,14 @@ def test_a_file_says_first_what_it_asks(name: str) -> None:
 @pytest.mark.parametrize("name", bundled())
 def test_a_file_builds_on_real_encoders(name: str, encoder: str) -> None:
     depth, dim = ENCODERS[encoder]
-    if name in ("quickstart", "finescenes", "mllm_quick", "mllm_probes", "mllm_finescenes") and depth != 12:
-        pytest.skip("its layers are numbers of the embedded encoder")
+    if name in OF_ONE and OF_ONE[name] != depth:
+        pytest.skip("its layers are numbers of another encoder's")
     found = cells(name, depth)
     assert found
     with torch.device("meta"):
         for cell in found:
-            fuser = build(cell.strategy, cell.selection, dim, dict(cell.options))
-            assert set(fuser.uses) <= set(range(depth + 1))
+            adapter = build_adapter(AdapterConfig(cell.strategy, cell.selection, dim, 576, 30, dict(cell.options)))
+            assert set(adapter.uses) <= set(range(depth + 1))
 
 
 def test_the_papers_layers_come_back_on_an_encoder_of_24_blocks() -> None:
