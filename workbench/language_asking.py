@@ -105,6 +105,7 @@ class Asker:
 
     def ask(self, split: str, images: str = REAL) -> Answers:
         """Answers to the questions of ``split``, with their own images or in their place a control's."""
+        self.model.eval()
         source = self.parts.conversations
         listed = source.conversations(split)
         asked = [listed[n] for n in self.language.questions(source, split) if listed[n].task in self.metrics]

@@ -103,7 +103,7 @@ def final_metrics(
         "cost/seconds": run.seconds,
         "cost/samples_per_second": run.samples / run.seconds if run.seconds else math.nan,
         "cost/peak_memory_mb": peak_memory_mb(),
-        "cost/mfu": run.flops_seen / run.seconds / peak if run.seconds and (peak := peak_flops()) else math.nan,
+        "cost/mfu": run.flops_seen / run.seconds / peak if run.flops_seen and (peak := peak_flops()) else math.nan,
         "loss_still_falling": falling,
         "converged": float(run.outcome == "finished" and falling < STILL_FALLING),
         **run.gates(),

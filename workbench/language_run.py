@@ -51,7 +51,7 @@ class LanguageRun:
         model: the visual language model.
         history: rows of the loss curve, :data:`SECTIONS` a stage.
         outcome: finished, diverged or out_of_memory; None while it trains.
-        seconds, samples: of training, in this process.
+        seconds, samples, flops_seen: of training, in this process; FLOPs by :func:`flops_a_position`.
     """
 
     def __init__(
@@ -207,6 +207,7 @@ class LanguageRun:
         resume = str(latest) if latest.exists() and _readable(latest) else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("dropout", self.job.replicate, self.job.variant.id, stage.name))
+            self.model.train()  # Lightning leaves the mode as it finds it; a frozen decoder stays in eval mode
             start = time.perf_counter()
             try:
                 trainer.fit(self.model, self._data(stage), ckpt_path=resume, weights_only=True)
@@ -272,6 +273,13 @@ _PARALLEL: dict[str, Callable[[int], Any]] = {
 }
 
 
+def flops_a_position(parameters: int, trains: str) -> int:
+    """Model FLOPs of a position in a training step: 2 a parameter forward, 2 backward to the activations, and 2 to the
+    weights where all of them train (arXiv 2204.02311, appendix B, without the attention's own).
+    """
+    return (6 if trains == FULL else 4) * parameters
+
+
 class _Recorder(L.Callback):
     """The loss curve, sections of the stage as rows; ends a stage whose loss is no number."""
 
@@ -305,6 +313,9 @@ class _Recorder(L.Callback):
         self._loss = self._loss + outputs["loss"].detach()
         self._batches += 1
         self.run.samples += len(batch["index"])
+        words, images = int(batch["attention_mask"].sum()), batch["features"].shape[1]
+        positions = words + images * (self.run.language.chat.tokens_per_image - 1)
+        self.run.flops_seen += positions * flops_a_position(self.run.language.parameters, self.run.model.decoder.trains)
         if trainer.global_step == self._seen:
             return  # a batch that is accumulated
         before, self._seen = self._seen, trainer.global_step
