@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from datamodules.sources import SPLITS
 from workbench import provenance
 from workbench.config import to_dict, to_yaml
 from workbench.confirm import Confirmer
@@ -157,10 +158,12 @@ class Experiment:
     def _build_store(self, planner: Planner) -> None:
         layers = planner.layers()
         for store in {id(s): s for s in self.parts.stores if s is not None}.values():
-            self._fill(store, layers)
+            # Of a stage's own source the training split alone is read; it need not have others.
+            self._fill(store, layers, SPLITS if store is self.parts.store else ("train",))
 
-    def _fill(self, store: FeatureStore, layers: list[int]) -> None:
-        stats = store.build(layers, batch_size=self.study.encoder.batch_size, progress=self.display.progress)
+    def _fill(self, store: FeatureStore, layers: list[int], splits: Sequence[str]) -> None:
+        batch_size = self.study.encoder.batch_size
+        stats = store.build(layers, splits, batch_size=batch_size, progress=self.display.progress)
         if stats.images:
             self.display.say(
                 f"encoded {stats.images:,} images, layers {layers}, at "

@@ -140,7 +140,9 @@ def to_stock(
     head = _lengthened(_cpu(text.get_output_embeddings()), vocabulary, config)
     stock.lm_head.weight = nn.Parameter(head["weight"].clone())
     stock.tie_weights()
-    stock.generation_config = text.generation_config
+    stock.generation_config = copy.deepcopy(text.generation_config)
+    if decoder.ends:  # the chat template's end need not be the language model's own
+        stock.generation_config.eos_token_id = decoder.stop_ids
     stock.eval().requires_grad_(False)
     _check(stock, text, vocabulary)
     checked: nn.Module = stock

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from sweeps.planner import Planner
 from workbench.config import StudyConfig, study_from_yaml
 from workbench.errors import WorkbenchError
 from workbench.experiment import Experiment, StudyResult
@@ -208,6 +209,26 @@ def test_a_limit_of_validation_asks_every_task(text: str, tmp_path: Path) -> Non
     assert sorted(listed[n].task for n in asked) == ["digit", "digit", "position", "position"]
     assert len({listed[n].id for n in asked}) == 2
     assert len(parts.language.questions(parts.conversations, "test")) == 2 * 6
+
+
+def test_of_a_stages_own_source_the_training_split_alone_is_encoded(text: str, tmp_path: Path) -> None:
+    own = "source: {name: finescenes_questions, options: {train: 16, val: 4, test: 6, seed: 1}}"
+    config = study(text, f"language_model.stages=[{{name: captions, {own}}}, {{name: tune}}]")
+    parts = prepare(config, tmp_path, progress=False)
+    assert parts.language is not None
+
+    class Planned:
+        def layers(self) -> list[int]:
+            return [3]
+
+    experiment = Experiment(parts, Display(Console(file=io.StringIO()), progress=False))
+    experiment._build_store(cast(Planner, Planned()))
+    store, whole = parts.language.stores["captions"], parts.store
+    assert store is not None
+    assert whole is not None
+    assert not store.plan([3], ["train"]).passes
+    assert store.plan([3], ["val", "test"]).passes
+    assert not whole.plan([3]).passes
 
 
 def test_an_answer_ends_where_the_template_ends_it(text: str, tiny_language: Path, tmp_path: Path) -> None:
