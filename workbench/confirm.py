@@ -149,6 +149,11 @@ class Confirmer:
 
     def _controls(self, fusion: Cell) -> Iterator[Contender]:
         """One layer with the fusion's parameters, and with its FLOPs; one cell where both give the same projector."""
+        from modules.fusion import STRATEGIES
+
+        if fusion.strategy not in STRATEGIES:
+            self.banks.display.say(f"no control of the same size is trained: {fusion.label} injects into the decoder")
+            return
         changed = self._changed_options(fusion)
         sizes: dict[int, Contender] = {}
         for budget in ("parameters", "flops"):
@@ -172,7 +177,7 @@ class Confirmer:
             try:
                 if selection.levels:
                     cell = self._cell(fusion.strategy, selection, dict(fusion.options), fusion.alias)
-                    self._projector_size(cell)  # builds it
+                    self._builds(cell)
                 else:
                     cell = self._cell("deep_only", selection, {})
             except WorkbenchError as error:
@@ -193,6 +198,20 @@ class Confirmer:
         return ", ".join(
             f"{key}={to_json(value) if not isinstance(value, str) else value}" for key, value in changed.items()
         )
+
+    def _builds(self, cell: Cell) -> None:
+        """Raises WorkbenchError for a cell that cannot be built."""
+        if self.parts.language is None:
+            self._projector_size(cell)
+            return
+        import torch
+
+        from modules.language.adapter import build_adapter
+        from workbench.language import adapter_config
+
+        encoder = self.parts.encoder
+        with torch.device("meta"):
+            build_adapter(adapter_config(self.parts.study, cell, encoder.dim, encoder.grid(), self.parts.language))
 
     def _projector_size(self, cell: Cell) -> int:
         """Parameters of the cell's projector, built without memory."""

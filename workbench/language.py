@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,7 @@ class LanguageParts:
             precision=self.config.weights,
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
+        decoder.ends = self.chat.stop_ids
         if self.config.gradient_checkpointing:
             decoder.checkpoint_gradients()
         if self.config.compile:
@@ -79,11 +80,19 @@ class LanguageParts:
         return any(stage.language_model != FROZEN for stage in self.config.stages)
 
     def questions(self, source: ConversationSource, split: str) -> list[int]:
-        """Numbers of the conversations of ``split`` that are asked; of validation, evenly spread up to the limit."""
-        total, limit = len(source.conversations(split)), self.config.val_limit
+        """Numbers of the conversations of ``split`` that are asked: those of the study's tasks.
+
+        Of validation about as many as the limit, of each task its share and at least one, evenly spread over the
+        task's own: sources list the kinds of question in turn, so an even spread over all could fall on one kind alone.
+        """
+        by_task: dict[str, list[int]] = {task.name: [] for task in self.tasks}
+        for number, conversation in enumerate(source.conversations(split)):
+            if conversation.task in by_task:
+                by_task[conversation.task].append(number)
+        total, limit = sum(map(len, by_task.values())), self.config.val_limit
         if split != "val" or not limit or limit >= total:
-            return list(range(total))
-        return [place * total // limit for place in range(limit)]
+            return sorted(number for own in by_task.values() for number in own)
+        return sorted(number for own in by_task.values() for number in _spread(own, len(own) * limit // total))
 
 
 def prepare_language(
@@ -136,6 +145,12 @@ def prepare_language(
     return LanguageParts(
         config, path, chat, text.hidden_size, text.num_hidden_layers, _parameters(model), tasks, sources, stores
     )
+
+
+def _spread(numbers: Sequence[int], wanted: int) -> list[int]:
+    """``wanted`` of ``numbers``, evenly spread; at least one of any."""
+    count = min(max(1, wanted), len(numbers))
+    return [numbers[place * len(numbers) // count] for place in range(count)]
 
 
 def _parameters(config: Any) -> int:
@@ -287,6 +302,6 @@ def stage_steps(study: StudyConfig, language: LanguageParts) -> list[int]:
     steps = []
     for stage in language.config.stages:
         size = len(language.sources[stage.name].conversations("train"))
-        batches = size // (stage.batch_size or study.training.batch_size)
+        batches = size // ((stage.batch_size or study.training.batch_size) * study.training.devices)
         steps.append(stage.epochs * max(1, -(-batches // stage.accumulate)))
     return steps

@@ -2,6 +2,7 @@
 
 The controls ask the test questions again without the image that they are about: once of a *blank* image, a grey
 square, and once of a *shuffled* one, the image of another question. A model that scores as well without does not look.
+Questions without an image are asked as they are, so that score and control are of the same questions.
 """
 
 from __future__ import annotations
@@ -108,9 +109,7 @@ class Asker:
         self.model.eval()
         source = self.parts.conversations
         listed = source.conversations(split)
-        asked = [listed[n] for n in self.language.questions(source, split) if listed[n].task in self.metrics]
-        if images != REAL:
-            asked = [question for question in asked if question.images]
+        asked = [listed[n] for n in self.language.questions(source, split)]
         shown = _IMAGES[images](self, split, asked)
         said = [""] * len(asked)
         prompts = [self.language.chat.prompt(question) for question in asked]

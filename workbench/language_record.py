@@ -15,7 +15,7 @@ from workbench.jobs import SEARCH
 from workbench.language import parameters_of, stage_rates
 from workbench.model_folder import Described, kept_of, save_model
 from workbench.prepare import Parts
-from workbench.record import STILL_FALLING, peak_memory_mb
+from workbench.record import STILL_FALLING
 from workbench.tracking import to_json
 
 if TYPE_CHECKING:
@@ -100,9 +100,9 @@ def final_metrics(
         "cost/parameters_fuser": own["fuser"],
         "cost/parameters_trained": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         "cost/flops_per_image": flops(lambda x: adapter(x, grid).tokens, example),
-        "cost/seconds": run.seconds,
+        "cost/seconds": run.before + run.seconds,
         "cost/samples_per_second": run.samples / run.seconds if run.seconds else math.nan,
-        "cost/peak_memory_mb": peak_memory_mb(),
+        "cost/peak_memory_mb": run.peak_memory_mb,
         "cost/mfu": run.flops_seen / run.seconds / peak if run.flops_seen and (peak := peak_flops()) else math.nan,
         "loss_still_falling": falling,
         "converged": float(run.outcome == "finished" and falling < STILL_FALLING),

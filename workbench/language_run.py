@@ -28,6 +28,7 @@ from modules.language.vlm import VisionLanguageModel
 from workbench.language import adapter_config, stage_rates, stage_steps
 from workbench.language_config import FROZEN, FULL, LORA, StageConfig
 from workbench.prepare import Parts, seed_of
+from workbench.record import peak_memory_mb
 
 if TYPE_CHECKING:
     from modules.language.decoder import Decoder
@@ -52,6 +53,8 @@ class LanguageRun:
         history: rows of the loss curve, :data:`SECTIONS` a stage.
         outcome: finished, diverged or out_of_memory; None while it trains.
         seconds, samples, flops_seen: of training, in this process; FLOPs by :func:`flops_a_position`.
+        before: seconds of training that earlier processes put into the checkpoints that are taken up.
+        peak_memory_mb: of training in this process, on CUDA of this run alone; nan where it trained nothing.
     """
 
     def __init__(
@@ -69,10 +72,13 @@ class LanguageRun:
         self.tell, self.advance = tell, advance
         self.history: list[Row] = []
         self.outcome: str | None = None
-        self.seconds = 0.0
+        self.seconds = self.before = 0.0
+        self.peak_memory_mb = math.nan
+        self._began: float | None = None
         self.samples = 0
         self.flops_seen = 0.0
         self.model = self._build()
+        self.home = self.model.decoder.device
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -83,6 +89,8 @@ class LanguageRun:
         """All stages that are not done yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stages = self.language.config.stages
+        if torch.cuda.is_available():  # else the most that any run before this one took
+            torch.cuda.reset_peak_memory_stats()
         for place, (stage, steps) in enumerate(zip(stages, stage_steps(self.study, self.language), strict=True)):
             if self.model.device_mesh is not None:
                 self._rebuild(stages[:place])
@@ -95,6 +103,14 @@ class LanguageRun:
             else:
                 self.advance(steps)
         self.outcome = "finished"
+
+    def at_home(self) -> None:
+        """Move the model to where it was built: Lightning leaves what it has trained on the CPU."""
+        self.model.to(self.home)
+
+    def clock(self) -> float:
+        """Seconds since the training that is under way began."""
+        return 0.0 if self._began is None else time.perf_counter() - self._began
 
     def gates(self) -> Row:
         """Root mean square of each gate by its name in the adapter: how far it has opened."""
@@ -208,7 +224,7 @@ class LanguageRun:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("dropout", self.job.replicate, self.job.variant.id, stage.name))
             self.model.train()  # Lightning leaves the mode as it finds it; a frozen decoder stays in eval mode
-            start = time.perf_counter()
+            self._began = time.perf_counter()
             try:
                 trainer.fit(self.model, self._data(stage), ckpt_path=resume, weights_only=True)
             except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -216,7 +232,10 @@ class LanguageRun:
                     raise
                 self.outcome = "out_of_memory"
                 return
-            self.seconds += time.perf_counter() - start
+            finally:
+                self.seconds += self.clock()
+                self._began = None
+                self.peak_memory_mb = peak_memory_mb()
         if self.outcome is None:
             trainer.save_checkpoint(self.folder / f"{stage.name}.done.ckpt", weights_only=False)
             latest.unlink(missing_ok=True)
@@ -241,6 +260,7 @@ class LanguageRun:
         checkpoint = self._load(path)
         kept = checkpoint["callbacks"].get(_Recorder.__qualname__, {})
         self.history = [dict(row) for row in kept.get("history", [])]
+        self.before = float(kept.get("seconds", 0.0))
         for place, row in enumerate(self.history):
             self.tell(place, row)
         return True
@@ -290,11 +310,18 @@ class _Recorder(L.Callback):
         self._batches = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.run.history, "loss": float(self._loss), "batches": self._batches}
+        run = self.run
+        return {
+            "history": run.history,
+            "loss": float(self._loss),
+            "batches": self._batches,
+            "seconds": run.before + run.seconds + run.clock(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.run.history = [dict(row) for row in state["history"]]
         self._loss, self._batches = state["loss"], state["batches"]
+        self.run.before = float(state.get("seconds", 0.0))
         for place, row in enumerate(self.run.history):
             self.run.tell(place, row)
 
@@ -310,7 +337,8 @@ class _Recorder(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._loss = self._loss + outputs["loss"].detach()
+        # Lightning hands over the loss as a share of the step that is accumulated.
+        self._loss = self._loss + outputs["loss"].detach() * trainer.accumulate_grad_batches
         self._batches += 1
         self.run.samples += len(batch["index"])
         words, images = int(batch["attention_mask"].sum()), batch["features"].shape[1]

@@ -49,10 +49,11 @@ class LanguageTrainer(JobTrainer):
             if taught.outcome == "finished":
                 run.train()
             run.outcome, run.history = taught.outcome, taught.history
-            run.samples, run.seconds = taught.samples, taught.seconds
+            run.samples, run.seconds, run.before = taught.samples, taught.seconds, taught.before
         else:
             run = LanguageRun(self.parts, job, folder, tell, advance)
             run.train()
+        run.at_home()
         answers: dict[str, Answers] = {}
         controls: dict[str, Answers] = {}
         last = dict(run.history[-1]) if run.history else {}

@@ -28,11 +28,14 @@ _LAST = 20  # lines of a failed worker's words that are shown
 
 @dataclass(frozen=True)
 class Taught:
-    """How the workers ended: finished, diverged or out_of_memory; what they trained on together, and in which time."""
+    """How the workers ended: finished, diverged or out_of_memory; what they trained on together, and in which time;
+    ``before``: the time of earlier workers whose checkpoints they took up.
+    """
 
     outcome: str
     samples: int
     seconds: float
+    before: float
     history: list[Row]
 
 
@@ -95,7 +98,8 @@ def teach(
             + (next((line for line in reversed(said) if "Error" in line), said[-1] if said else "no word was said"))
         )
     samples = int(end["samples"]) * parts.study.training.devices
-    return Taught(end["outcome"], samples, float(end["seconds"]), [rows[number] for number in sorted(rows)])
+    history = [rows[number] for number in sorted(rows)]
+    return Taught(end["outcome"], samples, float(end["seconds"]), float(end["before"]), history)
 
 
 def _event(line: str) -> dict[str, Any] | None:
@@ -145,7 +149,7 @@ def work(path: Path) -> None:
     job = Job(Variant(cell, order["lr"], training), order["replicate"])
     run = LanguageRun(parts, job, Path(order["folder"]), tell, lambda steps: say({"steps": steps}))
     run.train()
-    end = {"outcome": run.outcome, "samples": run.samples, "seconds": run.seconds}
+    end = {"outcome": run.outcome, "samples": run.samples, "seconds": run.seconds, "before": run.before}
     if run.outcome == OUT_OF_MEMORY:  # of this device, whichever it is; the others wait for it, and must be ended
         print(json.dumps(end), flush=True)
         sys.exit(1)

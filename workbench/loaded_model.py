@@ -70,6 +70,7 @@ class LoadedModel:
         rows, columns = encoder.grid()
         chat = config["chat"]
         self.chat = Chat(model.decoder.tokenizer, chat["max_length"], rows * columns, chat["system"])
+        model.decoder.ends = self.chat.stop_ids
 
     def answer(
         self,

@@ -243,7 +243,7 @@ def _writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # the workers of a study look at the same time
     except OSError as error:
         raise WorkbenchError(
             f"the workspace {folder} cannot be written ({error.strerror or error}); choose another with --workspace."

@@ -49,6 +49,8 @@ class Decoder(nn.Module):
         width: channels of a token.
         depth: number of blocks.
         injector: what adds to the hidden states of its blocks; one, whoever shares the decoder.
+        ends: ids that end an answer besides the model's own; those of the chat template by which it is taught, whose
+            end token (``<|im_end|>``) a base model's tokenizer need not know as one.
     """
 
     def __init__(self, model: Any, tokenizer: Any, precision: str = "float32", name: str = "") -> None:
@@ -61,6 +63,7 @@ class Decoder(nn.Module):
         self.depth: int = self.config.num_hidden_layers
         self.precision = resolve_precision(precision, str(next(model.parameters()).device))
         self.trains: Trains = "frozen"
+        self.ends: tuple[int, ...] = ()
         self.checkpointing = False
         self._tuner: list[Any] = []  # peft's LoraModel; in a list, so that it is no submodule
         self._compiled: list[Any] = []  # torch's compiled form of the same model, likewise
@@ -134,10 +137,10 @@ class Decoder(nn.Module):
 
     @property
     def stop_ids(self) -> list[int]:
-        """The ids that end an answer: the tokenizer's, and those of the generation config."""
+        """The ids that end an answer: the tokenizer's, those of the generation config, and :attr:`ends`."""
         named = getattr(self.model.generation_config, "eos_token_id", None)
         listed = named if isinstance(named, list) else [named]
-        return sorted({int(i) for i in [self.tokenizer.eos_token_id, *listed] if i is not None})
+        return sorted({int(i) for i in [self.tokenizer.eos_token_id, *listed, *self.ends] if i is not None})
 
     @property
     def pad_id(self) -> int:

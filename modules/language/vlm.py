@@ -66,6 +66,7 @@ class VisionLanguageModel(L.LightningModule):
         self._rows = [held.index(layer) for layer in adapter.uses]
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that
         self._random: Tensor | None = None
+        self._cuda_random: Tensor | None = None
 
     # --- forward ------------------------------------------------------------------------------------------------
 
@@ -202,6 +203,8 @@ class VisionLanguageModel(L.LightningModule):
         names = self.trained_names()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
         checkpoint["random_state"] = torch.get_rng_state()
+        if self.device.type == "cuda":  # where dropout is drawn on the device
+            checkpoint["cuda_random_state"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises WorkbenchError for a checkpoint of another model."""
@@ -215,11 +218,15 @@ class VisionLanguageModel(L.LightningModule):
                 f"({len(wrong)} names differ)."
             )
         self._random = checkpoint.get("random_state")
+        self._cuda_random = checkpoint.get("cuda_random_state")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self._random is not None:
             torch.set_rng_state(self._random.cpu())
             self._random = None
+        if self._cuda_random is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(self._cuda_random.cpu(), self.device)
+        self._cuda_random = None
 
 
 def _prompt(batch: Batch) -> Batch:

@@ -25,6 +25,8 @@ def test_its_parts_are_found(family: str) -> None:
     decoder = tiny_decoder(family)
     assert (decoder.width, decoder.depth, len(decoder.layers)) == (WIDTH, DEPTH, DEPTH)
     assert decoder.stop_ids == [1]
+    decoder.ends = (2, 1)
+    assert decoder.stop_ids == [1, 2], "those of the chat template too"
     assert decoder.pad_id == 0
     assert not decoder.trained()
     blocks = list(decoder.layers)

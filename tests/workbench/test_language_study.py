@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pytest
@@ -133,6 +134,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(text: str, tmp_path: Path) 
         resumed = LanguageRun(parts, job, folder)
         resumed.train()
         assert resumed.samples < whole.samples
+        assert resumed.before > 0, "the time of what was taken up counts"
         wanted = whole.model.state_dict()
         for name, value in resumed.model.state_dict().items():
             assert torch.equal(value, wanted[name]), f"{name} after a stop at step {stop}"
@@ -168,6 +170,81 @@ def test_one_key_switches_the_strategy(text: str, tmp_path: Path) -> None:
     assert (result.trained, result.failed) == (1, 0)
     ledger = Ledger(parts.folder / "ledger.db")
     assert all(entry.finished for entry in ledger.entries())
+
+
+def test_an_injection_has_no_control_and_is_tried_without_each_layer(text: str, tmp_path: Path) -> None:
+    from workbench.confirm import Confirmer
+    from workbench.jobs import JobTrainer
+
+    said = io.StringIO()
+    parts = prepare(study(text, "strategies=[{name: deepstack}]"), tmp_path, progress=False)
+    (cell,) = parts.space.listed
+
+    class Silent:
+        display = Display(Console(file=said, width=200), progress=False)
+
+    confirmer = Confirmer(parts, cast(JobTrainer, Silent()), [cell], {cell.id: 1e-3})
+    assert list(confirmer._controls(cell)) == []
+    assert "injects into the decoder" in said.getvalue()
+    without = list(confirmer._without(cell))
+    assert [c.without for c in without] == list(cell.selection.layers)
+    assert {c.cell.strategy for c in without} == {"deepstack"}
+
+
+@pytest.mark.long
+def test_an_injection_is_confirmed_on_fresh_replicates(text: str, tmp_path: Path) -> None:
+    overrides = ("strategies=[{name: deepstack}]", "language_model.stages=[{name: a}]", "plan.confirm=[5]")
+    result, parts = run(study(text, *overrides), tmp_path)
+    entries = [e for e in Ledger(parts.folder / "ledger.db").entries() if e.replicate.startswith("c")]
+    assert len(entries) == 5 * (1 + 3), "itself, and without each of three layers"
+    assert all(entry.finished for entry in entries)
+    assert result.failed == 0
+
+
+def test_a_limit_of_validation_asks_every_task(text: str, tmp_path: Path) -> None:
+    """Though the source lists the kinds of question in turn, and the limit divides their number."""
+    parts = prepare(study(text, "language_model.val_limit=4"), tmp_path, progress=False)
+    assert parts.language is not None
+    listed = parts.conversations.conversations("val")
+    asked = parts.language.questions(parts.conversations, "val")
+    assert sorted(listed[n].task for n in asked) == ["digit", "digit", "position", "position"]
+    assert len({listed[n].id for n in asked}) == 2
+    assert len(parts.language.questions(parts.conversations, "test")) == 2 * 6
+
+
+def test_an_answer_ends_where_the_template_ends_it(text: str, tiny_language: Path, tmp_path: Path) -> None:
+    """Also where that is not the tokenizer's own end, as in many base models."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "language"
+    shutil.copytree(tiny_language, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<unk>' }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    parts = prepare(study(text, f"language_model.name={folder}"), tmp_path, progress=False)
+    assert parts.language is not None
+    assert parts.language.chat.template.end() == "<unk>"
+    assert parts.language.decoder().stop_ids == [1, 2]
+
+
+def test_accumulated_batches_do_not_lower_the_loss_that_is_shown(text: str, tmp_path: Path) -> None:
+    from workbench.jobs import Job
+    from workbench.language_run import LanguageRun
+    from workbench.prepare import variant
+
+    losses = []
+    for accumulate in (1, 2):
+        config = study(text, f"language_model.stages=[{{name: align, accumulate: {accumulate}}}]")
+        parts = prepare(config, tmp_path, progress=False)
+        assert parts.store is not None
+        parts.store.build([1, 2, 3], batch_size=8, progress=False)
+        cell = parts.space.listed[0]
+        # the same start, and steps too small to move it
+        job = Job(variant(study(text), cell, 1e-12), "0")
+        made = LanguageRun(parts, job, tmp_path / f"run{accumulate}")
+        made.train()
+        losses.append(sum(row["train/loss"] for row in made.history) / len(made.history))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.long
