@@ -110,9 +110,9 @@ class RowSource(ConversationSource):
             raise IndexError(f"sample {index} of {len(here.images)} in '{split}'")
         try:
             found = self.picture(here.images[index])
+            return squared(found, self.rows.size, self.rows.padding, self.rows.background)
         except WorkbenchError as error:
             raise WorkbenchError(f"{here.shown_by[index]}: {error}") from None
-        return squared(found, self.rows.size, self.rows.padding, self.rows.background)
 
     def identity(self, split: str) -> pd.DataFrame:
         import pandas as pd

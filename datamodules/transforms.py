@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from workbench.errors import WorkbenchError
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+WIDEST = 20_000  # px, the longer side of what is padded to a square: 1.2 GB of memory
 
 
 def load_image(path: Path) -> Pixels:
@@ -64,6 +65,9 @@ def squared(image: Pixels, size: int, padding: str, background: Sequence[int]) -
 
     Args:
         background: red, green, blue of what a padded image does not cover.
+
+    Raises:
+        WorkbenchError: a side too long to be padded to a square; a strip of few pixels would fill the memory.
     """
     return PADDINGS[padding](image, size, background)
 
@@ -71,6 +75,10 @@ def squared(image: Pixels, size: int, padding: str, background: Sequence[int]) -
 def _padded(image: Pixels, size: int, background: Sequence[int]) -> Pixels:
     height, width = image.shape[:2]
     side = max(height, width)
+    if side > WIDEST:
+        raise WorkbenchError(
+            f"an image of {height:,} × {width:,} px is too long to be padded to a square (at most {WIDEST:,}); crop it."
+        )
     square = np.full((side, side, 3), background, np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = image

@@ -15,7 +15,17 @@ import typer
 
 from workbench import cli_data, cli_model, cli_others, cli_parts, cli_referee
 from workbench.errors import WorkbenchError
-from workbench.terminal import DEFAULT_WORKSPACE, Overrides, Quiet, StudyName, Uri, Workspace, existing_uri, terminal
+from workbench.terminal import (
+    DEFAULT_WORKSPACE,
+    Overrides,
+    Quiet,
+    StudyName,
+    Uri,
+    Workspace,
+    existing_uri,
+    harmless,
+    terminal,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -291,7 +301,7 @@ def _write_report(
 
 def _fail(message: str, status: int = 2) -> NoReturn:
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(message, err=True)
+    typer.echo(harmless(" ".join(message.splitlines())), err=True)
     sys.exit(status)
 
 

@@ -28,7 +28,7 @@ def export(
     source: Annotated[str, typer.Argument(help="A source of conversations, such as finescenes_questions.")],
     options: Annotated[
         list[str] | None,
-        typer.Argument(help="Options of the source, such as train=100 kinds=[read].", metavar="[KEY=VALUE]..."),
+        typer.Argument(help="Options of the source, such as train=100 kinds=\\[read].", metavar="[KEY=VALUE]..."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to; default: SOURCE.", show_default=False)

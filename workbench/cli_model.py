@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.errors import WorkbenchError
-from workbench.terminal import DEFAULT_WORKSPACE, Quiet, Uri, Workspace, terminal
+from workbench.terminal import DEFAULT_WORKSPACE, Quiet, Uri, Workspace, harmless, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,7 +77,7 @@ def ask(
         pieces = loaded.stream(images, question, max_new_tokens)
         first = next(pieces, "")
     for piece in itertools.chain([first], pieces):
-        sys.stdout.write(piece)
+        sys.stdout.write(harmless(piece) if sys.stdout.isatty() else piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
 
@@ -106,13 +106,12 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Answer a file of questions: {id, question, prediction, answers} a line. What was cut off goes on from there."""
-    if out.exists() and not overwrite:
-        raise WorkbenchError(f"{out} is there already; give --overwrite to replace it, or another file with --out.")
+    from workbench.predicting import check_out, identity_of, read_questions
+    from workbench.predicting import predict as answered
+
+    check_out(file, out, overwrite)
     console = _status()
     with console.status("reading the questions and loading the model"):
-        from workbench.predicting import identity_of, read_questions
-        from workbench.predicting import predict as answered
-
         questions = read_questions(file, images)
         from workbench.loaded_model import load_model
         from workbench.model_place import model_place

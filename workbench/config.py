@@ -290,6 +290,7 @@ def check(study: StudyConfig, where: str = "study") -> None:
                 f"{where}: training.width is {study.training.width}; before a language model tokens are as wide as its "
                 "embeddings, so leave it at 0."
             )
+        _check_unread(study.training, where)
     if not study.name or any(not (c.isalnum() or c in "-_.") for c in study.name) or study.name.startswith("."):
         raise WorkbenchError(
             f"{where}: name '{study.name}' must be letters, digits, '-', '_' and '.', as it names a folder."
@@ -299,6 +300,21 @@ def check(study: StudyConfig, where: str = "study") -> None:
             f"{where}: training.precision 16-mixed scales gradients, which couples the members of a bank; "
             "set training.bank_size=1, or use bf16-mixed."
         )
+
+
+# Settings of the training of probes, and what stands in their place before a language model.
+_UNREAD = dict.fromkeys(("epochs", "weight_decay", "warmup"), "set {name} of each of language_model.stages")
+_UNREAD |= dict.fromkeys(("head_hidden", "head_lr_scale"), "leave it out, since a language model has no heads")
+
+
+def _check_unread(training: TrainingConfig, where: str) -> None:
+    """What a study of language models would not read is not let pass as if it did."""
+    for name, instead in _UNREAD.items():
+        value = getattr(training, name)
+        if value != getattr(TrainingConfig, name):
+            raise WorkbenchError(
+                f"{where}: training.{name} is {value}, which is of probes alone; {instead.format(name=name)}."
+            )
 
 
 def _check_size(size: Any, where: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import WorkbenchError, nearest
+from workbench.terminal import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +33,7 @@ def check(
         WorkbenchError: no such file or folder, no JSON at all, an unknown ``verify``.
     """
     from rich.table import Table
+    from rich.text import Text
 
     from datamodules.image_folder import VERIFY, ImageFolder
     from datamodules.llava import read_file
@@ -51,11 +53,11 @@ def check(
         "different images": len({key for placed in found.rows for key in placed.keys}),
         "bad rows": len(bad.rows),
     }
-    table = Table(show_header=False, title=str(file), title_justify="left")
+    table = Table(show_header=False, title=Text(harmless(str(file))), title_justify="left")
     for name, number in facts.items():
         table.add_row(name, f"{number:,}")
     for task, number in sorted(Counter(row.task for row in rows).items()):
-        table.add_row(f"task {task}", f"{number:,}")
+        table.add_row(Text(harmless(f"task {task}")), f"{number:,}")
     console.print(table)
     for reason, (number, first) in bad.reasons.items():
         console.print(f"{number:,} {reason}: {first.file}:{first.line}: {first.detail}", highlight=False, markup=False)

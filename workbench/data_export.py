@@ -63,11 +63,12 @@ def export(
         advance: called after each image.
 
     Raises:
-        WorkbenchError: a file is there already, or cannot be written.
+        WorkbenchError: a file or a split's folder of images is there already, or cannot be written.
     """
     suffix = "jsonl" if jsonl else "json"
     files = {split: out / f"{split}.{suffix}" for split in splits}
-    there = next((path for path in files.values() if path.exists()), None)
+    folders = [(out / IMAGES / _name(split, 0)).parent for split in splits]
+    there = next((path for path in [*files.values(), *folders] if path.exists()), None)
     if there is not None and not overwrite:
         raise WorkbenchError(f"{there} is there already; choose another --out, or replace it with --overwrite.")
     said = {split: source.conversations(split) for split in splits}

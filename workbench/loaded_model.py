@@ -183,4 +183,8 @@ class LoadedModel:
         size, how = self.encoder.image_size, self.config["images"]
         if not isinstance(size, int):
             raise WorkbenchError(f"the encoder reads {size} px, and only squares can be asked about.")
-        return squared(array, size, how["padding"], how["background"])
+        try:
+            return squared(array, size, how["padding"], how["background"])
+        except WorkbenchError as error:
+            shown = f"image {picture}" if isinstance(picture, str | Path) else "an image"
+            raise WorkbenchError(f"{shown}: {error}") from None

@@ -111,6 +111,16 @@ def predict(
     return before
 
 
+def check_out(file: Path, out: Path, overwrite: bool) -> None:
+    """Raises WorkbenchError, before any work, where the answers must not or cannot become ``out``."""
+    if out.is_dir():
+        raise WorkbenchError(f"--out {out} is a folder; name a file for the answers.")
+    if out.exists() and file.exists() and out.samefile(file):
+        raise WorkbenchError(f"--out {out} is the file of questions itself; name another for the answers.")
+    if out.exists() and not overwrite:
+        raise WorkbenchError(f"{out} is there already; give --overwrite to replace it, or another file with --out.")
+
+
 def identity_of(model: Mapping[str, Any], file: Path, max_new_tokens: int) -> str:
     """Of a model's ``config.json``, the questions and the settings."""
     sha = hashlib.sha256(json.dumps([model, max_new_tokens], sort_keys=True, default=str).encode())
@@ -154,22 +164,32 @@ def _as_conversation(found: object) -> tuple[object, bool]:
 
 
 def _kept(part: Path, identity: str) -> dict[int, str]:
-    """The answers of an earlier try; a torn last line is left out."""
+    """The answers of an earlier try; a torn last line is cut off."""
     if not part.exists():
         return {}
-    lines: list[Any] = []
-    for line in part.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    if lines and lines[0].get("identity") != identity:
+    try:
+        found = part.read_bytes()
+    except OSError as error:
+        raise WorkbenchError(f"{part} cannot be read: {error.strerror or error}; name another --out.") from None
+    head = (json.dumps({"identity": identity}) + "\n").encode()
+    if head.startswith(found):  # cut off before its first answer
+        return {}
+    if not found.startswith(head):
         raise WorkbenchError(
             f"{part} holds answers of another model, question file or setting; remove it, or name another --out."
         )
-    kept = {line["number"]: line["prediction"] for line in lines[1:]}
-    rewritten = "".join(json.dumps(line) + "\n" for line in lines)
-    part.write_text(rewritten, encoding="utf-8")
+    kept: dict[int, str] = {}
+    whole = len(head)
+    for line in found[whole:].splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            answer = json.loads(line)
+            kept[answer["number"]] = answer["prediction"]
+        except (ValueError, KeyError, TypeError):
+            break
+        whole += len(line)
+    os.truncate(part, whole)
     return kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,6 +38,15 @@ def terminal() -> Console:
 
     shown = sys.stdout.isatty()
     return Console(width=None if shown else 160, soft_wrap=not shown)
+
+
+# Control characters but for line breaks and tabs, and what turns the direction of text about.
+_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    """Words of a file or a model, without what would move a terminal's cursor, colours or reading direction."""
+    return _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def existing_uri(workspace: Path) -> str:

@@ -240,6 +240,11 @@ def test_paddings() -> None:
     assert (stretched[:, 3] == 200).all()
 
 
+def test_a_strip_is_not_padded_to_a_square_that_fills_the_memory() -> None:
+    with pytest.raises(WorkbenchError, match="too long to be padded"):
+        squared(np.zeros((1, 200_000, 3), np.uint8), 8, "square", (0, 0, 0))
+
+
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_a_square_of_the_right_size_is_left_as_it_is(padding: str) -> None:
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,22 @@ def test_ask_refuses_in_one_line(model: Path, tmp_path: Path) -> None:
     refused("1 images and 2 <image> words", "ask", "--model", model, "--image", image, "<image><image>?")
     refused("there is no such folder", "ask", "--model", "nowhere", "--workspace", tmp_path, QUESTION)
     refused("is no model folder", "ask", "--model", tmp_path, QUESTION)
+
+
+def test_an_answer_does_not_steer_the_terminal(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.cli_model import ask
+    from workbench.loaded_model import LoadedModel
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    said = "caf\u00e9\n\x1b[2Jx\u202ey"
+    monkeypatch.setattr(LoadedModel, "stream", lambda *_: iter([said]))
+    assert run("ask", "--model", model, QUESTION).stdout == f"{said}\n"  # a pipe is given every character
+    monkeypatch.setattr("sys.stdout", Terminal())
+    ask(QUESTION, str(model))
+    assert sys.stdout.getvalue() == "caf\u00e9\n\ufffd[2Jx\ufffdy\n"  # type: ignore[attr-defined]
 
 
 def test_a_model_is_found_by_its_run(model: Path, mlflow_uri: str, tmp_path: Path) -> None:
@@ -180,6 +198,34 @@ def test_predict_goes_on_where_it_was_cut_off(
     part.write_text('{"identity": "another"}\n')
     out.unlink()
     refused("of another model, question file or setting", *words, "--out", out)
+
+
+def test_predict_loses_nothing(model: Path, asked: tuple[Path, Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    file, folder, _ = asked
+    words = ("predict", file, "--model", model, "--images", folder, "--max-new-tokens", 2, "--overwrite")
+    before = file.read_bytes()
+    refused("is the file of questions itself", *words, "--out", file)
+    assert file.read_bytes() == before
+    refused("is a folder", *words, "--out", folder)
+    part = tmp_path / "answers.jsonl.part"
+    for foreign in ("my notes\n", "[]\n", '{"identity": "another"}'):
+        part.write_text(foreign)
+        refused("of another model, question file or setting", *words, "--out", tmp_path / "answers.jsonl")
+        assert part.read_text() == foreign
+
+
+def test_an_answer_that_lacks_its_line_end_is_asked_again(tmp_path: Path) -> None:
+    from workbench.predicting import _kept
+
+    part = tmp_path / "part"
+    head, one = '{"identity": "x"}\n', '{"number": 0, "prediction": "a"}\n'
+    for torn in ("", '{"number": 1, "prediction": "b"}', '{"num', "7\n"):
+        part.write_text(head + one + torn)
+        assert _kept(part, "x") == {0: "a"}
+        assert part.read_text() == head + one
+    for cut in range(len(head)):
+        part.write_text(head[:cut])
+        assert _kept(part, "x") == {}
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,8 @@ def test_one_split_and_a_folder_that_is_there(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match=r"train\.json is there already.*--overwrite"):
         run("export", *words)
     assert run("export", *words, "--split", "train", "--overwrite")[0] == 0
+    with pytest.raises(WorkbenchError, match=r"images/train is there already"):  # other pictures under the same names
+        run("export", *words, "seed=1", "--split", "train", "--jsonl")
     (tmp_path / "file").touch()
     source = conversation_source("finescenes_questions", SMALL)
     with pytest.raises(WorkbenchError, match="cannot be written"):
@@ -140,6 +142,23 @@ def test_check_counts_and_names_the_first_of_each_fault(tmp_path: Path) -> None:
     elsewhere = ["--bad-rows", "0.6", "--quarantine", str(tmp_path / "lists")]
     assert run("check", str(tmp_path / "mixed.jsonl"), *elsewhere)[0] == 0
     assert (tmp_path / "lists" / "mixed.jsonl.quarantine.jsonl").is_file()
+
+
+def test_the_help_keeps_its_brackets() -> None:
+    assert "kinds=[read]" in " ".join(run("export", "--help")[1].replace("│", " ").split())
+
+
+def test_check_shows_a_file_s_words_as_they_are(tmp_path: Path) -> None:
+    """Markup is no markup, and nothing reaches the terminal that would steer it."""
+    file = tmp_path / "[b]rows.jsonl"
+    row = {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}
+    tasks = ("[/red]", "\x1b[2J\u202eabc")
+    file.write_text("".join(json.dumps(row | {"task": task}) + "\n" for task in tasks))
+    code, out = run("check", str(file))
+    assert code == 0
+    assert "task [/red]" in out
+    assert "[b]rows.jsonl" in out
+    assert "task \N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}abc" in out
 
 
 def test_check_of_what_is_not_there(tmp_path: Path) -> None:
