@@ -214,6 +214,10 @@ class Experiment:
             "workbench.versions": to_json(provenance.versions()),
             "workbench.device": provenance.device(),
         }
+        if parts.language is not None:
+            from workbench.language_record import check_words
+
+            check_words(parts, self.ledger)
         known = self.ledger.fact("run_id")
         self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known, self._place(), tags)
         self.ledger.remember("run_id", self.run_id)

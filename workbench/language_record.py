@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from workbench.config import StudyConfig
+from workbench.errors import WorkbenchError
 from workbench.jobs import SEARCH
 from workbench.language import parameters_of, stage_rates
 from workbench.model_folder import Described, kept_of, save_model
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sweeps.space import Variant
     from workbench.language_asking import Answers
     from workbench.language_run import LanguageRun
+    from workbench.ledger import Ledger
 
 # Dense bf16 operations a second, by the name of the device (NVIDIA's data sheets).
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "4090": 165e12}
@@ -57,6 +59,23 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
         "probes": config.probes,
     }
     return {"language_model.json": to_json(described)}
+
+
+def check_words(parts: Parts, ledger: Ledger) -> None:
+    """Remember what is taught and asked; a file that was edited since would mix two data sets in one study.
+
+    Raises:
+        WorkbenchError: the conversations are not those of the study's earlier runs.
+    """
+    now = {split: parts.conversations.words(split) for split in ("train", "val", "test")}
+    before = ledger.fact("words")
+    if before is not None and before != now:
+        changed = ", ".join(split for split in now if before.get(split) != now[split])
+        raise WorkbenchError(
+            f"the conversations of study '{parts.study.name}' have changed since its earlier runs ({changed}); give it "
+            "another workspace, or restore the files."
+        )
+    ledger.remember("words", now)
 
 
 def child_params(study: StudyConfig, variant: Variant, replicate: str) -> dict[str, Any]:

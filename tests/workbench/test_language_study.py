@@ -90,6 +90,12 @@ def test_a_study_from_end_to_end(text: str, tmp_path: Path) -> None:
     again, _ = run(study(text), tmp_path)
     assert (again.trained, again.kept) == (0, 2)
 
+    ledger = Ledger(parts.folder / "ledger.db")
+    ledger.remember("words", ledger.fact("words") | {"test": "of another file"})
+    ledger.close()
+    with pytest.raises(WorkbenchError, match=r"have changed since its earlier runs \(test\)"):
+        run(study(text), tmp_path)
+
 
 def test_the_report_of_language_models(text: str, tmp_path: Path) -> None:
     from reports import write_report
