@@ -175,6 +175,8 @@ def answer_tasks(study: StudyConfig, source: ConversationSource) -> list[AnswerT
     asked, where = source.metrics(), f"source '{study.source.name}'"
     tasks = []
     for name in study.tasks:
+        if study.tasks.count(name) > 1:
+            raise WorkbenchError(f"tasks names '{name}' twice; name it once.")
         if name not in asked:
             raise WorkbenchError(f"tasks: '{name}' is no kind of question of the {where}.{nearest(name, asked)}")
         if asked[name] not in METRICS:

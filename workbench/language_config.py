@@ -102,6 +102,7 @@ def check_language(config: LanguageConfig, where: str) -> None:
     for name in ("checkpoint_every", "val_limit"):
         at_least(name, getattr(config, name), 0)
     at_least("lora.rank", config.lora.rank, 1)
+    at_least("lora.alpha", config.lora.alpha, 1)
     if not 0 <= config.lora.dropout < 1:
         raise WorkbenchError(f"{where}: language_model.lora.dropout is {config.lora.dropout}; it is a share below 1.")
     if not config.stages:

@@ -159,6 +159,8 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(text: str, tmp_path: Path) 
         ("language_model.max_length=20", "max_length"),
         ("training.width=64", "leave it at 0"),
         ("training.batch_size=64", "a batch must fit"),
+        ("tasks=[position, position]", "names 'position' twice"),
+        ("language_model.lora.alpha=0", "lora.alpha is 0"),
         ("training.epochs=4", "set epochs of each of language_model.stages"),
         ("training.head_hidden=64", "no heads"),
         ("strategies=[{name: deepstak}]", "Did you mean 'deepstack'"),
