@@ -51,10 +51,13 @@ def llava(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_quick_study_runs(tiny_dinov2_deep: Path, tiny_language: Path, mlflow_uri: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["mllm_quick", "mllm_finescenes"])
+def test_a_study_of_finescenes_runs(
+    name: str, tiny_dinov2_deep: Path, tiny_language: Path, mlflow_uri: str, tmp_path: Path
+) -> None:
     options = ["source.options.train=8", "source.options.val=2", "source.options.test=3"]
     run(
-        "mllm_quick",
+        name,
         tmp_path,
         [
             f"encoder.name={tiny_dinov2_deep}",
