@@ -46,7 +46,7 @@ def test_colours_belong_to_tokens_not_to_their_frame(seed: int, scale: float) ->
     plain = pca_rgb(x).colours.int()
     order, channels = torch.randperm(4), torch.randperm(12)
     moved = pca_rgb(scale * x[order][..., channels]).colours.int()
-    assert (moved - plain[order]).abs().max() <= 1
+    assert (moved - plain[order]).abs().max() <= 2  # of 255: each is rounded, and a quantile may move a little
 
 
 def test_the_same_tokens_have_the_same_colours_and_the_callers_randomness_stays() -> None:
