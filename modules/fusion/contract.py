@@ -13,11 +13,11 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modules.cost import parameters
 from modules.fusion.base import Fusion, Grid, build, spec_of, spec_of_class
@@ -27,6 +27,9 @@ from workbench.layers import Selection
 
 GRIDS: tuple[Grid, ...] = ((4, 4), (3, 5), (1, 7))  # square, rectangular, a sequence
 DEPTH = 7  # blocks of the imagined encoder
+
+
+C = TypeVar("C")  # a case: whatever the requirements look at
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,18 @@ def check(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         case = _Case(lambda: build(strategy, selection, dim, options), selection, dim)
-        findings = []
-        for requirement in _REQUIREMENTS:
-            try:
-                complaints = list(requirement(case))
-            except Exception as error:  # a strategy may fail in any way; the others are still worth knowing
-                complaints = [f"{type(error).__name__}: {error}"]
-            findings.append(Finding((requirement.__doc__ or "").strip(), not complaints, "; ".join(complaints)))
+        return hold(case, _REQUIREMENTS)
+
+
+def hold(case: C, requirements: Sequence[Callable[[C], Iterator[str]]]) -> list[Finding]:
+    """A finding for each requirement: kept where it has no complaint of ``case``. Its docstring says what it asks."""
+    findings = []
+    for requirement in requirements:
+        try:
+            complaints = list(requirement(case))
+        except Exception as error:  # a strategy may fail in any way; the others are still worth knowing
+            complaints = [f"{type(error).__name__}: {error}"]
+        findings.append(Finding((requirement.__doc__ or "").strip(), not complaints, "; ".join(complaints)))
     return findings
 
 
@@ -217,17 +225,22 @@ def _identity(case: _Case) -> Iterator[str]:
             yield f"grid {grid}: a fresh module does not return the query's tokens"
 
 
+def gradient_complaints(module: nn.Module) -> Iterator[str]:
+    """Parameters of ``module`` that a backward pass left without a gradient, or with one that is not finite."""
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any()):
+            yield f"{name} has no gradient"
+        elif parameter.grad is not None and not parameter.grad.isfinite().all():
+            yield f"{name} has a gradient that is not finite"
+
+
 def _gradients(case: _Case) -> Iterator[str]:
     """at random parameters every parameter has a finite gradient, and gates are among them"""
     grid, fuser = GRIDS[1], case.fuser()
     out = fuser(pick(case.stack(grid), fuser), grid)
     if out.requires_grad:
         (out * torch.randn_like(out)).sum().backward()
-    for name, parameter in fuser.named_parameters():
-        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any()):
-            yield f"{name} has no gradient"
-        elif parameter.grad is not None and not parameter.grad.isfinite().all():
-            yield f"{name} has a gradient that is not finite"
+    yield from gradient_complaints(fuser)
     own = {id(parameter) for parameter in fuser.parameters()}
     if any(id(gate) not in own for gate in fuser.gates()):
         yield "gates() returns something that is not a parameter of the module"
@@ -235,7 +248,11 @@ def _gradients(case: _Case) -> Iterator[str]:
 
 def _cost(case: _Case) -> Iterator[str]:
     """cost is a function of the shapes: FLOPs double with the batch, a second module has as many parameters"""
-    one, two = case.fresh(), case.fresh()
+    yield from cost_complaints(case.fresh(), case.fresh())
+
+
+def cost_complaints(one: Any, two: Any) -> Iterator[str]:
+    """What is wrong with the cost of two fresh modules of the same shapes, that tell their FLOPs."""
     if parameters(one) != parameters(two):
         yield f"{parameters(one)} parameters, then {parameters(two)}"
     single, double = one.flops(GRIDS[0]), one.flops(GRIDS[0], batch=2)

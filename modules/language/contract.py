@@ -19,9 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from modules.cost import parameters
 from modules.fusion.base import Grid
-from modules.fusion.contract import DEPTH, GRIDS, Finding
+from modules.fusion.contract import DEPTH, GRIDS, Finding, cost_complaints, gradient_complaints, hold
 from modules.language.injection import Injection, InjectionSetting, build_injection, injection_spec
 from modules.language.injector import Injector
 from modules.language.visual import VisualInput
@@ -61,14 +60,7 @@ def check_injection(
         torch.manual_seed(seed)
         case = _Case(lambda: build_injection(name, setting, options), setting, _language_model())
         case.fresh()  # what is wrong with the options is said now
-        findings = []
-        for requirement in _REQUIREMENTS:
-            try:
-                complaints = list(requirement(case))
-            except Exception as error:  # an injection may fail in any way; the others are still worth knowing
-                complaints = [f"{type(error).__name__}: {error}"]
-            findings.append(Finding((requirement.__doc__ or "").strip(), not complaints, "; ".join(complaints)))
-    return findings
+        return hold(case, _REQUIREMENTS)
 
 
 def _language_model() -> nn.Module:
@@ -189,11 +181,7 @@ def _gradients(case: _Case) -> Iterator[str]:
     grid, injection = GRIDS[1], case.injection()
     logits = case.logits(injection(case.stack(grid)[list(injection.uses)], grid))
     torch.autograd.backward((logits * torch.randn_like(logits)).sum())
-    for name, parameter in injection.named_parameters():
-        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any()):
-            yield f"{name} has no gradient"
-        elif parameter.grad is not None and not parameter.grad.isfinite().all():
-            yield f"{name} has a gradient that is not finite"
+    yield from gradient_complaints(injection)
     parts = injection.parts()
     listed = [id(parameter) for part in parts.values() for parameter in part]
     if set(parts) != {"fuser", "gates", "projector"} or sorted(listed) != sorted(map(id, injection.parameters())):
@@ -202,12 +190,7 @@ def _gradients(case: _Case) -> Iterator[str]:
 
 def _cost(case: _Case) -> Iterator[str]:
     """cost is a function of the shapes: FLOPs double with the batch, a second module has as many parameters"""
-    one, two = case.fresh(), case.fresh()
-    if parameters(one) != parameters(two):
-        yield f"{parameters(one)} parameters, then {parameters(two)}"
-    single, double = one.flops(GRIDS[0]), one.flops(GRIDS[0], batch=2)
-    if double != 2 * single:
-        yield f"{single} FLOPs for one image, {double} for two"
+    yield from cost_complaints(case.fresh(), case.fresh())
 
 
 def _autocast(case: _Case) -> Iterator[str]:
