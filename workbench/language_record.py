@@ -16,7 +16,7 @@ from workbench.jobs import SEARCH
 from workbench.language import parameters_of, stage_rates
 from workbench.model_folder import Described, kept_of, save_model
 from workbench.prepare import Parts
-from workbench.record import STILL_FALLING
+from workbench.record import STILL_FALLING, describe_variant
 from workbench.tracking import to_json
 
 if TYPE_CHECKING:
@@ -144,18 +144,9 @@ def child_files(
 
     The model is written to ``scratch``, and stays there until the files are logged.
     """
-    cell, variant = run.job.variant.cell, run.job.variant
-    described = {
-        "variant": variant.id,
-        "cell": cell.id,
-        "strategy": cell.strategy,
-        "levels": list(cell.selection.levels),
-        "query": cell.selection.query,
-        "options": dict(cell.options),
-        "lr": variant.lr,
-        "training": dict(variant.training),
+    files: dict[str, str | bytes | Path] = {
+        "variant.yaml": yaml.safe_dump(describe_variant(run.job.variant), sort_keys=False)
     }
-    files: dict[str, str | bytes | Path] = {"variant.yaml": yaml.safe_dump(described, sort_keys=False)}
     if phase == SEARCH or run.outcome != "finished":
         return files
     for split, said in answers.items():

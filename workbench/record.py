@@ -97,6 +97,21 @@ def describe(cell: Cell, lr: float) -> dict[str, Any]:
     }
 
 
+def describe_variant(variant: Variant) -> dict[str, Any]:
+    """A variant as ``variant.yaml`` of its run tells it."""
+    cell = variant.cell
+    return {
+        "variant": variant.id,
+        "cell": cell.id,
+        "strategy": cell.strategy,
+        "levels": list(cell.selection.levels),
+        "query": cell.selection.query,
+        "options": dict(cell.options),
+        "lr": variant.lr,
+        "training": dict(variant.training),
+    }
+
+
 def child_params(study: StudyConfig, variant: Variant, replicate: str) -> dict[str, Any]:
     """Flat scalars of a child run."""
     cell, training = variant.cell, training_identity(study)
@@ -159,16 +174,7 @@ def child_files(member: Member, parts: Parts, variant: Variant, phase: str) -> d
     import safetensors.torch
 
     cell = variant.cell
-    described = {
-        "variant": variant.id,
-        "cell": cell.id,
-        "strategy": cell.strategy,
-        "levels": list(cell.selection.levels),
-        "query": cell.selection.query,
-        "options": dict(cell.options),
-        "lr": variant.lr,
-        "training": dict(variant.training),
-    }
+    described = describe_variant(variant)
     files: dict[str, str | bytes] = {"variant.yaml": yaml.safe_dump(described, sort_keys=False)}
     if phase == "search" or member.outcome != "finished":
         return files
