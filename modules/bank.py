@@ -157,7 +157,7 @@ class FusionBank(L.LightningModule):
                 try:
                     self._step(number, member, features, batch, optimizers[number])
                 except (torch.OutOfMemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error):
+                    if not is_out_of_memory(error):
                         raise
                     self._let_go(member, optimizers[number], OUT_OF_MEMORY)
                     continue
@@ -387,5 +387,6 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or, as torch says it there, on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.datamodule import AblationDataModule
+from modules.bank import DIVERGED, FINISHED, OUT_OF_MEMORY, is_out_of_memory
 from modules.language.adapter import seeded_adapter
 from modules.language.decoder import LoraOptions
 from modules.language.rates import Rates
@@ -102,7 +103,7 @@ class LanguageRun:
                     return
             else:
                 self.advance(steps)
-        self.outcome = "finished"
+        self.outcome = FINISHED
 
     def at_home(self) -> None:
         """Move the model to where it was built: Lightning leaves what it has trained on the CPU."""
@@ -228,9 +229,9 @@ class LanguageRun:
             try:
                 trainer.fit(self.model, self._data(stage), ckpt_path=resume, weights_only=True)
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                if not is_out_of_memory(error):
                     raise
-                self.outcome = "out_of_memory"
+                self.outcome = OUT_OF_MEMORY
                 return
             finally:
                 self.seconds += self.clock()
@@ -364,7 +365,7 @@ class _Recorder(L.Callback):
         self.run.history.append(row)
         self.run.tell(len(self.run.history) - 1, row)
         if not math.isfinite(loss):
-            self.run.outcome = "diverged"
+            self.run.outcome = DIVERGED
             trainer.should_stop = True
 
 
