@@ -88,10 +88,7 @@ class ConversationBatches(Dataset[Batch]):
         """
         places = [self._places[number] for number in numbers]
         rows = [self._row(place)[0][: self._prompts[place]] for place in places]
-        return {
-            "input_ids": _padded(rows, self.chat.pad_id, side="left"),
-            "attention_mask": _padded([torch.ones_like(ids, dtype=torch.bool) for ids in rows], False, side="left"),
-        } | self._shown(places, rows)
+        return padded_prompts(rows, self.chat.pad_id) | self._shown(places, rows)
 
     def _row(self, place: int) -> tuple[Tensor, Tensor]:
         """Ids, and where loss is taken."""
@@ -127,6 +124,14 @@ class PromptBatches(Dataset[Batch]):
 
     def __getitems__(self, places: list[int]) -> Batch:
         return self.batches.prompts([self.batches.numbers[place] for place in places])
+
+
+def padded_prompts(prompts: Sequence[Tensor], pad_id: int) -> Batch:
+    """``input_ids`` and ``attention_mask`` of prompts, int64 ``[L]`` each, padded on the left: answers follow."""
+    return {
+        "input_ids": _padded(prompts, pad_id, side="left"),
+        "attention_mask": _padded([torch.ones_like(ids, dtype=torch.bool) for ids in prompts], False, side="left"),
+    }
 
 
 def _padded(rows: Sequence[Tensor], value: int | bool, side: str = "right") -> Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.conversation_batches import padded_prompts
 from datamodules.encoding import draw
 from modules.encoder import both
 from workbench.prepare import Parts, seed_of
@@ -134,12 +135,9 @@ class Asker:
         )
 
     def _batch(self, prompts: Sequence[Sequence[int]], features: Tensor) -> Mapping[str, Tensor]:
-        longest = max(map(len, prompts))
-        pad = self.model.decoder.pad_id
-        ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])
-        mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts])
+        padded = padded_prompts([torch.tensor(prompt) for prompt in prompts], self.language.chat.pad_id)
         device = self.model.decoder.device
-        return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "features": features.to(device)}
+        return {name: value.to(device) for name, value in (padded | {"features": features}).items()}
 
     # --- images -------------------------------------------------------------------------------------------------
 

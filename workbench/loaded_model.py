@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.chat import Chat
+from datamodules.conversation_batches import padded_prompts
 from datamodules.conversations import ASSISTANT, USER, Conversation, Turn
 from datamodules.rows import BadRow, place_images
 from datamodules.transforms import load_image, rgb, squared
@@ -147,16 +148,11 @@ class LoadedModel:
 
     def _batch(self, asked: Sequence[_Asked]) -> dict[str, Tensor]:
         """Prompts filled up on the left, and the features of their images."""
-        longest = max(len(one.ids) for one in asked)
-        ids = torch.full((len(asked), longest), self.chat.pad_id)
-        mask = torch.zeros(len(asked), longest, dtype=torch.bool)
-        for row, one in enumerate(asked):
-            ids[row, longest - len(one.ids) :] = torch.tensor(one.ids)
-            mask[row, longest - len(one.ids) :] = True
+        padded = padded_prompts([torch.tensor(one.ids) for one in asked], self.chat.pad_id)
         device = self.model.decoder.device
         pictures = [picture for one in asked for picture in one.images]
-        assert int((ids == IMAGE_ID).sum()) == len(pictures)
-        return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "features": self._features(pictures)}
+        assert int((padded["input_ids"] == IMAGE_ID).sum()) == len(pictures)
+        return {name: value.to(device) for name, value in padded.items()} | {"features": self._features(pictures)}
 
     def _features(self, pictures: Sequence[Picture]) -> Tensor:
         """``[layers, N, T, dim]``; N may be 0."""
