@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-long lint env assets clean
+.PHONY: help quickstart test test-long lint links env assets clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -34,10 +34,18 @@ test: $(STAMP)  ## environment and the default tests
 test-long: $(STAMP)  ## every test, the long ones too
 	$(PYTEST)
 
-lint: $(STAMP)  ## ruff and mypy
+# The package as it is imported (fusion_workbench.*), for tools that read files: a tree of links to the folders.
+LINKS := build/links/fusion_workbench
+
+links:  ## build/links: the package for mypy, import-linter and editors
+	@rm -rf $(LINKS) && mkdir -p $(LINKS)
+	@ln -s $(foreach part,$(wildcard workbench/[a-z]*) workbench/__init__.py workbench/__main__.py modules datamodules sweeps reports,$(CURDIR)/$(part)) $(LINKS)/
+
+lint: $(STAMP) links  ## ruff, mypy, and what may import what
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=build/links $(BIN)/lint-imports --no-cache
 
 clean:  ## remove the environment and caches (never the workspace)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -11,18 +11,18 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.conversation_batches import ConversationBatches, PromptBatches
-from datamodules.conversations import ConversationSource
-from datamodules.encoding import EncoderLike, draw
-from datamodules.loader import Batch, Resumption, TrainingLoader, whole
-from datamodules.order import EpochBatches, EpochOrder, LengthGroupedOrder, Order
-from workbench.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.conversations.base import ConversationSource
+from fusion_workbench.datamodules.conversations.batches import ConversationBatches, PromptBatches
+from fusion_workbench.datamodules.loader import Batch, Resumption, TrainingLoader, whole
+from fusion_workbench.datamodules.order import EpochBatches, EpochOrder, LengthGroupedOrder, Order
+from fusion_workbench.datamodules.store.encoding import EncoderLike, draw
 
 if TYPE_CHECKING:
-    from datamodules.chat import Chat
-    from datamodules.feature_store import FeatureStore
-    from datamodules.shards import StoredFeatures
-    from datamodules.sources import Source
+    from fusion_workbench.datamodules.conversations.chat import Chat
+    from fusion_workbench.datamodules.sources.base import Source
+    from fusion_workbench.datamodules.store.shards import StoredFeatures
+    from fusion_workbench.datamodules.store.store import FeatureStore
 
 
 class SplitBatches(Dataset[Batch]):

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.order import EpochBatches
-from workbench.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.order import EpochBatches
 
 Batch = dict[str, Tensor]
 

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from workbench.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 WIDEST = 20_000  # px, the longer side of what is padded to a square: 1.2 GB of memory

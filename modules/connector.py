@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modules.encoder import VisionEncoder
-from modules.fusion import Fusion
+from fusion_workbench.modules.encoders.encoder import VisionEncoder
+from fusion_workbench.modules.fusion import Fusion
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]
 

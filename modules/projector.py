@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.errors import WorkbenchError, nearest
+from fusion_workbench.core.errors import WorkbenchError, nearest
 
 
 def linear(in_dim: int, width: int) -> nn.Module:

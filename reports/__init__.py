@@ -1,43 +1,16 @@
-"""The press: renders what is in MLflow, and nothing else."""
+"""Reads a study from MLflow, judges it, and writes the layer-selection report."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-try:
-    from workbench.guard import claim
-except ModuleNotFoundError as error:
-    raise ImportError(
-        f"{__file__} needs the 'workbench' beside it, but that name is {sys.modules.get('workbench')!r}; "
-        "rename that one, or take its folder off the import path"
-    ) from error
-
-claim(__name__, __file__)
+from fusion_workbench.reports.render.paths import ReportPaths
 
 if TYPE_CHECKING:
-    from reports.confirm import Picks
+    from fusion_workbench.reports.analysis.trial import Picks
 
 __all__ = ["ReportPaths", "find_picks", "is_confirmed", "is_decided", "write_report"]
-
-
-@dataclass(frozen=True)
-class ReportPaths:
-    """What was written, and the answer in a paragraph."""
-
-    html: Path
-    markdown: Path
-    json: Path
-    csv: Path  # one row a cell, task and replicate
-    intervals: Path  # one row a cell and task, with its verdict against every baseline
-    figures: tuple[Path, ...]
-    answer: str
-    tex: Path  # tables for a paper
-    against: str  # what changed since another study, in a paragraph; empty where nothing was compared
-    failures: Mapping[str, str]  # what --fail-on would fail on, and why: see reports/gate.py
 
 
 def write_report(
@@ -66,8 +39,10 @@ def write_report(
         WorkbenchError: MLflow cannot be opened, holds no such study, ``out`` cannot be a folder, or there is nothing to
             compare with (``against``, ``probes``).
     """
-    from reports.render import write  # imports are seconds; the command line's help does not wait for them
-    from reports.sides import Source
+    from fusion_workbench.reports.against.sides import Source
+    from fusion_workbench.reports.render.report import (
+        write,  # imports are seconds; the command line's help does not wait for them
+    )
 
     other = Source(against or study, against_uri) if against or against_uri else None
     return write(tracking_uri, study, out, experiment, other, probes)
@@ -79,9 +54,9 @@ def find_picks(tracking_uri: str, study: str, experiment: str | None = None) -> 
     Raises:
         WorkbenchError: MLflow cannot be opened, or holds no such study.
     """
-    from reports.comparison import Analysis
-    from reports.confirm import picks
-    from reports.query import read_study
+    from fusion_workbench.reports.analysis.comparison import Analysis
+    from fusion_workbench.reports.analysis.trial import picks
+    from fusion_workbench.reports.reading.query import read_study
 
     return picks(Analysis(read_study(tracking_uri, study, experiment)))
 
@@ -92,10 +67,10 @@ def is_confirmed(tracking_uri: str, study: str, experiment: str | None = None) -
     Raises:
         WorkbenchError: MLflow cannot be opened, or holds no such study.
     """
-    from reports.answer import decided
-    from reports.comparison import Analysis
-    from reports.confirm import confirmation
-    from reports.query import read_study
+    from fusion_workbench.reports.analysis.answer import decided
+    from fusion_workbench.reports.analysis.comparison import Analysis
+    from fusion_workbench.reports.analysis.trial import confirmation
+    from fusion_workbench.reports.reading.query import read_study
 
     found = confirmation(Analysis(read_study(tracking_uri, study, experiment)))
     return found is not None and found.winner is not None and decided(found.analysis, found.winner)
@@ -108,9 +83,9 @@ def is_decided(tracking_uri: str, study: str, experiment: str | None = None) -> 
     Raises:
         WorkbenchError: MLflow cannot be opened, or holds no such study.
     """
-    from reports.answer import decided
-    from reports.comparison import Analysis
-    from reports.query import read_study
+    from fusion_workbench.reports.analysis.answer import decided
+    from fusion_workbench.reports.analysis.comparison import Analysis
+    from fusion_workbench.reports.reading.query import read_study
 
     analysis = Analysis(read_study(tracking_uri, study, experiment))
     ranked = analysis.ranked(analysis.objective.name)

@@ -1,13 +1,1 @@
-"""The planner: what to train, over which layers and strategies; one YAML file, one study."""
-
-import sys
-
-try:
-    from workbench.guard import claim
-except ModuleNotFoundError as error:
-    raise ImportError(
-        f"{__file__} needs the 'workbench' beside it, but that name is {sys.modules.get('workbench')!r}; "
-        "rename that one, or take its folder off the import path"
-    ) from error
-
-claim(__name__, __file__)
+"""What to train: search spaces, Optuna's samplers, and the bundled studies, one YAML file each."""

@@ -19,10 +19,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from sweeps.space import Cell, Space
-from workbench.config import SearchConfig, StrategyConfig
-from workbench.errors import WorkbenchError
-from workbench.layers import Selection
+from fusion_workbench.config.study import SearchConfig, StrategyConfig
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.sweeps.space import Cell, Space
 
 _MAX_REPEATS = 20  # proposals of known cells in a row, after which a strategy's share of the space counts as seen
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from workbench.config import SelectionConfig, StrategyConfig, StudyConfig, digest
-from workbench.errors import WorkbenchError
-from workbench.layers import LayerRef, Selection, parse_layer
+from fusion_workbench.config.study import SelectionConfig, StrategyConfig, StudyConfig, digest
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.layers import LayerRef, Selection, parse_layer
 
 DEEPEST, PENULTIMATE, SINGLE, MIDDLE_CONCAT = "deepest layer", "penultimate layer", "single layer", "middle concat"
 MIDDLE = ("25%", "33%", "42%", "50%")  # the layers of the middle concat

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,20 @@ os.environ.update(
 )
 
 EXPERIMENT = "fusion-workbench"
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # small models, sources and studies that tests share
+
+
+class _BareNames(MetaPathFinder):
+    """Refuses the folders of the repository as packages of their own: there would be two copies of each class."""
+
+    FOLDERS = frozenset({"workbench", "modules", "datamodules", "sweeps", "reports"})
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        if fullname in self.FOLDERS:
+            raise ImportError(f"'{fullname}' is a folder of fusion_workbench; import fusion_workbench.… instead")
+
+
+sys.meta_path.insert(0, _BareNames())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from modules.answers.metrics import AnswerMetric
+from fusion_workbench.modules.answers.metrics import AnswerMetric
 
 CANDIDATES = 20  # so many of the most frequent answers are tried as the constant answer
 FITTED = 300  # on at most so many of the taught questions

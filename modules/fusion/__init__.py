@@ -1,6 +1,6 @@
 """Fusion strategies: from the selected layers' tokens to one token sequence. A family a file; users add their own."""
 
-from modules.fusion import (  # noqa: F401  (each registers its strategies)
+from fusion_workbench.modules.fusion import (  # noqa: F401  (each registers its strategies)
     average,
     concat,
     deep_only,
@@ -11,7 +11,7 @@ from modules.fusion import (  # noqa: F401  (each registers its strategies)
     mmfuser,
     weighted,
 )
-from modules.fusion.base import (
+from fusion_workbench.modules.fusion.base import (
     STRATEGIES,
     Fusion,
     StrategySpec,

@@ -1,7 +1,7 @@
 """The kinds of attention that MMFuser's Table VII compares (arXiv 2410.11829), each from a query to all levels.
 
 ============ ==========================================================================================================
-deformable   the paper's own: a few places on each level, :mod:`modules.deformable`
+deformable   the paper's own: a few places on each level, :mod:`modules.fusion.deformable`
 global       every token of every level: softmax attention (arXiv 1706.03762, section 3.2)
 linear_sra   linear spatial-reduction attention (PVTv2, arXiv 2106.13797): every level is averaged to 7 × 7
              places, then mapped, normalised and activated, and these few are attended to
@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.deformable import DeformableAttention, fold
-from workbench.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.modules.fusion.deformable import DeformableAttention, fold
 
 Grid = tuple[int, int]
 POOLED = 7  # places on a side, PVTv2's; a shorter side keeps its own length
@@ -46,8 +46,8 @@ class Deformable(DeformableAttention):
 class GlobalAttention(nn.Module):
     """``softmax(q kᵀ / √d) v`` over the tokens of all levels, by heads.
 
-    The norms are LayerNorms of which only the affine part is still to be applied, as in :mod:`modules.deformable`. Keys
-    have no bias, which would be the same for all of a query's keys and cancel.
+    The norms are LayerNorms of which only the affine part is still to be applied, as in
+    :mod:`modules.fusion.deformable`. Keys have no bias, which would be the same for all of a query's keys and cancel.
 
     Raises:
         WorkbenchError: ``heads`` is not a divisor of ``dim``.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from modules.fusion.base import Fusion, Grid, LayerNorm, normalise, register_strategy
+from fusion_workbench.modules.fusion.base import Fusion, Grid, LayerNorm, normalise, register_strategy
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 A strategy is a module from the tokens of the selected layers to one token sequence. To add one::
 
     from dataclasses import dataclass
-    from modules.fusion import Fusion, register_strategy
+    from fusion_workbench.modules.fusion import Fusion, register_strategy
 
     @dataclass(frozen=True)
     class ScaledSumOptions:
@@ -32,11 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules import cost
-from modules.options import read_options
-from modules.projector import Projector
-from workbench.errors import WorkbenchError, nearest
-from workbench.layers import Selection
+from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.core.options import read_options
+from fusion_workbench.modules import cost
+from fusion_workbench.modules.projector import Projector
 
 Grid = tuple[int, int]  # rows, columns
 PLUGINS = "fusion_workbench.strategies"
@@ -177,7 +177,7 @@ def load_plugins() -> None:
 def spec_of(name: str) -> StrategySpec:
     """Raises WorkbenchError for an unknown strategy, or one that needs a language model."""
     if name not in STRATEGIES:
-        from modules.language import INJECTIONS  # which import this file
+        from fusion_workbench.modules.language import INJECTIONS  # which import this file
 
         if name in INJECTIONS:
             raise WorkbenchError(

@@ -1,6 +1,6 @@
 """What every fusion strategy has to keep, as a check that users run on their own::
 
-from modules.fusion.contract import check
+from fusion_workbench.modules.fusion.contract import check
 
 for finding in check("my_strategy"):
     print(finding)
@@ -19,11 +19,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from modules.cost import parameters
-from modules.fusion.base import Fusion, Grid, build, spec_of, spec_of_class
-from modules.projector import PROJECTORS
-from workbench.errors import WorkbenchError, nearest
-from workbench.layers import Selection
+from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.cost import parameters
+from fusion_workbench.modules.fusion.base import Fusion, Grid, build, spec_of, spec_of_class
+from fusion_workbench.modules.projector import PROJECTORS
 
 GRIDS: tuple[Grid, ...] = ((4, 4), (3, 5), (1, 7))  # square, rectangular, a sequence
 DEPTH = 7  # blocks of the imagined encoder
@@ -107,7 +107,7 @@ def name_of(target: str) -> str:
         return spec_of(target).name
     found = class_of(target)
     if not issubclass(found, Fusion):
-        raise WorkbenchError(f"'{target}' is not a subclass of modules.fusion.Fusion but {found!r}.")
+        raise WorkbenchError(f"'{target}' is not a subclass of fusion_workbench.modules.fusion.Fusion but {found!r}.")
     return spec_of_class(found).name
 
 
@@ -132,7 +132,7 @@ def class_of(target: str) -> type[Any]:
             )
         found = getattr(found, part)
     if not isinstance(found, type):
-        raise WorkbenchError(f"'{target}' is not a subclass of modules.fusion.Fusion but {found!r}.")
+        raise WorkbenchError(f"'{target}' is not a subclass of fusion_workbench.modules.fusion.Fusion but {found!r}.")
     return found
 
 

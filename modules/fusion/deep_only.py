@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from modules.fusion.base import Fusion, Grid, register_strategy
-from workbench.layers import Selection
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.fusion.base import Fusion, Grid, register_strategy
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modules.fusion.base import Fusion, Grid, LayerNorm, normalise, register_strategy
-from modules.fusion.concat import Concat, ConcatOptions
-from workbench.errors import WorkbenchError
-from workbench.layers import Selection
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.fusion.base import Fusion, Grid, LayerNorm, normalise, register_strategy
+from fusion_workbench.modules.fusion.concat import Concat, ConcatOptions
 
 SOURCE = "arXiv 2405.13800, section 3.2"
 

@@ -20,9 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from modules.fusion.base import Fusion, Grid, LayerNorm, normalise, register_strategy
-from workbench.errors import WorkbenchError
-from workbench.layers import Selection
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.fusion.base import Fusion, Grid, LayerNorm, normalise, register_strategy
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modules.fusion.base import Fusion, Grid, LayerNorm, normalise, register_strategy
-from workbench.layers import Selection
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.fusion.base import Fusion, Grid, LayerNorm, normalise, register_strategy
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from modules import cost
-from modules.fusion.base import Fusion, Grid, build, register_strategy
-from modules.projector import Projector
-from workbench.errors import WorkbenchError
-from workbench.layers import Selection
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules import cost
+from fusion_workbench.modules.fusion.base import Fusion, Grid, build, register_strategy
+from fusion_workbench.modules.projector import Projector
 
 GRID: Grid = (24, 24)  # where FLOPs are counted unless the grid is handed in
 

@@ -6,9 +6,9 @@
     F_sa = F_ca + γ2 · SA(LN_1(F_ca))               deformable self-attention
     F    = F_L + γ1 · F_sa                          γ1 = γ2 = 0 at the start: the block begins as the identity
 
-CA and SA are multi-scale deformable attention over the patch grid (:mod:`modules.deformable`), or, as in the paper's
-Table VII, both of another kind (:mod:`modules.fusion.attention`); γ are vectors of one number a channel. As long as γ1
-is zero it alone has a gradient, so the gates want a learning rate of their own.
+CA and SA are multi-scale deformable attention over the patch grid (:mod:`modules.fusion.deformable`), or, as in the
+paper's Table VII, both of another kind (:mod:`modules.fusion.attention`); γ are vectors of one number a channel. As
+long as γ1 is zero it alone has a gradient, so the gates want a learning rate of their own.
 
 The paper's setting is dim 1024 with 16 heads, 4 points and the levels hidden_states[-22, -17, -12, -7] under the query
 hidden_states[-2] of CLIP-L/336: 5,190,592 parameters. Parameters carry the names of the published state dict.
@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.fusion.attention import ATTENTION
-from modules.fusion.base import Fusion, Grid, register_strategy
-from workbench.errors import WorkbenchError
-from workbench.layers import Selection
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.fusion.attention import ATTENTION
+from fusion_workbench.modules.fusion.base import Fusion, Grid, register_strategy
 
 EPS = 1e-6  # of every LayerNorm
 

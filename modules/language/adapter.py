@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modules.fusion import Fusion, build
-from modules.fusion.base import Grid
-from modules.language.injection import INJECTIONS, InjectionSetting, build_injection
-from modules.language.visual import Adapter, VisualInput
-from modules.projector import Projector
-from workbench.errors import WorkbenchError
-from workbench.layers import Selection
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.fusion import Fusion, build
+from fusion_workbench.modules.fusion.base import Grid
+from fusion_workbench.modules.language.injection import INJECTIONS, InjectionSetting, build_injection
+from fusion_workbench.modules.language.visual import Adapter, VisualInput
+from fusion_workbench.modules.projector import Projector
 
 __all__ = ["Adapter", "AdapterConfig", "FusedAdapter", "VisualInput", "build_adapter", "match_scale", "seeded_adapter"]
 

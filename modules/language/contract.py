@@ -3,7 +3,7 @@
 The same as :mod:`modules.fusion.contract` does for strategies that stand alone, where *moves the output* means the
 language model's logits::
 
-from modules.language.contract import check_injection
+from fusion_workbench.modules.language.contract import check_injection
 
 for finding in check_injection("my_injection"):
     print(finding)
@@ -19,12 +19,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from modules.fusion.base import Grid
-from modules.fusion.contract import DEPTH, GRIDS, Finding, cost_complaints, gradient_complaints, hold
-from modules.language.injection import Injection, InjectionSetting, build_injection, injection_spec
-from modules.language.injector import Injector
-from modules.language.visual import VisualInput
-from workbench.layers import Selection
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.fusion.base import Grid
+from fusion_workbench.modules.fusion.contract import DEPTH, GRIDS, Finding, cost_complaints, gradient_complaints, hold
+from fusion_workbench.modules.language.injection import Injection, InjectionSetting, build_injection, injection_spec
+from fusion_workbench.modules.language.injector import Injector
+from fusion_workbench.modules.language.visual import VisualInput
 
 WIDTH, BLOCKS = 32, 8  # of the language model
 WORDS = 48

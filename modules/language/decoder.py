@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from modules.encoder import resolve_precision
-from modules.language.injector import Injector
-from workbench.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.modules.encoders.encoder import resolve_precision
+from fusion_workbench.modules.language.injector import Injector
 
 Trains = Literal["frozen", "lora", "full"]
 

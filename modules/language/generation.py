@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.language.decoder import Decoder
-from modules.language.splice import Spliced
+from fusion_workbench.modules.language.decoder import Decoder
+from fusion_workbench.modules.language.splice import Spliced
 
 _END = None
 

@@ -36,14 +36,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from modules import cost
-from modules.fusion.base import Grid, check_features
-from modules.language.injector import Injector
-from modules.language.visual import Adapter, VisualInput
-from modules.options import read_options
-from modules.projector import Projector
-from workbench.errors import WorkbenchError, nearest
-from workbench.layers import Selection
+from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.core.options import read_options
+from fusion_workbench.modules import cost
+from fusion_workbench.modules.fusion.base import Grid, check_features
+from fusion_workbench.modules.language.injector import Injector
+from fusion_workbench.modules.language.visual import Adapter, VisualInput
+from fusion_workbench.modules.projector import Projector
 
 __all__ = [
     "INJECTIONS",
@@ -113,7 +113,7 @@ class Injection(Adapter):
         return ()
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters by part, as :meth:`modules.probe.Probe.parts`; all but gates are the projectors'.
+        """The parameters by part, as :meth:`modules.probes.probe.Probe.parts`; all but gates are the projectors'.
 
         A subclass with modules that are neither names them under ``fuser``.
         """
@@ -174,7 +174,7 @@ def register_injection(
     """
 
     def register(cls: _I) -> _I:
-        from modules.fusion.base import STRATEGIES
+        from fusion_workbench.modules.fusion.base import STRATEGIES
 
         taken = INJECTIONS.get(name) or STRATEGIES.get(name)
         if taken and (taken.cls.__module__, taken.cls.__qualname__) != (cls.__module__, cls.__qualname__):

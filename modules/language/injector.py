@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError
 
 
 @dataclass(frozen=True)

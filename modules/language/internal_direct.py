@@ -26,10 +26,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from modules.fusion.base import Grid
-from modules.language.injection import Injection, InjectionSetting, check_blocks, register_injection
-from modules.language.visual import VisualInput
-from workbench.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.modules.fusion.base import Grid
+from fusion_workbench.modules.language.injection import Injection, InjectionSetting, check_blocks, register_injection
+from fusion_workbench.modules.language.visual import VisualInput
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 if TYPE_CHECKING:
+    from lightning import LightningModule
     from torch.distributed.device_mesh import DeviceMesh
 
-    from modules.language.vlm import VisionLanguageModel
 
-
-def shard(model: VisionLanguageModel, mesh: DeviceMesh) -> None:
+def shard(model: LightningModule, blocks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
     """Let every device of ``mesh`` keep its share of each parameter, its gradient and its optimiser state.
 
     A decoder block is gathered while it runs and scattered again. Everything else is gathered for the whole of a
@@ -22,9 +23,10 @@ def shard(model: VisionLanguageModel, mesh: DeviceMesh) -> None:
 
     Args:
         model: changed in place; its parameters become ``DTensor``. Only :meth:`training_step` can be called then.
+        blocks: the decoder's.
         mesh: of one dimension.
     """
-    for block in model.decoder.layers:
+    for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "training_step")

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
-from workbench.tokens import IGNORE, IMAGE_ID
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.tokens import IGNORE, IMAGE_ID
 
 Side = Literal["left", "right"]
 

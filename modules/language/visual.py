@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from modules.fusion.base import Grid
+from fusion_workbench.modules.fusion.base import Grid
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.fusion.base import Grid
-from modules.language import generation
-from modules.language.adapter import Adapter
-from modules.language.decoder import Decoder
-from modules.language.rates import Rates, cosine, parameter_groups
-from modules.language.sharding import shard
-from modules.language.splice import Side, Spliced, splice
-from modules.language.visual import VisualInput
-from workbench.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.modules.fusion.base import Grid
+from fusion_workbench.modules.language import generation
+from fusion_workbench.modules.language.adapter import Adapter
+from fusion_workbench.modules.language.decoder import Decoder
+from fusion_workbench.modules.language.rates import Rates, cosine, parameter_groups
+from fusion_workbench.modules.language.sharding import shard
+from fusion_workbench.modules.language.splice import Side, Spliced, splice
+from fusion_workbench.modules.language.visual import VisualInput
 
 Batch = Mapping[str, Tensor]
 
@@ -130,7 +130,7 @@ class VisionLanguageModel(L.LightningModule):
     def configure_model(self) -> None:
         """Sharded over the devices where Lightning's strategy has a mesh of them."""
         if self.device_mesh is not None:
-            shard(self, self.device_mesh["data_parallel"])
+            shard(self, self.decoder.layers, self.device_mesh["data_parallel"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the answer tokens of the batch.

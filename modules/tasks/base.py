@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from workbench.errors import WorkbenchError, nearest
+from fusion_workbench.core.errors import WorkbenchError, nearest
 
 Batch = Mapping[str, Tensor]
 Array = np.ndarray[Any, Any]

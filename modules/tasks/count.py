@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.regression import MeanAbsoluteError
 
-from modules.tasks.base import Batch, Targets, Task, register_task
-from modules.tasks.heads import Grid, TokenReader
-from workbench.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.modules.tasks.base import Batch, Targets, Task, register_task
+from fusion_workbench.modules.tasks.heads import Grid, TokenReader
 
 
 class DensityCounter(nn.Module):

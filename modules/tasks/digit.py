@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from modules.tasks.base import Batch, Task, register_task
-from modules.tasks.heads import AttentivePooling
+from fusion_workbench.modules.tasks.base import Batch, Task, register_task
+from fusion_workbench.modules.tasks.heads import AttentivePooling
 
 
 @register_task("digit")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.tasks.base import Batch
+from fusion_workbench.modules.tasks.base import Batch
 
 Grid = tuple[int, int]
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
-from modules.tasks.base import Array, Batch, Targets, Task, register_task
-from modules.tasks.heads import PointReader, box_iou, generalised_iou
+from fusion_workbench.modules.tasks.base import Array, Batch, Targets, Task, register_task
+from fusion_workbench.modules.tasks.heads import PointReader, box_iou, generalised_iou
 
 _L1, _GIOU = 5.0, 2.0  # weights of the loss: DETR's (arXiv 2005.12872, appendix A.4)
 

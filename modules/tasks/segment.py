@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryJaccardIndex
 
-from modules.tasks.base import Batch, Targets, Task, register_task
-from modules.tasks.heads import TokenReader, coverage
+from fusion_workbench.modules.tasks.base import Batch, Targets, Task, register_task
+from fusion_workbench.modules.tasks.heads import TokenReader, coverage
 
 FOREGROUND = 0.5  # share of a token's cell from which on it counts as foreground
 _GUESSED = 32  # cells a side that the chance level is measured on

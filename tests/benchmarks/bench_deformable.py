@@ -15,14 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "modules")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "modules" / "fusion"))
 
-from test_deformable import reference  # noqa: E402
+from test_deformable import reference
 
-from modules.fusion import build  # noqa: E402
-from modules.fusion.mmfuser import MMFuser, MMFuserOptions  # noqa: E402
-from workbench.layers import Selection  # noqa: E402
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.fusion import build
+from fusion_workbench.modules.fusion.mmfuser import MMFuser, MMFuserOptions
 
 SHAPES = [  # batch, rows, columns, dim, levels
     (32, 8, 8, 384, 3),

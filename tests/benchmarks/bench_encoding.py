@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from datamodules.feature_store import FeatureStore
-from datamodules.sources import build_source
-from workbench.config import EncoderConfig
-from workbench.prepare import load_encoder
+from fusion_workbench.config.study import EncoderConfig
+from fusion_workbench.datamodules.sources.base import build_source
+from fusion_workbench.datamodules.store.store import FeatureStore
+from fusion_workbench.study.prepare import load_encoder
 
 
 def main() -> None:

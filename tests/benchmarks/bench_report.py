@@ -19,7 +19,7 @@ from itertools import combinations
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
-sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1] / "reports")]
+sys.path.insert(0, str(HERE.parents[1] / "helpers"))
 
 from synthetic_study import MIDDLE, Synthetic, copy_database  # noqa: E402
 
@@ -56,7 +56,7 @@ def prepare(cache: Path, cells: int, replicates: int, examples: int) -> str:
 
 def report(uri: str, out: str) -> None:
     """In a process of its own: write the report, print what it took."""
-    from reports import write_report
+    from fusion_workbench.reports import write_report
 
     start = time.perf_counter()
     paths = write_report(uri, "large", Path(out))

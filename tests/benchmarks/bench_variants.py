@@ -13,10 +13,10 @@ import time
 import torch
 from torch import Tensor, nn
 
-from modules.bank import Member, MemberConfig, OptimizerConfig, make_optimizer
-from modules.probe import ProbeConfig
-from modules.tasks import Digit, Read, Task
-from workbench.layers import Selection
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.probes.bank import Member, MemberConfig, OptimizerConfig, make_optimizer
+from fusion_workbench.modules.probes.probe import ProbeConfig
+from fusion_workbench.modules.tasks import Digit, Read, Task
 
 TASKS: list[Task] = [Read(34), Digit(10)]
 

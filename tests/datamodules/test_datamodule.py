@@ -13,10 +13,10 @@ from rich.console import Console
 from tiny_source import Counting, TinySource
 from torch import Tensor, nn
 
-from datamodules.datamodule import AblationDataModule
-from datamodules.feature_store import FeatureStore
-from modules.encoder import VisionEncoder
-from workbench.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.datamodule import AblationDataModule
+from fusion_workbench.datamodules.store.store import FeatureStore
+from fusion_workbench.modules.encoders.encoder import VisionEncoder
 
 LAYERS = (3, 1)
 BATCH = 4

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.order import EpochBatches, EpochOrder, LengthGroupedOrder, Order
+from fusion_workbench.datamodules.order import EpochBatches, EpochOrder, LengthGroupedOrder, Order
 
 
 @st.composite

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.transforms import fit, load_image
-from workbench.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.transforms import fit, load_image
 
 
 def test_reads_as_rgb(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from datamodules.datamodule import AblationDataModule
+from fusion_workbench.datamodules.datamodule import AblationDataModule
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the process that is killed"),
@@ -119,8 +119,7 @@ def killed(folder: Path, dies: int) -> int:
 def pair(folder: Path, checkpoint: Path | str = "") -> None:
     """Train in two processes."""
     folder.mkdir()
-    root = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, __file__, folder, checkpoint], timeout=400, env=environment, check=True)
 
 

@@ -26,8 +26,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from datamodules.feature_store import FeatureStore
-from workbench.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.store.store import FeatureStore
 
 LAYERS = (0, 2, 5)
 SIZES = {"train": 10, "val": 4}

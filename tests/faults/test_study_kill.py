@@ -33,7 +33,16 @@ tracking: {{uri: "{uri}"}}
 
 
 def command(file: Path, workspace: Path) -> list[str]:
-    return [sys.executable, "-m", "workbench.cli", "sweep", str(file), "--workspace", str(workspace), "--no-report"]
+    return [
+        sys.executable,
+        "-m",
+        "fusion_workbench.cli.main",
+        "sweep",
+        str(file),
+        "--workspace",
+        str(workspace),
+        "--no-report",
+    ]
 
 
 def done_rows(workspace: Path) -> dict[tuple[str, str], str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modules import deformable
-from modules.fusion import build
-from workbench.layers import Selection
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.fusion import build, deformable
 
 pytestmark = pytest.mark.gpu
 

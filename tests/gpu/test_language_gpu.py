@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "modules"))
-
 from tiny_language import tiny_decoder
 from tiny_visual import Chat, Stateful, tiny_model, trainer
 
-from modules.language.rates import Rates
+from fusion_workbench.modules.language.rates import Rates
 
 pytestmark = pytest.mark.gpu
 TURNS = [("<image>what? ", "cat"), ("say a. ", "a"), ("<image><image>same? ", "no")]

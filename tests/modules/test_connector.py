@@ -11,10 +11,10 @@ from every_strategy import every_strategy
 from tiny_families import save_tiny
 from torch import Tensor
 
-from modules.connector import VisualConnector
-from modules.encoder import VisionEncoder
-from modules.probe import Probe, ProbeConfig, seeded_probe
-from workbench.layers import Selection
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.connector import VisualConnector
+from fusion_workbench.modules.encoders.encoder import VisionEncoder
+from fusion_workbench.modules.probes.probe import Probe, ProbeConfig, seeded_probe
 
 WIDTH, SIZE = 24, (28, 42)
 GRID = (2, 3)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modules.cost import flops, parameters
-from modules.fusion import build
-from workbench.layers import Selection
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.cost import flops, parameters
+from fusion_workbench.modules.fusion import build
 
 PAPER = Selection((3, 8, 13, 18), 23)
 

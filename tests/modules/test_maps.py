@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modules.maps import LEAST_REACH, on_grid, pca_rgb, share_maps
+from fusion_workbench.modules.maps import LEAST_REACH, on_grid, pca_rgb, share_maps
 
 
 def tokens(images: int, cells: int, channels: int, seed: int, rank: int = 5) -> Tensor:

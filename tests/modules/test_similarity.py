@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modules.similarity import MinibatchCKA, hsic, some_tokens
+from fusion_workbench.modules.similarity import MinibatchCKA, hsic, some_tokens
 
 
 def of(*batches: Tensor) -> Tensor:

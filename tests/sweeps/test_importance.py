@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sweeps.importance import FEWEST, Told, importance
+from fusion_workbench.sweeps.importance import FEWEST, Told, importance
 
 
 def cells(value: dict[int, float], noise: float = 0.0, layers: int = 7) -> list[Told]:

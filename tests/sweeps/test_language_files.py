@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from workbench.config import load_study
-from workbench.experiment import Experiment
-from workbench.prepare import prepare
-from workbench.progress import Display
+from fusion_workbench.config.study import load_study
+from fusion_workbench.runner.experiment import Experiment
+from fusion_workbench.study.prepare import prepare
+from fusion_workbench.study.progress import Display
 
 SMALL = ("replicates=1", "language_model.max_new_tokens=2", "training.batch_size=2", "training.precision=32-true")
 

@@ -10,10 +10,10 @@ import pytest
 from optuna.trial import TrialState
 from test_space import TRAITS
 
-from sweeps.planner import Planner
-from sweeps.space import Cell, build_space
-from workbench.config import SearchConfig, SelectionConfig, SpaceConfig, StrategyConfig, StudyConfig
-from workbench.errors import WorkbenchError
+from fusion_workbench.config.study import SearchConfig, SelectionConfig, SpaceConfig, StrategyConfig, StudyConfig
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.sweeps.planner import Planner
+from fusion_workbench.sweeps.space import Cell, build_space
 
 
 def planner(journal: Path | None = None, search: SearchConfig | None = None, **keys: Any) -> Planner:

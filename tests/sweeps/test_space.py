@@ -10,9 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.space import DEEPEST, MIDDLE_CONCAT, PENULTIMATE, SINGLE, Space, Traits, Variant, build_space
-from workbench.config import SelectionConfig, SpaceConfig, StrategyConfig, StudyConfig
-from workbench.errors import WorkbenchError
+from fusion_workbench.config.study import SelectionConfig, SpaceConfig, StrategyConfig, StudyConfig
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.sweeps.space import (
+    DEEPEST,
+    MIDDLE_CONCAT,
+    PENULTIMATE,
+    SINGLE,
+    Space,
+    Traits,
+    Variant,
+    build_space,
+)
 
 
 def canonical(options: Mapping[str, Any]) -> dict[str, Any]:

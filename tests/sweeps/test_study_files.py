@@ -11,12 +11,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from modules.language.adapter import AdapterConfig, build_adapter
-from sweeps.space import Cell, build_space
-from workbench.config import bundled, load_study
-from workbench.experiment import Experiment
-from workbench.prepare import prepare, strategy_traits
-from workbench.progress import Display
+from fusion_workbench.config.study import bundled, load_study
+from fusion_workbench.modules.language.adapter import AdapterConfig, build_adapter
+from fusion_workbench.runner.experiment import Experiment
+from fusion_workbench.study.prepare import prepare, strategy_traits
+from fusion_workbench.study.progress import Display
+from fusion_workbench.sweeps.space import Cell, build_space
 
 ENCODERS = {"the embedded encoder": (12, 384), "CLIP-L": (24, 1024)}  # depth, dim
 OF_ONE = {  # files whose layers are numbers, and the depth they are numbers of
@@ -112,7 +112,7 @@ PROBES = [name for name in bundled() if load_study(name).language_model is None]
 
 @pytest.mark.parametrize("name", [name for name in PROBES if name != "planted"])  # whose encoder is its own
 def test_a_file_runs_to_its_report(name: str, workspace: Path) -> None:
-    from reports import write_report
+    from fusion_workbench.reports import write_report
 
     uri = f"sqlite:///{workspace / 'mlflow.db'}"
     study = load_study(name, [*SMALL, f"encoder.name={workspace / 'encoder'}", f"tracking.uri={uri}"])

@@ -19,9 +19,9 @@ import torch
 from typer.testing import CliRunner
 from unpacking import differences, expected, unpack
 
-from reports.query import read_study
-from workbench.cli import app
-from workbench.export import load_connector
+from fusion_workbench.cli.main import app
+from fusion_workbench.models.export import load_connector
+from fusion_workbench.reports.reading.query import read_study
 
 VERSION = "v0_1_0"
 STUDIES = ("layers", "earlier", "words")
@@ -142,14 +142,10 @@ def test_a_whole_model_answers_as_it_did_and_is_exported_again(kept: Path, tmp_p
             assert run(kept, "ask", f"The {letter} letter?", *words) == answer
 
 
-def test_the_logged_model_loads(kept: Path) -> None:
-    """MLflow kept a copy of ``served.py``, which imports ``workbench.export``.
-
-    Where the package is called ``fusion_workbench`` this test turns round: loading raises ModuleNotFoundError for
-    'workbench', there is no shim, and the documentation says how to log the model again (``workbench export RUN``).
-    Logging it again, and loading that, is then what is tested here.
-    """
+def test_a_logged_model_is_logged_again(kept: Path) -> None:
+    """MLflow kept 0.1.0's ``served.py``, which imports ``workbench.export``: docs/export.md says what to do."""
     import mlflow
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
     uri = f"sqlite:///{kept}/workspace/mlflow.db"
@@ -160,8 +156,12 @@ def test_the_logged_model_loads(kept: Path) -> None:
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     try:
-        model = mlflow.pyfunc.load_model(logged.model_uri)
-        made = model.predict(np.stack(pictures()))
+        with pytest.raises(MlflowException, match="workbench"):
+            mlflow.pyfunc.load_model(logged.model_uri)
+        run(kept, "export", str(logged.source_run_id), "--out", str(kept / "logged-again"))
+        again = client.search_logged_models([experiment.experiment_id])
+        (fresh,) = [model for model in again if model.model_id != logged.model_id]
+        made = mlflow.pyfunc.load_model(fresh.model_uri).predict(np.stack(pictures()))
     finally:
         mlflow.set_tracking_uri(before)
     assert np.array_equal(made, tokens(kept / "workspace" / "exports" / "recommended").numpy())

@@ -8,7 +8,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-DATA = Path(__file__).resolve().parents[1] / "data"
+from places import DATA
+
 _TEXT = {"", ".json", ".yaml", ".yml", ".md", ".txt", ".py"}  # MLflow's MLmodel has no suffix
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from modules.answers.metrics.anls import Anls
-from modules.answers.metrics.base import AnswerMetric
-from modules.answers.metrics.box import BoxIoU50
-from modules.answers.metrics.chart import RelaxedAccuracy
-from modules.answers.metrics.text import Containment, ExactMatch, FormulaContainment
-from modules.answers.metrics.vqa import VqaAccuracy
-from modules.answers.metrics.yes_no import YesNoF1
-from workbench.errors import WorkbenchError, nearest
+from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.modules.answers.metrics.anls import Anls
+from fusion_workbench.modules.answers.metrics.base import AnswerMetric
+from fusion_workbench.modules.answers.metrics.box import BoxIoU50
+from fusion_workbench.modules.answers.metrics.chart import RelaxedAccuracy
+from fusion_workbench.modules.answers.metrics.text import Containment, ExactMatch, FormulaContainment
+from fusion_workbench.modules.answers.metrics.vqa import VqaAccuracy
+from fusion_workbench.modules.answers.metrics.yes_no import YesNoF1
 
 METRICS: dict[str, AnswerMetric] = {
     metric.name: metric

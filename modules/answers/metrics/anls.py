@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torchmetrics.functional.text import edit_distance
 
-from modules.answers.metrics.base import AnswerMetric
+from fusion_workbench.modules.answers.metrics.base import AnswerMetric
 
 THRESHOLD = 0.5  # below it the wrong text was read, not the right one badly
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from modules.answers.metrics.base import AnswerMetric
+from fusion_workbench.modules.answers.metrics.base import AnswerMetric
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from modules.answers.metrics.base import AnswerMetric
+from fusion_workbench.modules.answers.metrics.base import AnswerMetric
 
 _OPENING = " \"'`“”‘’«»([{"
 _CLOSING = " \"'`“”‘’«»)]}.,;:!?…"

@@ -1,0 +1,1 @@
+"""Conversations about images, to token ids and labels."""

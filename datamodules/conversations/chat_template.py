@@ -1,0 +1,168 @@
+"""What a chat template puts round the turns of a conversation, and which of it the model has to say itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.conversations.base import ASSISTANT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# For tokenizers without a template of their own, in the form of LLaVA's "v1": the end token closes each answer.
+PLAIN = (
+    "{{ beginning }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
+    "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' + message['content'] + eos_token }}"
+    "{% elif message['content'] %}{{ message['content'] + ' ' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+# Private-use characters bracket what must survive the template untouched: the places of the turns, and (in chat.py)
+# images and literal words. A user's own private-use characters are made literal words first.
+OPEN, CLOSE = "\ue000", "\ue001"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of the rendered text: taught (an answer and what ends it), or given."""
+
+    text: str
+    taught: bool
+
+
+class ChatTemplate:
+    """The tokenizer's own chat template, or :data:`PLAIN` where it has none.
+
+    The template is asked once for each shape of conversation, with marks in the place of the turns' words: what
+    stands between the marks is the template's. So no marker string is ever searched for, and templates that treat
+    the last turn differently (Qwen3's empty thinking) come out as they are. Every conversation is then rendered
+    as it is and compared: a template that looks into the words is found out, not guessed at.
+
+    Args:
+        tokenizer: fast or slow.
+        system: None: what the template says by itself; words: a system turn with them; "": an empty system turn,
+            or none where the template takes none.
+
+    Raises:
+        WorkbenchError: no template and no end token; (from ``pieces``) the template refuses the conversation,
+            changes its words, or ends an answer with no special token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+        self.plain = not tokenizer.chat_template
+        if self.plain and tokenizer.eos_token is None:
+            raise WorkbenchError(
+                f"the tokenizer {self.name} has neither a chat template nor an end token; give it one."
+            )
+        self.special = special_pattern(tokenizer)
+        self.system: tuple[str, ...] = () if system is None else (system,)
+        if system == "" and not self._takes_system():
+            self.system = ()
+        self._frames: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {}
+
+    def pieces(self, roles: Sequence[str], words: Sequence[str], origin: str) -> list[Piece]:
+        """The rendered conversation, cut where an answer begins and where its end token has been said.
+
+        Spaces between the template's text and an answer belong to the answer (``ASSISTANT:`` + `` yes``), as
+        tokenizers put a space at the head of a word. ``words`` are stripped, without :data:`OPEN` but for marks.
+        """
+        between, end = self._frame(tuple(roles))
+        if self._render(roles, words) != _filled(between, words):
+            raise WorkbenchError(
+                f"{origin}: the chat template of {self.name} changes the words of this conversation, "
+                "so it cannot be told what of it is the answer; mend the words, or take a template that keeps them."
+            )
+        pieces: list[Piece] = []
+        given = ended = ""  # the text since the last answer; what of it was taught with that answer
+        for number, (role, text) in enumerate(zip(roles, words, strict=True)):
+            given += between[number].removeprefix(ended)
+            ended = ""
+            if role != ASSISTANT:
+                given += text
+                continue
+            told = given.rstrip(" ")
+            ended = end if between[number + 1].startswith(end) else ""
+            pieces += [Piece(told, False), Piece(given[len(told) :] + text + ended, True)]
+            given = ""
+        given += between[-1].removeprefix(ended)
+        return [*pieces, Piece(given, False)] if given else pieces
+
+    def end(self) -> str:
+        """The special token that ends an answer."""
+        found = self.special.search(self._frame(("user", ASSISTANT))[1])
+        assert found is not None
+        return found.group()
+
+    def _frame(self, roles: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+        """The text before, between and after the turns; and what of it ends an answer."""
+        if roles in self._frames:
+            return self._frames[roles]
+        marks = [f"{OPEN}{number}{CLOSE}" for number in range(len(roles))]
+        rest = self._render(roles, marks)
+        between: list[str] = []
+        for mark in marks:
+            before, found, rest = rest.partition(mark)
+            if not found or mark in rest:
+                raise WorkbenchError(
+                    f"the chat template of {self.name} leaves out, repeats or reorders turns of {', '.join(roles)}."
+                )
+            between.append(before)
+        ended = self.special.search(rest)
+        if ended is None:
+            raise WorkbenchError(
+                f"the chat template of {self.name} ends an answer with no special token, so a model would never "
+                "learn to stop; take a template that does."
+            )
+        self._frames[roles] = (*between, rest), rest[: ended.end()]
+        return self._frames[roles]
+
+    def _takes_system(self) -> bool:
+        try:
+            self._render(("user", ASSISTANT), ("a", "b"))
+        except WorkbenchError:
+            return False
+        return True
+
+    def _render(self, roles: Sequence[str], words: Sequence[str]) -> str:
+        from jinja2 import TemplateError
+
+        messages = [{"role": "system", "content": text} for text in self.system]
+        messages += [{"role": role, "content": text} for role, text in zip(roles, words, strict=True)]
+        try:
+            if self.plain:
+                rendered = self.tokenizer.apply_chat_template(
+                    messages, chat_template=PLAIN, tokenize=False, beginning=_beginning(self.tokenizer)
+                )
+            else:
+                rendered = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        except (TemplateError, ValueError, TypeError, KeyError) as error:
+            said = " ".join(str(error).split())
+            raise WorkbenchError(
+                f"the chat template of {self.name} refuses turns of {', '.join(m['role'] for m in messages)}: {said}"
+            ) from error
+        assert isinstance(rendered, str)
+        return rendered
+
+
+def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches every special token's text, the longest first."""
+    added: Mapping[int, object] = tokenizer.added_tokens_decoder
+    known = {str(token) for token in added.values() if getattr(token, "special", False)}
+    known |= set(tokenizer.all_special_tokens)
+    return re.compile("|".join(re.escape(text) for text in sorted(known - {""}, key=len, reverse=True)) or r"(?!)")
+
+
+def _filled(between: Sequence[str], words: Sequence[str]) -> str:
+    return "".join(part for pair in zip(between, [*words, ""], strict=True) for part in pair)
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The beginning token, if the tokenizer would put it before any text."""
+    ids: list[int] = tokenizer("a")["input_ids"]
+    return str(tokenizer.bos_token) if tokenizer.bos_token_id in ids[:1] else ""

@@ -1,0 +1,1 @@
+"""Files of rows in other people's formats: read, checked, quarantined."""

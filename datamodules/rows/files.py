@@ -1,0 +1,98 @@
+"""Rows from a JSON or JSONL file, each with its line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.rows.rows import BadRow
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of a file: its line and its number, both from 1, and the parsed JSON, or why it is none."""
+
+    line: int
+    number: int
+    found: object | BadRow
+
+
+def read_entries(path: Path) -> Iterator[Entry]:
+    """The rows of a file: a JSON array, or JSON lines, told apart by the first character.
+
+    A line of JSONL that is not JSON is a bad row. An array that breaks off is no file at all: what follows is lost.
+
+    Raises:
+        WorkbenchError: the file is missing, not UTF-8 (an array), or not a whole JSON array.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError as error:
+        raise WorkbenchError(f"{path} cannot be read: {error.strerror or error}.") from None
+    return _array(path) if head.startswith(b"[") else _lines(path)
+
+
+def _lines(path: Path) -> Iterator[Entry]:
+    number = 0
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, 1):
+            if raw.strip():
+                number += 1
+                yield Entry(line, number, _parsed(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw))
+
+
+def _parsed(raw: bytes) -> object | BadRow:
+    try:
+        found: object = json.loads(raw.decode())
+    except UnicodeDecodeError:
+        return BadRow("not UTF-8", "the line holds bytes that are not UTF-8")
+    except ValueError as error:
+        return BadRow("not JSON", f"{getattr(error, 'msg', error)}")
+    except RecursionError:
+        return BadRow("not JSON", "nested too deeply")
+    return found
+
+
+def _array(path: Path) -> Iterator[Entry]:
+    """Element by element, so that each has a line and no more than one is held twice."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise WorkbenchError(f"{path} is not UTF-8 at byte {error.start:,}; a JSON file must be.") from None
+    decoder = json.JSONDecoder()
+    at = _skip(text, text.index("[") + 1)
+    line, counted, number = 1, 0, 0
+    while not text.startswith("]", at):
+        line, counted, number = line + text.count("\n", counted, at), at, number + 1
+        try:
+            found, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise _broken(path, line, number, getattr(error, "msg", "nested too deeply")) from None
+        yield Entry(line, number, found)
+        at = _skip(text, end)
+        if text.startswith(",", at):
+            at = _skip(text, at + 1)
+        elif not text.startswith("]", at):
+            raise _broken(path, line + text.count("\n", counted, at), number, "no comma or closing bracket after it")
+    rest = _skip(text, at + 1)
+    if rest != len(text):
+        raise _broken(path, 1 + text.count("\n", 0, rest), number, "something follows the closing bracket")
+
+
+def _skip(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None  # it matches nothing at all, too
+    return match.end()
+
+
+def _broken(path: Path, line: int, number: int, why: str) -> WorkbenchError:
+    return WorkbenchError(
+        f"{path}:{line}: the JSON array breaks at element {number} ({why}); mend it, or write a row a line (JSONL)."
+    )

@@ -1,0 +1,150 @@
+"""LLaVA's files: conversations as JSON or JSON lines, and a folder of the images that they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.datamodules.rows.files import Entry, read_entries
+from fusion_workbench.datamodules.rows.image_folder import VERIFY, Found, ImageFolder
+from fusion_workbench.datamodules.rows.quarantine import LISTED, Quarantine
+from fusion_workbench.datamodules.rows.rows import BadRow, Row, parse_row
+from fusion_workbench.datamodules.rows.source import Placed, RowOptions, RowSource, say
+from fusion_workbench.datamodules.sources.base import SPLITS, register_source
+from fusion_workbench.datamodules.transforms import Pixels, load_image
+
+_THREADS = 8  # that look at images: the time goes by waiting for the disk
+_RUN = 64  # images that one of them takes at once
+
+
+@dataclass(frozen=True)
+class LlavaOptions(RowOptions):
+    """What ``source.options`` may say; paths are files, relative to where the command is run."""
+
+    train: str = ""
+    val: str = ""  # empty: held out of train
+    test: str = ""
+    images: str = ""  # the folder; empty: where train lies
+    verify: str = "header"
+    quarantine: str = ""  # folder for the lists of bad rows; empty: beside each file
+
+
+@register_source("llava")
+class Llava(RowSource):
+    """The source ``llava``; see docs/data.md.
+
+    A sample is an image file, whatever names and links lead to it. A row that cannot be used is quarantined.
+
+    Raises:
+        WorkbenchError: no such file or folder; from the first use on: a file that is no JSON at all, and more bad rows
+            in a file than ``bad_rows`` allows.
+    """
+
+    options = LlavaOptions
+    version = "llava/1"
+
+    def __init__(self, options: LlavaOptions, folders: Mapping[str, Path] | None = None) -> None:
+        super().__init__(options)
+        self.chosen = options
+        if options.verify not in VERIFY:
+            raise WorkbenchError(f"source.options.verify: unknown '{options.verify}'.{nearest(options.verify, VERIFY)}")
+        self.files = {split: Path(name) for split in SPLITS if (name := getattr(options, split))}
+        if "train" not in self.files:
+            raise WorkbenchError("source.options.train is empty; name a JSON or JSONL file of conversations.")
+        for split, file in self.files.items():
+            if not file.is_file():
+                raise WorkbenchError(f"source.options.{split}: there is no file {file}.")
+        self.folder = ImageFolder(Path(options.images) if options.images else self.files["train"].parent)
+        self._found: dict[str, Found] = {}
+
+    def read(self) -> dict[str, list[Placed]]:
+        place = Path(self.chosen.quarantine) if self.chosen.quarantine else None
+        good: dict[str, list[Placed]] = {}
+        for split, file in self.files.items():
+            found = read_file(file, self.folder, self.chosen.image_first, self.chosen.verify, place)
+            where = found.quarantine.write()
+            found.quarantine.refuse_above(self.chosen.bad_rows, where)
+            if found.quarantine.rows:
+                say(f"{found.quarantine.summary()}; {where}")
+            good[split] = found.rows
+            self._found |= found.images
+        return good
+
+    def picture(self, key: str) -> Pixels:
+        try:
+            return load_image(self.folder.path(key))
+        except BadRow as bad:
+            raise WorkbenchError(f"{bad.detail}; it was when the rows were read.") from None
+        except WorkbenchError as error:
+            raise WorkbenchError(f"{error} source.options.verify=pixels leaves such rows out.") from None
+
+    def stamp(self, key: str) -> str:
+        return self._found[key].stamp
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """A file of rows, read."""
+
+    rows: list[Placed]
+    images: dict[str, Found]  # key → file
+    quarantine: Quarantine
+
+
+def read_file(file: Path, folder: ImageFolder, image_first: bool, verify: str, lists: Path | None) -> ReadFile:
+    """Every good row of a LLaVA file, and the quarantine of the others. Looks at every image once, by ``verify``.
+
+    Args:
+        verify: ``exists``; ``header``: and begins and ends as an image does; ``pixels``: and is decoded.
+        lists: folder of the quarantine's list; None: beside the file.
+
+    Raises:
+        WorkbenchError: the file cannot be read or is no JSON at all.
+    """
+    quarantine = Quarantine(str(file), (lists or file.parent) / f"{file.name}{LISTED}")
+    images: dict[str, Found] = {}
+    read: list[tuple[Entry, Row, tuple[str, ...]]] = []
+    for entry in read_entries(file):
+        quarantine.seen += 1
+        try:
+            if isinstance(entry.found, BadRow):
+                raise entry.found
+            row = parse_row(entry.found, image_first)
+            found = [folder.find(name) for name in row.images]
+        except BadRow as bad:
+            quarantine.add(entry.line, entry.number, bad)
+            continue
+        images |= {image.name: image for image in found}
+        read.append((Entry(entry.line, entry.number, None), row, tuple(image.name for image in found)))
+    if not quarantine.seen:
+        raise WorkbenchError(f"{file} holds no rows.")
+    bad_images = _look(folder, list(images), verify)
+    good: list[Placed] = []
+    for entry, row, keys in read:
+        fault = next((bad_images[key] for key in keys if key in bad_images), None)
+        if fault is None:
+            good.append(Placed(row, keys, f"{file}:{entry.line}"))
+        else:
+            quarantine.add(entry.line, entry.number, fault)
+    quarantine.rows.sort(key=lambda row: row.number)
+    return ReadFile(good, images, quarantine)
+
+
+def _look(folder: ImageFolder, names: list[str], verify: str) -> dict[str, BadRow]:
+    """The images that are not what their names say."""
+
+    def look(some: list[str]) -> dict[str, BadRow]:
+        faults: dict[str, BadRow] = {}
+        for name in some:
+            try:
+                VERIFY[verify](Path(folder.root, name))
+            except BadRow as bad:
+                faults[name] = bad
+        return faults
+
+    runs = [names[start : start + _RUN] for start in range(0, len(names), _RUN)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return {name: bad for faults in pool.map(look, runs) for name, bad in faults.items()}

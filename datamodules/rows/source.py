@@ -1,0 +1,247 @@
+"""Conversations from rows: images as samples, each once however many rows show it, and splits that share none."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.datamodules.conversations.base import Conversation, ConversationSource
+from fusion_workbench.datamodules.rows.held_out import components, hold_out
+from fusion_workbench.datamodules.rows.quarantine import overlap
+from fusion_workbench.datamodules.rows.rows import Row
+from fusion_workbench.datamodules.sources.base import SPLITS, Array
+from fusion_workbench.datamodules.transforms import PADDINGS, Pixels, squared
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CLIP_MEAN = (122, 116, 104)  # of CLIP's preprocessing, in whole numbers of 255: what LLaVA-1.5 pads with
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """What every source of rows lets a study say. ``*_share`` count where a split has no rows of its own."""
+
+    val_share: float = 0.05  # of the rows with images, held out of training
+    test_share: float = 0.05
+    most: int = 2000  # rows that a held-out split has at most
+    size: int = 336  # pixels of the square that the encoder reads
+    padding: str = "square"
+    background: list[int] = field(default_factory=lambda: list(CLIP_MEAN))
+    image_first: bool = True
+    metric: str = "exact_match"
+    bad_rows: float = 0.01
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A good row: its words, the keys of its images, and where it stands."""
+
+    row: Row
+    keys: tuple[str, ...]
+    origin: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, ready to be read: a sample an image, in the order in which the rows first show them."""
+
+    images: tuple[str, ...]  # key of each sample
+    groups: tuple[str, ...]  # of each sample
+    shown_by: tuple[str, ...]  # origin of the first row that shows it
+    conversations: tuple[Conversation, ...]
+    metrics: Mapping[str, str]  # task → metric, as the rows name them
+
+
+class RowSource(ConversationSource):
+    """Rows of words about images, from wherever :meth:`read` takes them. They are read once, on first use.
+
+    Raises:
+        WorkbenchError: options that cannot be; from the first use on also what :meth:`read` finds, a split without
+            conversations, and a task with two metrics.
+    """
+
+    group_name = "image"
+
+    def __init__(self, options: RowOptions) -> None:
+        self.rows = options
+        _check(options)
+
+    @abstractmethod
+    def read(self) -> dict[str, list[Placed]]:
+        """The good rows of each split that has rows of its own; at least ``train``."""
+
+    @abstractmethod
+    def picture(self, key: str) -> Pixels:
+        """An image as it is kept, uint8 ``[H, W, 3]``."""
+
+    @abstractmethod
+    def stamp(self, key: str) -> str:
+        """What changes whenever the bytes of an image do."""
+
+    # --- what a study reads -------------------------------------------------------------------------------------
+
+    @property
+    def image_size(self) -> int:
+        return self.rows.size
+
+    def size(self, split: str) -> int:
+        return len(self._at(split).images)
+
+    def fingerprint(self, split: str) -> str:
+        how = f"{self.version}|{self.rows.size}|{self.rows.padding}|{self.rows.background}"
+        sha = hashlib.sha256(how.encode())
+        for key in self._at(split).images:
+            sha.update(f"\n{self.stamp(key)}".encode())
+        return sha.hexdigest()
+
+    def image(self, split: str, index: int) -> Array:
+        """Image ``index``: uint8 ``[size, size, 3]``."""
+        here = self._at(split)
+        if not 0 <= index < len(here.images):
+            raise IndexError(f"sample {index} of {len(here.images)} in '{split}'")
+        try:
+            found = self.picture(here.images[index])
+            return squared(found, self.rows.size, self.rows.padding, self.rows.background)
+        except WorkbenchError as error:
+            raise WorkbenchError(f"{here.shown_by[index]}: {error}") from None
+
+    def identity(self, split: str) -> pd.DataFrame:
+        import pandas as pd
+
+        here = self._at(split)
+        return pd.DataFrame({"example_id": list(here.images), "group": list(here.groups)})
+
+    def conversations(self, split: str) -> Sequence[Conversation]:
+        return self._at(split).conversations
+
+    def metrics(self) -> Mapping[str, str]:
+        """Of every task that validation or test asks."""
+        val, test = self._at("val").metrics, self._at("test").metrics
+        for task in val.keys() & test.keys():
+            if val[task] != test[task]:
+                raise WorkbenchError(f"task '{task}' is judged by {val[task]} in val and by {test[task]} in test.")
+        return {**val, **test}
+
+    # --- splits -------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def splits(self) -> dict[str, Split]:
+        """Those that hold anything."""
+        with _uncollected():
+            found = self._held_out(self.read())
+            made = {split: self._split(split, found[split]) for split in SPLITS if found.get(split)}
+        shared = overlap([(split, set(made[split].images)) for split in made])
+        if shared:
+            say(f"note: images in two splits, which makes {self.name}'s scores too good: {shared}")
+        return made
+
+    def _at(self, split: str) -> Split:
+        if split not in self.splits:
+            raise WorkbenchError(
+                f"{self.name}: the split '{split}' holds no conversation; name rows for it, or hold some out "
+                f"(source.options.{split}_share)."
+            )
+        return self.splits[split]
+
+    def _held_out(self, found: dict[str, list[Placed]]) -> dict[str, list[Placed]]:
+        train = found["train"]
+        shares = {"val": self.rows.val_share, "test": self.rows.test_share}
+        shown = sum(bool(placed.keys) for placed in train)
+        wanted = {
+            split: min(self.rows.most, int(share * shown))
+            for split, share in shares.items()
+            if split not in found and share > 0
+        }
+        if not wanted:
+            return found
+        parts: dict[str, list[Placed]] = {"train": [], **{split: [] for split in wanted}}
+        for placed, split in zip(train, hold_out(_groups(train), wanted, self.rows.seed), strict=True):
+            parts[split].append(placed)
+        return {**found, **parts}
+
+    def _split(self, split: str, rows: Sequence[Placed]) -> Split:
+        groups = _groups(rows)
+        number: dict[str, int] = {}
+        group_of: list[str] = []
+        shown_by: list[str] = []
+        metrics: dict[str, str] = {}
+        used: dict[tuple[str, str], int] = {}
+        conversations = []
+        for at, (placed, group) in enumerate(zip(rows, groups, strict=True), 1):
+            row = placed.row
+            for key in placed.keys:
+                if key not in number:
+                    number[key] = len(number)
+                    group_of.append(group)
+                    shown_by.append(placed.origin)
+            metric = row.metric or self.rows.metric
+            if metrics.setdefault(row.task, metric) != metric:
+                raise WorkbenchError(
+                    f"{placed.origin}: task '{row.task}' is judged by {metric} here and by {metrics[row.task]} before; "
+                    "give one of them another task."
+                )
+            id_ = _unique(row.id or f"{split}-{at:06d}", row.task, used)
+            images = tuple(number[key] for key in placed.keys)
+            said = Conversation(id_, row.turns, images, group or id_, row.task, row.answers, placed.origin)
+            conversations.append(said)
+        return Split(tuple(number), tuple(group_of), tuple(shown_by), tuple(conversations), metrics)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection meanwhile: millions of small objects are made and kept, and it would visit each again."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+def say(text: str) -> None:
+    """A notice, on standard error."""
+    from rich.console import Console
+
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _groups(rows: Sequence[Placed]) -> list[str]:
+    """A row's own group where it has one, else the smallest key of the images that hang together."""
+    named = ["\0" + placed.row.group if placed.row.group else "" for placed in rows]  # sorts before any key
+    links = [(*filter(None, [name]), *placed.keys) for name, placed in zip(named, rows, strict=True)]
+    return [group.removeprefix("\0") for group in components(links)]
+
+
+def _unique(id_: str, task: str, used: dict[tuple[str, str], int]) -> str:
+    """Published files repeat ids: the second of them becomes ``id#2``."""
+    while (id_, task) in used:
+        used[id_, task] += 1
+        id_ = f"{id_}#{used[id_, task]}"
+    used[id_, task] = 1
+    return id_
+
+
+def _check(options: RowOptions) -> None:
+    where = "source.options"
+    if options.padding not in PADDINGS:
+        raise WorkbenchError(f"{where}.padding: unknown '{options.padding}'.{nearest(options.padding, PADDINGS)}")
+    if options.size < 1:
+        raise WorkbenchError(f"{where}.size is {options.size}; it is the side of the encoder's square in pixels.")
+    colour = options.background
+    if len(colour) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in colour):
+        raise WorkbenchError(f"{where}.background is {colour}; it must be red, green and blue from 0 to 255.")
+    for name in ("val_share", "test_share", "bad_rows"):
+        if not 0 <= getattr(options, name) < 1:
+            raise WorkbenchError(f"{where}.{name} is {getattr(options, name)}; it must be a share from 0 to below 1.")
+    if options.most < 1:
+        raise WorkbenchError(f"{where}.most is {options.most}; a held-out split has at least 1 row.")

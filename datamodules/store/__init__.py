@@ -1,0 +1,1 @@
+"""The feature store: what the encoder gave, on disk."""

@@ -1,0 +1,146 @@
+"""The encoding pass: images in, shards out, at the speed of the encoder."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+from torch import Tensor
+
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.store.shards import Shard
+
+if TYPE_CHECKING:
+    from fusion_workbench.datamodules.sources.base import Source
+
+_AHEAD = 2  # batches of images drawn while one is encoded
+
+Images = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class EncoderLike(Protocol):
+    """What the store and the data module need of an encoder."""
+
+    @property
+    def depth(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def image_size(self) -> int | tuple[int, int]: ...
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over weights, config, precision and preprocessing."""
+
+    def grid(self, size: int | tuple[int, int] | None = None, /) -> tuple[int, int]: ...
+    def encode(self, images: Images | Tensor, layers: Sequence[int], /) -> Tensor:
+        """uint8 ``[B, H, W, 3]`` → ``[layers, B, tokens, dim]``, patch tokens alone."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The images of one shard, and the layers of them that have to be encoded."""
+
+    split: str
+    shards: tuple[Shard, ...]  # of the same images, a layer each
+
+    @property
+    def images(self) -> range:
+        return range(self.shards[0].start, self.shards[0].stop)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(shard.layer for shard in self.shards)
+
+
+def draw(source: Source, split: str, images: Sequence[int]) -> Images:
+    """The source's images ``[B, H, W, 3]``, uint8."""
+    return np.stack([source.image(split, image) for image in images])
+
+
+def encode_passes(
+    encoder: EncoderLike,
+    source: Source,
+    passes: Sequence[Pass],
+    write: Callable[[Pass, Tensor], int],
+    dtype: torch.dtype,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> int:
+    """Encode every pass and hand its states ``[layers, images, tokens, dim]`` to ``write``.
+
+    Three hands: one thread draws the images to come, the caller's encodes, one writes the shards that are
+    done. At most one shard waits to be written, so the memory is that of two. Returns the bytes written.
+    """
+    rows, columns = encoder.grid(encoder.image_size)
+    written: list[Future[int]] = []
+    with ThreadPoolExecutor(1, "images") as drawer, ThreadPoolExecutor(1, "shards") as writer:
+        drawn = _drawn(drawer, source, passes, batch_size)
+        for todo in passes:
+            shape = (len(todo.shards), len(todo.images), rows * columns, encoder.dim)
+            states = torch.empty(shape, dtype=dtype)
+            for batch in torch.split(states, batch_size, dim=1):
+                images = next(drawn)
+                batch.copy_(_like(encoder.encode(images, todo.layers).to(dtype), batch, images, encoder))
+                advance(len(images))
+            if written:
+                written[-1].result()  # a full disk is told here
+            written.append(writer.submit(write, todo, states))
+        return sum(future.result() for future in written)
+
+
+def _drawn(pool: ThreadPoolExecutor, source: Source, passes: Sequence[Pass], batch_size: int) -> Iterator[Images]:
+    """The batches of all passes in order, each drawn while the ones before it are encoded."""
+    batches = (
+        (todo.split, todo.images[start : start + batch_size])
+        for todo in passes
+        for start in range(0, len(todo.images), batch_size)
+    )
+    waiting = deque(pool.submit(draw, source, *batch) for batch in islice(batches, _AHEAD))
+    while waiting:
+        images = waiting.popleft().result()
+        waiting.extend(pool.submit(draw, source, *batch) for batch in islice(batches, 1))
+        yield images
+
+
+def _like(states: Tensor, expected: Tensor, images: Images, encoder: EncoderLike) -> Tensor:
+    if states.shape != expected.shape:
+        raise WorkbenchError(
+            f"the encoder made features of shape {list(states.shape)} from images of {images.shape[1]} × "
+            f"{images.shape[2]} px; {list(expected.shape)} was expected of {encoder.image_size} px."
+        )
+    return states
+
+
+def progress_bar(console: Console, shown: bool) -> Progress:
+    """A bar over images with their rate and the time left; silent where there is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Speed(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not (shown and console.is_terminal))
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:.0f} images/s")

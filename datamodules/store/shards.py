@@ -1,0 +1,255 @@
+"""Shards: hidden states on disk, and the index that vouches for them.
+
+    <root>/<key>/key.json                                             what the features depend on
+    <root>/<key>/<split>-<12 hex>/index.json                          sha256 of every shard
+    <root>/<key>/<split>-<12 hex>/layer_06/00768-01000.safetensors    "hidden_states.6", [images, tokens, dim]
+
+A file is written beside its place, synced and moved there in one step; only then does the index name it. So a
+shard counts when the index holds the checksum of its bytes, and a kill at any moment loses at most the shards
+that are being written.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.filesize import decimal
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fusion_workbench.core.errors import WorkbenchError
+
+INDEX = "index.json"
+_PART = ".part"  # what a file is called until it is whole
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One layer of a run of images of one split."""
+
+    folder: Path  # of the split
+    layer: int
+    start: int
+    stop: int  # exclusive
+
+    @property
+    def images(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def name(self) -> str:
+        return f"layer_{self.layer:02d}/{self.start:05d}-{self.stop:05d}"
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def tensor(self) -> str:
+        """The tensor's name in the file, as transformers names it."""
+        return f"hidden_states.{self.layer}"
+
+
+@dataclass
+class SplitIndex:
+    """The checksums of one split's shards. What it does not name does not exist."""
+
+    folder: Path
+    facts: Mapping[str, Any]  # split and fingerprint: must agree with what is on disk
+    checksums: dict[str, str]  # Shard.name → sha256 of the file's bytes
+
+    @classmethod
+    def read(cls, folder: Path, facts: Mapping[str, Any]) -> SplitIndex:
+        """The index on disk; an empty one when it is absent, torn, or of other facts."""
+        stored = read_json(folder / INDEX)
+        checksums = stored.pop("shards", None)
+        if stored != dict(facts) or not isinstance(checksums, dict):
+            checksums = {}
+        return cls(folder, facts, checksums)
+
+    def write(self) -> None:
+        """Raises OSError."""
+        shards = dict(sorted(self.checksums.items()))
+        replace_file(self.folder / INDEX, json.dumps(dict(self.facts) | {"shards": shards}, indent=1).encode())
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write ``path`` whole or not at all. Raises OSError, and then leaves what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}{_PART}")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty when there is none that can be read."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed writer left half done. Only under the store's lock. Raises OSError."""
+    for part in folder.rglob(f"*{_PART}"):
+        part.unlink(missing_ok=True)
+
+
+def bytes_free(path: Path) -> int:
+    """Free bytes on the disk that would hold ``path``, which need not exist yet."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+@contextmanager
+def told_clearly(where: Path) -> Iterator[None]:
+    """Turns what the operating system refuses on ``where`` into one WorkbenchError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise WorkbenchError(
+                f"the disk filled up while features were written to {where} ({reason}; "
+                f"{decimal(bytes_free(where))} free now). No half-written shard was left, and those that are "
+                "whole are kept: free some space and run it again, or choose another place."
+            ) from error
+        raise WorkbenchError(
+            f"the feature store {where} cannot be written ({reason}); make it writable, or choose another place."
+        ) from error
+
+
+# --- shards -------------------------------------------------------------------------------------------------
+
+
+def write_shards(shards: Iterable[tuple[Shard, Tensor]], index: SplitIndex) -> int:
+    """Write shards ``[images, tokens, dim]`` and then name them in the index. Returns the bytes written.
+
+    Raises OSError, and then none of these shards is left behind.
+    """
+    done: list[Shard] = []
+    written = 0
+    named = dict(index.checksums)
+    try:
+        for shard, states in shards:
+            data = save({shard.tensor: states}, metadata={"format": "pt"})
+            done.append(shard)
+            replace_file(shard.path, data)
+            index.checksums[shard.name] = hashlib.sha256(data).hexdigest()
+            written += len(data)
+        for folder in {shard.path.parent for shard in done}:
+            _sync_folder(folder)
+        index.write()
+    except BaseException:
+        index.checksums = named
+        for shard in done:
+            shard.path.unlink(missing_ok=True)
+        raise
+    return written
+
+
+def map_shard(shard: Shard) -> Tensor:
+    """The tensor ``[images, tokens, dim]``, memory-mapped: pages are read when they are first touched."""
+    with safe_open(shard.path, framework="pt") as file:
+        states = file.get_tensor(shard.tensor)
+    assert isinstance(states, Tensor)
+    return states
+
+
+class StoredFeatures:
+    """Some layers of one split, memory-mapped."""
+
+    def __init__(self, layers: Sequence[Sequence[Tensor]], shard_size: int) -> None:
+        self._layers = layers  # layer → shard → [images, tokens, dim]
+        self._shard_size = shard_size
+        self._images = sum(len(states) for states in layers[0])
+
+    def __len__(self) -> int:
+        return self._images
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Images ``index`` (int64 ``[B]``) → ``[layers, B, tokens, dim]`` in the store's dtype, a copy."""
+        images = index.tolist()
+        if images and not 0 <= min(images) <= max(images) < self._images:
+            raise IndexError(f"images {min(images)} to {max(images)} of a split of {self._images}")
+        places = [divmod(image, self._shard_size) for image in images]
+        if not images:  # of a batch of text alone
+            return torch.stack([shards[0][:0] for shards in self._layers])
+        # One stack over views of single images copies once, where index_select a shard copies twice.
+        rows = torch.stack([shards[number][row] for shards in self._layers for number, row in places])
+        return rows.view(len(self._layers), len(places), *rows.shape[1:])
+
+
+# --- checksums ----------------------------------------------------------------------------------------------
+
+Stamp = tuple[int, int, int]  # size, time of the last change, inode
+_intact: dict[Path, tuple[Stamp, str]] = {}  # what this process has hashed: a checksum holds while the stamp does
+
+
+def damaged(shards: Iterable[Shard], index: SplitIndex, *, anew: bool = False) -> list[Shard]:
+    """Those of ``shards`` whose bytes are not what the index says, or that are gone; it may not know others.
+
+    Every file is hashed once a process; ``anew`` hashes it again.
+    """
+
+    def wrong(shard: Shard) -> bool:
+        return not _checksum_holds(shard.path, index.checksums[shard.name], anew)
+
+    named = [shard for shard in shards if shard.name in index.checksums]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "checksum") as pool:  # hashing lets go of the GIL
+        return [shard for shard, bad in zip(named, pool.map(wrong, named), strict=True) if bad]
+
+
+def _checksum_holds(path: Path, checksum: str, anew: bool) -> bool:
+    try:
+        known = (stamp(path), checksum)
+        if not anew and _intact.get(path) == known:
+            return True
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # gone, or the disk cannot read it
+        return False
+    if found == checksum:
+        _intact[path] = known
+        return True
+    return False
+
+
+def stamp(path: Path) -> Stamp:
+    """Changes whenever the file does. Raises OSError."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that a new name survives a power cut, where the system can do that."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,1 @@
+"""Frozen encoders: how they are read, their families, and a planted one."""

@@ -1,0 +1,1 @@
+"""Probes and the bank that trains them side by side."""

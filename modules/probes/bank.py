@@ -1,0 +1,392 @@
+"""The bank: the variants of one replicate, trained side by side on one stream of batches.
+
+Every member owns its probe, optimizer, schedule, random state and fate. What happens to one (it diverges, is pruned,
+runs out of memory) leaves the others as they would have been, and a bank of one is the ordinary Lightning run: a
+variant ends with the same weights whoever stands beside it, bitwise on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from fusion_workbench.modules.probes.probe import Probe, ProbeConfig, seeded_probe
+from fusion_workbench.modules.tasks import Task
+
+FINISHED, DIVERGED, OUT_OF_MEMORY, PRUNED = "finished", "diverged", "out_of_memory", "pruned"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay to zero; one learning rate, scaled for each part of the probe."""
+
+    lr: float
+    scales: Mapping[str, float] = field(
+        default_factory=lambda: {"fuser": 1.0, "gates": 10.0, "projector": 1.0, "head": 1.0}
+    )
+    weight_decay: float = 0.01  # never on gates
+    warmup: float = 0.05
+    gradient_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class MemberConfig:
+    """One variant-replicate to train."""
+
+    variant: str
+    label: str
+    probe: ProbeConfig
+    optimizer: OptimizerConfig
+    init_seed: int
+    dropout_seed: int
+
+
+@dataclass
+class Evaluation:
+    """Per-example outcomes of one split, in the order of the split."""
+
+    index: Tensor  # [N]
+    scores: dict[str, Tensor]  # task → [N]
+    items: dict[str, Tensor]  # task → [N]
+    statistics: dict[str, dict[str, Tensor]]  # task → what its metric needs beyond these → [N]
+    metrics: dict[str, float]  # "read/accuracy" → value
+    loss: float
+
+
+class Member:
+    """A variant in training: its own module, optimizer, randomness, history and fate."""
+
+    def __init__(self, config: MemberConfig, tasks: Sequence[Task]) -> None:
+        self.config = config
+        self.probe: Probe = seeded_probe(config.probe, tasks, config.init_seed)
+        self.outcome: str | None = None  # None while it trains
+        self.history: list[dict[str, float]] = []  # one dict an epoch
+        self.evaluations: dict[str, Evaluation] = {}
+        self.diagnostics: dict[str, float] = {}
+        self.inside: dict[str, Tensor] = {}  # what the fuser does, as arrays: Fusion.inspect without its regions
+        self.gates: dict[str, list[Tensor]] = {name: [] for name in gate_parameters(self.probe)}  # one [dim] an epoch
+        self.step_seconds = 0.0
+        self.images = 0
+        generator = torch.Generator().manual_seed(config.dropout_seed)
+        self.rng_state = generator.get_state()
+        self._loss_sum: Tensor | float = 0.0
+        self._steps = 0
+
+    @property
+    def running(self) -> bool:
+        return self.outcome is None
+
+    def stop(self, outcome: str) -> None:
+        """Take the member out of training; its gradients and optimizer state are let go by the bank."""
+        if self.running:
+            self.outcome = outcome
+            for parameter in self.probe.parameters():
+                parameter.grad = None
+
+    def add_loss(self, loss: Tensor) -> None:
+        self._loss_sum = self._loss_sum + loss.detach()
+        self._steps += 1
+
+    def take_loss(self) -> float:
+        """Mean training loss since the last call; nan when there was no step."""
+        mean = float(self._loss_sum) / self._steps if self._steps else math.nan
+        self._loss_sum, self._steps = 0.0, 0
+        return mean
+
+    @contextmanager
+    def own_randomness(self) -> Iterator[None]:
+        """Dropout draws from the member's own state, so that neighbours cannot shift it."""
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self.rng_state)
+        try:
+            yield
+        finally:
+            self.rng_state = torch.get_rng_state()
+            torch.set_rng_state(outside)
+
+
+class FusionBank(L.LightningModule):
+    """K probes, one pass over the data.
+
+    Args:
+        members: what to train; all read layers among ``layers``.
+        tasks: read off the same fused tokens by every member.
+        layers: the order of ``batch["features"]``'s first axis.
+        grid: rows and columns of the tokens.
+    """
+
+    def __init__(
+        self, members: Sequence[MemberConfig], tasks: Sequence[Task], layers: Sequence[int], grid: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.tasks = list(tasks)
+        self.grid = grid
+        self.members = [Member(config, tasks) for config in members]
+        self.probes = nn.ModuleList(member.probe for member in self.members)
+        place = {layer: position for position, layer in enumerate(layers)}
+        self._rows = [tuple(place[layer] for layer in member.probe.fuser.uses) for member in self.members]
+        self._gathered: list[_Gathered] = []
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        total = int(self.trainer.estimated_stepping_batches)
+        pairs = [make_optimizer(member, total) for member in self.members]
+        return [optimizer for optimizer, _ in pairs], [scheduler for _, scheduler in pairs]
+
+    def on_fit_start(self) -> None:
+        if self.trainer.precision == "16-mixed" and len(self.members) > 1:
+            raise ValueError("a gradient scaler couples the members of a bank; 16-mixed takes a bank of one")
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        features = self._features(batch)
+        optimizers, schedulers = _listed(self.optimizers()), _listed(self.lr_schedulers())
+        for number, member in enumerate(self.members):
+            if not member.running:
+                continue
+            with self._timed(member), member.own_randomness():
+                try:
+                    self._step(number, member, features, batch, optimizers[number])
+                except (torch.OutOfMemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self._let_go(member, optimizers[number], OUT_OF_MEMORY)
+                    continue
+            schedulers[number].step()
+            member.images += features.shape[1]
+
+    def _step(self, number: int, member: Member, features: Tensor, batch: dict[str, Tensor], optimizer: Any) -> None:
+        logits = member.probe(features[list(self._rows[number])], batch, self.grid)
+        losses = [task.loss(logits[task.name], batch) for task in self.tasks]
+        loss = torch.stack(losses).sum()
+        self.manual_backward(loss)
+        clip = member.config.optimizer.gradient_clip
+        if clip:
+            nn.utils.clip_grad_norm_(member.probe.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        member.add_loss(loss)
+
+    def _let_go(self, member: Member, optimizer: Any, outcome: str) -> None:
+        member.stop(outcome)
+        optimizer.optimizer.state.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def _timed(self, member: Member) -> Iterator[None]:
+        """The member's own share of the wall clock; on CUDA, of the time to launch (steps overlap there)."""
+        start = time.perf_counter()
+        yield
+        member.step_seconds += time.perf_counter() - start
+
+    def on_train_epoch_end(self) -> None:
+        """Runs after the epoch's validation: closes the epoch's row and takes out whoever diverged."""
+        optimizers = _listed(self.optimizers())
+        for number, member in enumerate(self.members):
+            if not member.running:
+                continue
+            row = {"train/loss": member.take_loss(), "lr": optimizers[number].param_groups[-1]["lr"]}
+            row |= gate_rms(member.probe)
+            for name, gate in gate_parameters(member.probe).items():
+                member.gates[name].append(gate.detach().float().cpu().clone())
+            if "val" in member.evaluations:
+                last = member.evaluations["val"]
+                row |= {f"val/{key}": value for key, value in last.metrics.items()} | {"val/loss": last.loss}
+                row["val/objective"] = objective(last.metrics, self.tasks)
+            member.history.append(row)
+            if not math.isfinite(row["train/loss"]) or not math.isfinite(row.get("val/loss", 0.0)):
+                self._let_go(member, optimizers[number], DIVERGED)
+        if not any(member.running for member in self.members):
+            self.trainer.should_stop = True
+
+    def on_fit_end(self) -> None:
+        for member in self.members:
+            if member.running and len(member.history) >= (self.trainer.max_epochs or 0):
+                member.outcome = FINISHED
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._gathered = [_Gathered(self.tasks, self.device) for _ in self.members]
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._close("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._gathered = [_Gathered(self.tasks, self.device) for _ in self.members]
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch)
+        if batch_idx == 0:  # the same examples for every variant
+            features = self._features(batch)
+            for number, member in enumerate(self.members):
+                if member.outcome in (None, FINISHED):
+                    own, fuser = features[list(self._rows[number])], member.probe.fuser
+                    member.diagnostics = fuser.diagnose(own, self.grid)
+                    found = fuser.inspect(own, self.grid)
+                    member.inside = {key: value.float().cpu() for key, value in found.items() if key != "regions"}
+
+    def on_test_epoch_end(self) -> None:
+        self._close("test")
+
+    def _evaluate(self, batch: dict[str, Tensor]) -> None:
+        features = self._features(batch)
+        for number, member in enumerate(self.members):
+            if member.outcome not in (None, FINISHED):
+                continue
+            logits = member.probe(features[list(self._rows[number])], batch, self.grid)
+            self._gathered[number].add(logits, batch)
+
+    def _close(self, split: str) -> None:
+        for member, gathered in zip(self.members, self._gathered, strict=True):
+            if gathered.index:
+                member.evaluations[split] = gathered.close()
+        self._gathered = []
+
+    def _features(self, batch: dict[str, Tensor]) -> Tensor:
+        """``[layers, B, T, dim]`` in the dtype of the weights; converted once for all members."""
+        return batch["features"].to(next(self.probes[0].parameters()).dtype)
+
+
+class _Gathered:
+    """Outcomes of one member over one split, batch by batch."""
+
+    def __init__(self, tasks: Sequence[Task], device: torch.device) -> None:
+        self.tasks = tasks
+        self.metrics = {task.name: task.metric().to(device) for task in tasks}
+        self.index: list[Tensor] = []
+        self.scores: dict[str, list[Tensor]] = {task.name: [] for task in tasks}
+        self.items: dict[str, list[Tensor]] = {task.name: [] for task in tasks}
+        self.statistics: dict[str, list[dict[str, Tensor]]] = {task.name: [] for task in tasks}
+        self.loss: Tensor | float = 0.0
+        self.seen = 0
+
+    def add(self, logits: Mapping[str, Tensor], batch: dict[str, Tensor]) -> None:
+        count = len(batch["index"])
+        self.index.append(batch["index"])
+        self.seen += count
+        for task in self.tasks:
+            scores, items = task.scores(logits[task.name], batch)
+            self.scores[task.name].append(scores)
+            self.items[task.name].append(items)
+            self.statistics[task.name].append(task.statistics(logits[task.name], batch))
+            task.update(self.metrics[task.name], logits[task.name], batch)
+            self.loss = self.loss + task.loss(logits[task.name], batch).detach() * count
+
+    def close(self) -> Evaluation:
+        return Evaluation(
+            index=torch.cat(self.index).cpu(),
+            scores={name: torch.cat(parts).float().cpu() for name, parts in self.scores.items()},
+            items={name: torch.cat(parts).cpu() for name, parts in self.items.items()},
+            statistics={
+                name: {key: torch.cat([part[key] for part in parts]).float().cpu() for key in parts[0]}
+                for name, parts in self.statistics.items()
+            },
+            metrics={
+                f"{task.name}/{task.metric_name}": float(self.metrics[task.name].compute()) for task in self.tasks
+            },
+            loss=float(self.loss) / self.seen,
+        )
+
+
+class Measured(Protocol):
+    """What the objective needs of a task, of probes or of questions."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def metric_name(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def direction(self) -> str: ...
+    def gain(self, value: float, /) -> float: ...
+
+
+def objective(metrics: Mapping[str, float], tasks: Sequence[Measured]) -> float:
+    """One number to search by, more is better: the mean of the tasks' primary metrics.
+
+    Metrics in one unit are averaged as they are. Where units differ (a share and an absolute error) each is first
+    turned into its gain over chance, 0 for chance and 1 for perfect, or the largest number would decide alone.
+    """
+    values = {task.name: metrics[f"{task.name}/{task.metric_name}"] for task in tasks}
+    if len({(task.unit, task.direction) for task in tasks}) > 1:
+        return sum(task.gain(values[task.name]) for task in tasks) / len(tasks)
+    sign = 1 if tasks[0].direction == "maximize" else -1
+    return sign * sum(values.values()) / len(tasks)
+
+
+def gate_parameters(probe: Probe) -> dict[str, nn.Parameter]:
+    """The fuser's gates by name; empty for strategies without."""
+    gates = {id(parameter) for parameter in probe.fuser.gates()}
+    return {name: parameter for name, parameter in probe.fuser.named_parameters() if id(parameter) in gates}
+
+
+def gate_rms(probe: Probe) -> dict[str, float]:
+    """Root mean square of each gate: how far the fuser has opened. Empty for strategies without gates."""
+    return {
+        f"gate/{name}_rms": float(parameter.detach().float().square().mean().sqrt())
+        for name, parameter in gate_parameters(probe).items()
+    }
+
+
+def loss_still_falling(history: Sequence[Mapping[str, float]]) -> float:
+    """Relative drop of the training loss over the last fifth of the epochs (at least one), per epoch.
+
+    Under a schedule that decays to zero a converged run is near 0; 0.05 means that another epoch at the same pace
+    would still take 5 % off the loss. nan for fewer than two epochs.
+    """
+    losses = [row["train/loss"] for row in history]
+    if len(losses) < 2:
+        return math.nan
+    span = max(1, round(len(losses) / 5))
+    before, after = losses[-1 - span], losses[-1]
+    return (before - after) / span / max(abs(before), 1e-12)
+
+
+def make_optimizer(
+    member: Member, total_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with a group for each part of the probe, and its schedule over ``total_steps``."""
+    config = member.config.optimizer
+    groups = [
+        {
+            "params": parameters,
+            "lr": config.lr * config.scales[part],
+            "weight_decay": 0.0 if part == "gates" else config.weight_decay,
+            "name": part,
+        }
+        for part, parameters in member.probe.parts().items()
+        if parameters
+    ]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    warm = max(1, round(config.warmup * total_steps))
+
+    def scale(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total_steps - warm))))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or, as torch says it there, on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

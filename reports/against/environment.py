@@ -1,0 +1,80 @@
+"""What a study's numbers depend on besides its cells: versions, encoder, data, plan, settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from fusion_workbench.reports.reading.records import StudyRecord
+
+# Told by the cells, the question or the place themselves.
+_TOLD = frozenset({"name", "question", "strategies", "selections", "single_layers", "baselines", "space", "tracking"})
+_TOLD |= {"plan"}  # by its hash
+
+
+@dataclass(frozen=True)
+class Change:
+    """A value that differs; empty where one of the two has none."""
+
+    what: str
+    before: str
+    now: str
+
+
+def environment(record: StudyRecord) -> dict[str, str]:
+    """Everything by name, as words. What was not tracked is left out."""
+    tags, passport, source, language = record.tags, record.passport, record.source, record.language
+    prints = source.get("fingerprints")
+    prints = prints if isinstance(prints, Mapping) else {}
+    plain: dict[str, Any] = {
+        "encoder": passport.get("encoder"),
+        "encoder revision": passport.get("revision"),
+        "encoder precision": passport.get("precision"),
+        "encoder fingerprint": passport.get("fingerprint"),
+        "language model": language and language.known_as,
+        "source": source.get("version") or source.get("name"),
+        **{f"source fingerprint, {split}": value for split, value in prints.items()},
+        "plan hash": tags.get("workbench.plan"),
+        "commit": tags.get("workbench.commit"),
+        "trained on": tags.get("workbench.device"),
+        **{f"version of {name}": value for name, value in _mapping(tags.get("workbench.versions", "")).items()},
+        **{f"setting {key}": value for key, value in _settings(record.study_yaml).items()},
+    }
+    return {what: str(value) for what, value in plain.items() if value not in (None, "")}
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[Change, ...]:
+    """In the order of ``now``, then what only ``before`` has."""
+    names = dict.fromkeys([*now, *before])
+    return tuple(Change(n, before.get(n, ""), now.get(n, "")) for n in names if before.get(n, "") != now.get(n, ""))
+
+
+def _mapping(text: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _settings(text: str) -> dict[str, str]:
+    """``training.epochs`` → ``8`` for every setting of study.yaml."""
+    try:
+        plain = yaml.safe_load(text) if text else {}
+    except yaml.YAMLError:
+        return {}
+    out: dict[str, str] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                walk(inner, f"{path}.{key}" if path else str(key))
+        else:
+            out[path] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+    walk({k: v for k, v in plain.items() if k not in _TOLD} if isinstance(plain, Mapping) else {}, "")
+    return out

@@ -1,0 +1,99 @@
+"""What bounds everything that a report says."""
+
+from __future__ import annotations
+
+from fusion_workbench.config.plan import FEWEST
+from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.analysis.trial import confirmation
+from fusion_workbench.reports.reading.records import FINISHED, RUNNING
+from fusion_workbench.reports.words.wording import listed, plural
+
+
+def nothing(analysis: Analysis) -> str:
+    counts = analysis.record.counts()
+    if counts.get(FINISHED):
+        return "No answer: the finished runs hold no validation objective."
+    state = "is still running and has" if analysis.record.status == "RUNNING" else "has"
+    return f"No answer yet: the study {state} no finished replicate."
+
+
+def _blind(analysis: Analysis) -> list[str]:
+    """Tasks on which no cell does better than a guess that looks at no image."""
+    out = []
+    for task in analysis.record.tasks:
+        measure = analysis.measure(task.name)
+        means = [measure.sign * e.mean for (_, name), e in analysis.means.items() if name == task.name]
+        if measure.chance is not None and means and max(means) <= measure.sign * measure.chance:
+            best, blind = (
+                f"{measure.unit.score(v)} {measure.unit.symbol}".strip()
+                for v in (measure.sign * max(means), measure.chance)
+            )
+            out.append(
+                f"Nothing was learned of {task.name} that holds on test: the best cell has {best}, and a guess that "
+                f"looks at no image {blind}; differences between cells there say little."
+            )
+    return out
+
+
+def caveats(analysis: Analysis) -> tuple[str, ...]:
+    """What bounds everything that the report says."""
+    record, out = analysis.record, []
+    counts = record.counts()
+    done, expected = counts.get(FINISHED, 0), record.expected
+    if not record.expected:
+        out.append(
+            f"Incomplete: no replicate was started yet; the learning-rate search has {len(record.runs)} runs so far."
+        )
+    elif not record.complete:
+        rest = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.items() if state != FINISHED)
+        state = {"RUNNING": "is still running", "KILLED": "was stopped", "FAILED": "broke off"}.get(
+            record.status, "ended"
+        )
+        running = " Numbers will move." if record.status == "RUNNING" or counts.get(RUNNING) else ""
+        out.append(
+            f"Incomplete: the study {state} with {done} of {expected} variant-replicates"
+            f"{f' ({rest})' if rest else ''}.{running}"
+        )
+    if analysis.conditional and analysis.means:
+        number = len(record.groups)
+        noun = plural(record.group_name, number)
+        out.append(
+            f"Conditional on {'this' if number == 1 else 'these'} {noun}: the test images come from {number} {noun}; "
+            "nothing here speaks for other ones."
+        )
+    out.extend(_blind(analysis))
+    if not record.contenders and any(run.phase == "confirm" for run in record.runs):
+        out.append(
+            "Fresh replicates were trained, but contenders.json, which says what they are of, is missing or cannot be "
+            "read: the study's own replicates judge instead."
+        )
+    trial = confirmation(analysis)
+    reached_by = [e.replicates for e in analysis.means.values()]
+    few = min(reached_by, default=0)
+    if trial is not None:
+        reached, planned = trial.replicates, len(record.fresh_replicates)
+        if reached < planned:
+            out.append(f"The fresh replicates are incomplete: {reached} of {planned} have ended for every contender.")
+        if 0 < few < FEWEST:
+            which = "All" if max(reached_by) == few else "Some"
+            out.append(
+                f"{which} cells are compared on {few} replicate{'s' * (few > 1)}, which gives intervals and no "
+                "verdicts; what validation picked on them is judged on the fresh ones."
+            )
+        now = next(iter(analysis.ranked(analysis.objective.name)), None)
+        if trial.winner and now and now.id != trial.winner.id:
+            out.append(
+                f"Validation would now pick {now.name}; the fresh replicates are of {trial.winner.name}, which it "
+                "picked before they were trained."
+            )
+    elif 0 < few < FEWEST:
+        out.append(f"Some cells have {few} replicate{'s' if few > 1 else ''}; a verdict takes {FEWEST}.")
+    elif few and analysis.reached < analysis.plan.looks[0]:
+        out.append(f"Verdicts are read at {looks(analysis)} replicates, as planned; {analysis.reached} have ended.")
+    out.extend(f"Departed from its plan: {change}." for change in record.departures)
+    return tuple(out)
+
+
+def looks(analysis: Analysis) -> str:
+    """The numbers of replicates at which verdicts are read."""
+    return listed([str(n) for n in analysis.plan.looks])

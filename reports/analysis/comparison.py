@@ -1,0 +1,303 @@
+"""What is compared with what: baselines, paired differences, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion_workbench.config.plan import OVERALL
+from fusion_workbench.reports.reading.records import ENDED, Cell, Family, Outcomes, Plan, StudyRecord
+from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, estimate
+from fusion_workbench.reports.statistics.verdicts import Pair, judge, verdict
+from fusion_workbench.reports.words.units import GAIN, SHARE, Unit, common, unit_of
+
+DEEPEST, PENULTIMATE, BEST_SINGLE, MIDDLE = "deepest layer", "penultimate layer", "best single layer", "middle concat"
+BASELINES = (DEEPEST, PENULTIMATE, BEST_SINGLE, MIDDLE)
+SAME_PARAMETERS, SAME_FLOPS = "one layer, same parameters", "one layer, same FLOPs"
+CONTROLS = (SAME_PARAMETERS, SAME_FLOPS)  # of the best fusion; trained on fresh replicates only
+ITSELF = "the baseline itself"
+
+
+_ACRONYMS = {"iou": "IoU", "mae": "MAE", "anls": "ANLS", "vqa_accuracy": "VQA accuracy", "ocrbench": "OCRBench"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A task, or the mean of all of them."""
+
+    name: str
+    title: str
+    metric: str
+    sign: int
+    chance: float | None  # of a guess that looks at no image: fitted to the training images, scored on test
+    unit: Unit = SHARE
+
+    @property
+    def shown(self) -> str:
+        """The metric as people write it."""
+        return _ACRONYMS.get(self.metric, self.metric.replace("_", " "))
+
+    @property
+    def minimised(self) -> bool:
+        return self.sign < 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A cell against a baseline on one measure: ``difference`` is cell minus baseline, paired."""
+
+    measure: str
+    baseline: str
+    against: str  # the baseline's cell
+    cell: str
+    difference: Estimate | None  # None: the cell is the baseline
+    p: float  # corrected for the family and the looks, to be held against the plan's level; nan: not judged
+    p_equivalent: float  # the same of the difference lying within the margin
+    verdict: str
+
+
+class Analysis:
+    """Means, baselines and comparisons of a study. Everything picked is picked on validation.
+
+    Args:
+        record: the study.
+        baselines: (measure, baseline) → cell, where they were picked elsewhere; None: on this record's validation.
+        judged: the (cell, baseline) to compare; None: every cell with every baseline.
+
+    Attributes:
+        plan: the study's, its part that is for comparing all cells; of one from before there were plans, the default,
+            without equivalence.
+        core: replicates that at least half of the cells have; picks are made among cells that have them all, on them
+            alone, so that a study that is not complete still compares like with like.
+        means: (cell, measure) → test mean with its interval.
+        validation: (cell, measure) → validation mean over the core replicates.
+        baselines: (measure, baseline) → cell.
+        comparisons: (measure, baseline, cell) → comparison on test.
+    """
+
+    def __init__(
+        self,
+        record: StudyRecord,
+        baselines: Mapping[tuple[str, str], str] | None = None,
+        judged: Collection[tuple[str, str]] | None = None,
+    ) -> None:
+        self.record = record
+        self.measures = _measures(record)
+        self.plan = record.plan.exploring() if record.plan else _unplanned(record, self.measures)
+        self._judged = judged
+        self._scores = {
+            (cell.id, measure.name, split): scores
+            for cell in record.cells
+            for measure in self.measures
+            for split in ("val", "test")
+            if (scores := self._measured(cell.id, measure, split)) is not None
+        }
+        self.core = self._core()
+        self.eligible = tuple(c for c in record.cells if self.core and self.core <= self._trained(c.id))
+        self.means = {
+            (cell, measure): estimate(o.scores, codes(o.groups))
+            for (cell, measure, split), o in self._scores.items()
+            if split == "test" and o.scores.size
+        }
+        self.validation = self._validation()
+        self.baselines = self._baselines() if baselines is None else dict(baselines)
+        self.comparisons = self._compare()
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    @property
+    def objective(self) -> Measure:
+        """What the recommended cell is picked by: the plan's primary measure."""
+        return next((m for m in self.measures if m.name == self.plan.primary), self.measures[-1])
+
+    @property
+    def reached(self) -> int:
+        """Replicates that every cell has ended, one way or another, from the first on."""
+        for number, replicate in enumerate(self.record.replicates):
+            if any(self.record.state(c.id, replicate) not in ENDED for c in self.record.cells):
+                return number
+        return len(self.record.replicates)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the groups of the test images are too few to speak for others."""
+        return 0 < len(self.record.groups) < FEW_GROUPS
+
+    def measure(self, name: str) -> Measure:
+        return next(m for m in self.measures if m.name == name)
+
+    def outcomes(self, cell: str, measure: str, split: str = "test") -> Outcomes | None:
+        return self._scores.get((cell, measure, split))
+
+    def ranked(self, measure: str, cells: Sequence[Cell] | None = None) -> list[Cell]:
+        """Cells by their validation mean, the best first; those without one are left out."""
+        sign = self.measure(measure).sign
+        known = [c for c in (self.eligible if cells is None else cells) if (c.id, measure) in self.validation]
+        return sorted(known, key=lambda c: (-sign * self.validation[c.id, measure], len(c.levels), c.query, c.id))
+
+    def paired(self, cell: str, against: str, measure: str, split: str = "test") -> Outcomes | None:
+        """Differences, cell minus baseline, of the replicates and examples that both have; None where none are."""
+        return _paired(self.outcomes(cell, measure, split), self.outcomes(against, measure, split))
+
+    def difference(self, cell: str, against: str, measure: str, split: str = "test") -> Estimate | None:
+        """Cell minus baseline, same replicate, same example; None where they share none."""
+        paired = self.paired(cell, against, measure, split)
+        return None if paired is None else estimate(paired.scores, codes(paired.groups))
+
+    def margin(self, measure: Measure) -> float | None:
+        """What is as good as no difference, in the measure's own unit."""
+        if self.plan.margin is None or measure.unit in (SHARE, GAIN):
+            return self.plan.margin
+        task = next((t for t in self.record.tasks if t.name == measure.name), None)
+        if task is None or not task.spans:
+            return None
+        assert task.perfect is not None
+        assert task.chance is not None
+        return self.plan.margin * abs(task.perfect - task.chance)
+
+    # --- building -----------------------------------------------------------------------------------------------
+
+    def _measured(self, cell: str, measure: Measure, split: str) -> Outcomes | None:
+        """A task's outcomes, or the mean over the tasks of those examples that all of them scored."""
+        if measure.name != OVERALL or len(self.record.tasks) < 2:
+            return self.record.outcomes.get((cell, measure.name, split))
+        parts = [self.record.outcomes.get((cell, task.name, split)) for task in self.record.tasks]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        examples = tuple(sorted(set.intersection(*(set(o.examples) for o in known))))
+        replicates = tuple(r for r in known[0].replicates if all(r in o.replicates for o in known))
+        if not examples or not replicates:
+            return None
+        gains = measure.unit is GAIN
+        signed = [
+            task.gain(scores) if gains else task.sign * scores
+            for task, o in zip(self.record.tasks, known, strict=True)
+            for scores in (o.cut(replicates, examples),)
+        ]
+        groups = dict(zip(known[0].examples, known[0].groups, strict=False))
+        mean = np.asarray(np.mean(signed, axis=0), dtype=float)
+        return Outcomes(replicates, examples, mean, tuple(groups[e] for e in examples) if groups else ())
+
+    def _trained(self, cell: str) -> frozenset[str]:
+        return frozenset(run.replicate for run in self.record.finals(cell))
+
+    def _core(self) -> frozenset[str]:
+        have = [trained for cell in self.record.cells if (trained := self._trained(cell.id))]
+        return frozenset(r for r in self.record.replicates if sum(r in t for t in have) * 2 >= len(have) > 0)
+
+    def _validation(self) -> dict[tuple[str, str], float]:
+        """Of the eligible cells: the tracked metric, or, where a run has none, the mean of its outcomes."""
+        out: dict[tuple[str, str], float] = {}
+        for cell in self.eligible:
+            for measure in self.measures:
+                tracked = "val/objective" if measure.name == OVERALL else f"val/{measure.name}/{measure.metric}"
+                value = self.record.mean_metric(cell.id, tracked, self.core)
+                if value is None and (o := self.outcomes(cell.id, measure.name, "val")) is not None and o.scores.size:
+                    value = float(o.scores.mean())
+                if value is not None and np.isfinite(value):
+                    out[cell.id, measure.name] = value
+        return out
+
+    def _compare(self) -> dict[tuple[str, str, str], Comparison]:
+        """Every cell against every baseline, judged together. A pair that meets twice is corrected for once."""
+        wanted = {
+            (measure, baseline, cell.id): against
+            for (measure, baseline), against in self.baselines.items()
+            for cell in self.record.cells
+            if (cell.id, measure) in self.means and (self._judged is None or (cell.id, baseline) in self._judged)
+        }
+        place = {replicate: number for number, replicate in enumerate(self.record.replicates)}
+        pairs: dict[tuple[str, str, str], Pair] = {}
+        for (measure, _, cell), against in wanted.items():
+            one, other = sorted((cell, against))
+            if one == other or (measure, one, other) in pairs:
+                continue
+            found = self.paired(one, other, measure)
+            if found is not None:
+                rows = tuple(place[replicate] for replicate in found.replicates)
+                margin, groups = self.margin(self.measure(measure)), codes(found.groups)
+                pairs[measure, one, other] = Pair(measure, (one, other), found.scores, rows, margin, groups)
+        judged = judge(list(pairs.values()), self.plan, self.reached)
+        out: dict[tuple[str, str, str], Comparison] = {}
+        estimates: dict[tuple[str, str, str], Estimate | None] = {}
+        for key, against in wanted.items():
+            measure, baseline, cell = key
+            if cell == against:
+                nan = float("nan")
+                out[key] = Comparison(measure, baseline, against, cell, None, nan, nan, ITSELF)
+                continue
+            if (measure, cell, against) not in estimates:
+                estimates[measure, cell, against] = self.difference(cell, against, measure)
+            d = estimates[measure, cell, against]
+            if d is not None:
+                j = judged.get((measure, min(cell, against), max(cell, against)))
+                word = verdict(d.mean, j, self.plan.level, self.measure(measure).sign)
+                p, alike = (j.p, j.p_equivalent) if j else (float("nan"), float("nan"))
+                out[key] = Comparison(measure, baseline, against, cell, d, p, alike, word)
+        return out
+
+    def _baselines(self) -> dict[tuple[str, str], str]:
+        """The baselines' cells. The best single layer is each measure's own, picked on its validation mean."""
+        found: dict[tuple[str, str], str] = {}
+        for measure in self.measures:
+            for baseline in BASELINES:
+                wanted = "single layer" if baseline == BEST_SINGLE else baseline
+                tagged = [c for c in self.record.cells if wanted in c.baselines]
+                eligible = self.ranked(measure.name, [c for c in tagged if c in self.eligible])
+                choice = eligible or [c for c in tagged if (c.id, measure.name) in self.means]
+                if choice and (choice[0].id, measure.name) in self.means:
+                    found[measure.name, baseline] = choice[0].id
+        return found
+
+
+def _measures(record: StudyRecord) -> tuple[Measure, ...]:
+    """The tasks in the study's order; with several, their mean comes last."""
+    tasks = tuple(Measure(t.name, t.title or t.name, t.metric, t.sign, t.blind, unit_of(t.unit)) for t in record.tasks)
+    if len(tasks) < 2:
+        return tasks or (Measure(OVERALL, "the validation objective", "objective", 1, None),)
+    if len({(t.unit, t.direction) for t in record.tasks}) > 1 and all(t.spans for t in record.tasks):
+        title = "mean over the tasks of the gain over chance (0: chance, 100: perfect)"
+        blind = float(np.mean([t.gain(np.asarray(t.blind)) for t in record.tasks]))
+        return (*tasks, Measure(OVERALL, title, "gain over chance", 1, blind, GAIN))
+    chances = [t.sign * t.chance for t in tasks if t.chance is not None]
+    chance = sum(chances) / len(tasks) if len(chances) == len(tasks) else None
+    signed = " (less is better counts as negative)" if any(m.minimised for m in tasks) else ""
+    unit = common(m.unit for m in tasks)
+    return (*tasks, Measure(OVERALL, f"mean of the tasks{signed}", "objective", 1, chance, unit))
+
+
+@lru_cache(maxsize=1024)
+def codes(groups: tuple[str, ...]) -> NDArray[np.int64] | None:
+    """Groups as numbers; None where none are known."""
+    return np.unique(groups, return_inverse=True)[1].reshape(-1) if groups else None
+
+
+def _unplanned(record: StudyRecord, measures: Sequence[Measure]) -> Plan:
+    """Of a study from before there were plans: the default families, read once, and no margin."""
+    primary, others = measures[-1].name, tuple(m.name for m in measures[:-1])
+    families = (Family((primary,), 0.8 if others else 1.0), *([Family(others, 0.2)] if others else []))
+    return Plan(primary, families, 0.05, None, (max(len(record.replicates), 1),))
+
+
+def _paired(one: Outcomes | None, other: Outcomes | None) -> Outcomes | None:
+    """Differences over the replicates and examples that both have."""
+    if one is None or other is None:
+        return None
+    replicates = tuple(r for r in one.replicates if r in other.replicates)
+    same = one.examples == other.examples
+    common = one.examples if same else tuple(sorted({*one.examples} & {*other.examples}))
+    if not replicates or not common:
+        return None
+    group = dict(zip(one.examples, one.groups, strict=False))
+    groups = one.groups if same or not group else tuple(group[e] for e in common)
+    return Outcomes(replicates, common, one.cut(replicates, common) - other.cut(replicates, common), groups)
+
+
+def holds_zero(difference: Estimate) -> bool:
+    """Whether the uncorrected interval leaves 'no difference' open."""
+    return difference.low <= 0 <= difference.high

@@ -1,0 +1,81 @@
+"""Whether the fight was fair, from the record: equal tuning, equal steps, trainings that came to their end."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from fusion_workbench.reports.reading.records import FINISHED, Cell, StudyRecord
+from fusion_workbench.reports.words.wording import listed
+
+_STEPS = ("epochs", "batch_size")
+
+
+def flags(record: StudyRecord, cell: Cell) -> list[str]:
+    """What a reader should mind of a cell's training, in words; none for one that trained as it should."""
+    runs = [r for r in record.runs if r.cell == cell.id and r.phase != "search" and r.state == FINISHED]
+    found = []
+    converged = [r.metrics["converged"] >= 0.5 for r in runs if "converged" in r.metrics]
+    if converged and not all(converged):
+        found.append(f"loss still falling in {len(converged) - sum(converged)} of {len(converged)}")
+    opened = [r.metrics["gates_opened"] >= 0.5 for r in runs if "gates_opened" in r.metrics]
+    if opened and not all(opened):
+        found.append(f"gates stayed shut in {len(opened) - sum(opened)} of {len(opened)}")
+    tried = rates(record).get(cell.id, ())
+    if len(tried) > 2 and cell.chosen_lr is not None and cell.chosen_lr in (tried[0], tried[-1]):
+        end = "lowest" if cell.chosen_lr == tried[0] else "highest"
+        found.append(f"took the {end} learning rate that was tried")
+    return found
+
+
+def rates(record: StudyRecord) -> Mapping[str, tuple[float, ...]]:
+    """cell → the learning rates that it, or the one that stood for its strategy, was tried at."""
+    tried: dict[str, set[float]] = defaultdict(set)
+    family: dict[tuple[str, str, str], set[float]] = defaultdict(set)
+    for run in record.runs:
+        if run.phase == "search" and run.lr is not None:
+            tried[run.cell].add(run.lr)
+            family[_family(record.cell(run.cell))].add(run.lr)
+    cells = {**record.searched, **{c.id: c for c in record.cells}}
+    nothing: set[float] = set()
+    return {name: tuple(sorted(tried.get(name) or family.get(_family(cell), nothing))) for name, cell in cells.items()}
+
+
+def budgets(record: StudyRecord) -> list[str]:
+    """Sentences on equal budgets, checked and not assumed."""
+    said = []
+    known = rates(record)
+    by_rates: dict[tuple[float, ...], list[str]] = defaultdict(list)
+    for cell in record.cells:
+        by_rates[known.get(cell.id, ())].append(cell.name)
+    if set(by_rates) == {()}:
+        said.append("No learning rate was searched: every cell took the one that the study names.")
+    elif len(by_rates) == 1:
+        (tried,) = by_rates
+        said.append(
+            f"Equal tuning: every cell, or one for each strategy, was tried at {listed([f'{r:g}' for r in tried])}."
+        )
+    else:
+        parts = [
+            f"{listed([f'{r:g}' for r in tried]) or 'no rate'} for {len(cells)} ({', '.join(cells[:3])}"
+            f"{', …' if len(cells) > 3 else ''})"
+            for tried, cells in by_rates.items()
+        ]
+        said.append(f"Unequal tuning: learning rates {'; '.join(parts)}.")
+    if any(len(tried) == 2 for tried in by_rates):  # said once, and not of every cell
+        said.append("Of two rates each is at an end of what was tried; a third might do better.")
+    steps = {
+        tuple(run.params.get(name, "") for name in _STEPS)
+        for run in record.runs
+        if run.phase != "search" and run.state == FINISHED
+    }
+    if len(steps) == 1:
+        epochs, batch = next(iter(steps))
+        said.append(f"Equal steps: {epochs} epochs of batches of {batch} for all." if epochs else "")
+    elif steps:
+        said.append(f"Unequal steps: {listed([f'{e} epochs at batch {b}' for e, b in sorted(steps)])}.")
+    return [sentence for sentence in said if sentence]
+
+
+def _family(cell: Cell) -> tuple[str, str, str]:
+    return cell.strategy, repr(sorted(cell.options.items())), cell.alias

@@ -1,0 +1,1 @@
+"""The referee's own error rates, counted on studies of known truth."""

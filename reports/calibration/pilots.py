@@ -1,0 +1,119 @@
+"""What the noise of paired differences is made of, read from a study that was run: a pilot for those to come."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.reports.analysis.comparison import Analysis, codes
+from fusion_workbench.reports.reading.records import Floats, StudyRecord
+from fusion_workbench.reports.statistics.crossed import mean_squares
+
+PILOTS = Path(__file__).with_name("pilots.json")
+_PLACES = re.compile(r" (--workspace|-w|--out|-o)[ =]('[^']*'|\S+)")  # folders of one machine
+QUANTILES = {"min": 0.0, "q1": 0.25, "median": 0.5, "q3": 0.75, "max": 1.0}
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Variance of a single paired difference of scores, split into shares that add up to 1.
+
+    Attributes:
+        replicate: what all examples of one replicate have in common.
+        example: what all replicates of one example have in common.
+        interaction: the rest; of probes with a discrete score mostly its coarseness.
+    """
+
+    replicate: float
+    example: float
+    interaction: float
+
+
+def components(scores: Floats, groups: ArrayLike | None = None) -> Mix:
+    """Variance components (not yet shares) of ``[R, N]`` differences, by the method of moments, none below 0.
+
+    With groups the example's part is that inside its group, as where groups are taken as given.
+    """
+    replicates, examples = scores.shape
+    replicate, example, rest = (float(ms) for ms in mean_squares(scores, groups))
+    return Mix(max(replicate - rest, 0.0) / examples, max(example - rest, 0.0) / replicates, rest)
+
+
+def mixes_of(analysis: Analysis) -> list[Mix]:
+    """Shares of every cell against every baseline on every measure, a pair that meets twice counted once."""
+    pairs = {
+        (c.measure, *sorted((c.cell, c.against))): (c.cell, c.against)
+        for c in analysis.comparisons.values()
+        if c.difference is not None
+    }
+    out = []
+    for (measure, *_), (cell, against) in pairs.items():
+        found = analysis.paired(cell, against, measure)
+        if found is None or min(found.scores.shape) < 2:
+            continue
+        groups = codes(found.groups)
+        if groups is not None and groups.max() + 1 >= len(groups):
+            groups = None  # every example is its own group
+        parts = components(found.scores, groups)
+        total = parts.replicate + parts.example + parts.interaction
+        if total > 0:
+            out.append(Mix(parts.replicate / total, parts.example / total, parts.interaction / total))
+    return out
+
+
+def pilot(record: StudyRecord) -> dict[str, Any]:
+    """A study's row of ``pilots.json``: real pairs at the quartiles of the replicate's share, and who they were of.
+
+    Raises:
+        WorkbenchError: no pair of the study has two replicates.
+    """
+    analysis = Analysis(record)
+    mixes = sorted(mixes_of(analysis), key=lambda m: (m.replicate, m.example))
+    if not mixes:
+        raise WorkbenchError(
+            f"the study '{record.name}' has no pair of cells with two finished replicates; its noise cannot be read."
+        )
+    shapes = [o.scores.shape for (_, _, split), o in record.outcomes.items() if split == "test"]
+    return {
+        "study": record.name,
+        "command": _PLACES.sub("", record.tags.get("workbench.command", "")),
+        "version": record.tags.get("workbench.commit", ""),
+        "cells": len(record.cells),
+        "replicates": max(r for r, _ in shapes),
+        "examples": max(n for _, n in shapes),
+        "groups": len(record.groups),
+        "pairs": len(mixes),
+        "mixes": {name: _plain(mixes[round(q * (len(mixes) - 1))]) for name, q in QUANTILES.items()},
+        "quartiles": {
+            part: [round(float(v), 4) for v in np.quantile([getattr(m, part) for m in mixes], [*QUANTILES.values()])]
+            for part in ("replicate", "example", "interaction")
+        },
+    }
+
+
+@cache
+def pilots() -> tuple[Mapping[str, Any], ...]:
+    """The rows that come with the package."""
+    return tuple(json.loads(PILOTS.read_text(encoding="utf-8"))["pilots"])
+
+
+def mixes(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mix]:
+    """One mix for each quantile: of the least replicate share at ``min`` to the largest at ``max``, over all pilots."""
+    out = {}
+    for name, q in QUANTILES.items():
+        found = sorted((Mix(**row["mixes"][name]) for row in rows), key=lambda m: m.replicate)
+        out[name] = found[round(q * (len(found) - 1))]
+    return out
+
+
+def _plain(mix: Mix) -> dict[str, float]:
+    return {part: round(getattr(mix, part), 4) for part in ("replicate", "example", "interaction")}

@@ -1,0 +1,1 @@
+"""From MLflow to records: the only readers."""

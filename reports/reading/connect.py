@@ -1,0 +1,140 @@
+"""Opening MLflow to read, with every way it can fail said in one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from fusion_workbench.core.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run as MlflowRun
+    from mlflow.tracking import MlflowClient
+
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client that was seen to answer. Reading never makes a database.
+
+    Raises:
+        WorkbenchError: the URI is of no kind that MLflow takes, or nothing answers there.
+    """
+    _check(uri)
+    _quiet()
+    try:
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri)
+        with _impatient():
+            client.search_experiments(max_results=1)
+    except Exception as error:  # drivers, file systems and servers raise their own
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        raise WorkbenchError(f"MLflow at {shown(uri)} cannot be opened: {reason}") from None
+    return client
+
+
+def find_study(client: MlflowClient, uri: str, study: str, experiment: str | None) -> MlflowRun:
+    """The latest parent run of that name or id.
+
+    Raises:
+        WorkbenchError: there is none; the message names those there are.
+    """
+    experiments = {e.experiment_id: e.name for e in client.search_experiments()}
+    if experiment is not None:
+        if experiment not in experiments.values():
+            known = ", ".join(sorted(experiments.values())) or "none"
+            raise WorkbenchError(f"MLflow at {shown(uri)} has no experiment '{experiment}'. Known: {known}.")
+        experiments = {key: name for key, name in experiments.items() if name == experiment}
+    parents = list(_search(client, list(experiments), "tags.`workbench.kind` = 'study'"))
+    found = [run for run in parents if study in (_tag(run, "workbench.study_id"), _tag(run, "workbench.study"))]
+    if not found:
+        where = f"MLflow at {shown(uri)}" + (f", experiment '{experiment}'" if experiment else "")
+        names = sorted({_tag(run, "workbench.study") for run in parents})
+        there = (
+            f"There are: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}." if names else "It holds none yet."
+        )
+        raise WorkbenchError(f"no study '{study}' in {where}. {there}")
+    return max(found, key=lambda run: int(run.info.start_time or 0))
+
+
+def children(client: MlflowClient, parent: MlflowRun) -> list[MlflowRun]:
+    """Every child run, oldest first."""
+    where = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    return sorted(_search(client, [parent.info.experiment_id], where), key=lambda run: int(run.info.start_time or 0))
+
+
+def shown(uri: str) -> str:
+    """The URI without a password."""
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:…@{host}"))
+
+
+def _search(client: MlflowClient, experiments: list[str], where: str) -> Iterator[MlflowRun]:
+    token: str | None = None
+    while experiments:
+        page = client.search_runs(experiments, where, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _tag(run: MlflowRun, name: str) -> str:
+    return str(run.data.tags.get(name, ""))
+
+
+def _check(uri: str) -> None:
+    """What MLflow would answer with a long trace, a new empty database, or minutes of retries."""
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file"):
+        raise WorkbenchError(
+            f"tracking URI '{uri}' is a folder, which MLflow no longer reads; "
+            "name a database, such as sqlite:///mlflow.db, or a server, such as http://127.0.0.1:5000."
+        )
+    if scheme != "sqlite":
+        return
+    path = Path(uri.partition(":///")[2].partition("?")[0])
+    if not path.is_file():
+        raise WorkbenchError(f"MLflow at {uri} cannot be opened: there is no file {path}.")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.Error as error:
+        raise WorkbenchError(f"MLflow at {uri} cannot be opened: {path} is no SQLite database ({error}).") from None
+    if not {"runs", "experiments"} <= tables:
+        raise WorkbenchError(f"MLflow at {uri} cannot be opened: {path} is a database, but not one of MLflow's.")
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """A server that is not there is told within seconds, not after MLflow's minutes of retries."""
+    before = {key: os.environ.get(key) for key in _PATIENCE}
+    for key, value in _PATIENCE.items():
+        os.environ.setdefault(key, value)
+    try:
+        yield
+    finally:
+        for key, old in before.items():
+            if old is None:
+                os.environ.pop(key, None)
+
+
+def _quiet() -> None:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="mlflow")

@@ -1,0 +1,175 @@
+"""What a study of multimodal language models logged besides what a study of probes does, as plain values."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fusion_workbench.core.errors import WorkbenchError
+
+QUESTIONS = 8  # that are shown
+_COLUMNS = ("example_id", "task", "question", "prediction", "answers")
+Key = tuple[str, str, str]  # example, task, question
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """The language model that all cells of a study share.
+
+    Attributes:
+        parameters: of the language model alone; None where it was not logged, likewise width and depth.
+        stages: of the training, in order, by name.
+        probes: the study of probes of the same cells; empty where the study names none.
+        controls: whether the cells were also asked with blank and with shuffled images.
+    """
+
+    name: str
+    revision: str = ""
+    parameters: int | None = None
+    width: int | None = None
+    depth: int | None = None
+    stages: tuple[str, ...] = ()
+    probes: str = ""
+    controls: bool = True
+
+    @property
+    def known_as(self) -> str:
+        """With its revision, where it has one."""
+        return " · ".join(filter(None, [self.name, self.revision]))
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one cell answered, and what its task's metric gives for it; None where that was not logged."""
+
+    prediction: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A test question with every right answer and what cells said to it."""
+
+    example: str
+    task: str
+    question: str
+    answers: tuple[str, ...]
+    said: Mapping[str, Said]  # by cell
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Test questions and the answers of each strategy's best cell on validation."""
+
+    replicates: Mapping[str, str]  # cell → the replicate that answered, in the order of the columns
+    questions: tuple[Question, ...]
+
+
+def read_language(plain: Mapping[str, Any]) -> LanguageModel:
+    """``language_model.json``. Raises KeyError, TypeError or ValueError for what is none."""
+    stages = plain.get("stages") or ()
+    if not isinstance(stages, list | tuple):
+        raise TypeError("stages is no list")
+    return LanguageModel(
+        name=str(plain["name"]),
+        revision=str(plain.get("revision") or ""),
+        parameters=_whole(plain.get("parameters")),
+        width=_whole(plain.get("width")),
+        depth=_whole(plain.get("depth")),
+        stages=tuple(_stage(stage, number) for number, stage in enumerate(stages, 1)),
+        probes=str(plain.get("probes") or ""),
+        controls=bool(plain.get("controls", True)),
+    )
+
+
+def _stage(stage: Any, number: int) -> str:
+    return str(stage.get("name") or f"stage {number}") if isinstance(stage, Mapping) else str(stage)
+
+
+def _whole(value: Any) -> int | None:
+    return int(value) if value is not None and math.isfinite(float(value)) else None
+
+
+def read_answers(path: Path) -> dict[Key, tuple[Said, tuple[str, ...]]]:
+    """``outcomes/answers.parquet``: question → what was said, and all right answers.
+
+    Raises:
+        WorkbenchError: it cannot be read, or lacks a column.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_parquet(path)
+    except Exception as error:  # torn or foreign: pyarrow raises many kinds
+        raise WorkbenchError(f"it cannot be read ({type(error).__name__})") from None
+    if lacking := [name for name in _COLUMNS if name not in table.columns]:
+        raise WorkbenchError(f"it lacks {', '.join(lacking)}")
+    columns = [table[name].to_numpy(dtype=object) for name in _COLUMNS]
+    scores = table["score"].to_numpy(dtype=object) if "score" in table.columns else [None] * len(table)
+    return {
+        (str(example), str(task), str(question)): (Said(_text(prediction), _score(score)), _answers(answers))
+        for example, task, question, prediction, answers, score in zip(*columns, scores, strict=True)
+    }
+
+
+def _score(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else str(value)
+
+
+def _answers(value: Any) -> tuple[str, ...]:
+    """A list, or a list written as JSON, or the one answer."""
+    if isinstance(value, str):
+        try:
+            found = json.loads(value) if value.startswith("[") else value
+        except ValueError:
+            found = value
+        return tuple(map(str, found)) if isinstance(found, list) else (value,)
+    return tuple(map(str, value)) if isinstance(value, Iterable) else ()
+
+
+def choose(keys: Iterable[Key], most: int = QUESTIONS) -> list[Key]:
+    """Some of the questions, evenly over the tasks: drawn by their names' hashes, so always the same ones.
+
+    Scores have no say, so that what is shown flatters no cell.
+    """
+    by_task: dict[str, list[Key]] = defaultdict(list)
+    for key in sorted(set(keys), key=lambda k: (sha256("\n".join(k).encode("utf-8", "replace")).digest(), k)):
+        by_task[key[1]].append(key)
+    turns = [(turn, task, key) for task, own in by_task.items() for turn, key in enumerate(own)]
+    return [key for _, _, key in sorted(turns)[:most]]
+
+
+def asked(
+    found: Mapping[str, Mapping[Key, tuple[Said, tuple[str, ...]]]], replicates: Mapping[str, str]
+) -> Asked | None:
+    """What is shown of the cells' answers; None where they answered no question in common.
+
+    Args:
+        found: cell → question → what was said and what is right, as :func:`read_answers` gives them.
+        replicates: cell → the replicate that answered.
+    """
+    tables = list(found.values())
+    shared: set[Key] = set(tables[0]).intersection(*tables[1:]) if tables else set()
+    chosen = sorted(choose(shared), key=lambda key: (key[1], key[0], key[2]))
+    if not chosen:
+        return None
+    questions = [
+        Question(*key, tables[0][key][1], {cell: own[key][0] for cell, own in found.items()}) for key in chosen
+    ]
+    return Asked(replicates, tuple(questions))
+
+
+def plain_text(text: str, most: int) -> str:
+    """One line of what can be printed, cut to ``most`` characters; what a terminal or a page obeys is dropped."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= most else line[: most - 1].rstrip() + "…"

@@ -1,0 +1,364 @@
+"""MLflow → :class:`~reports.reading.records.StudyRecord`. The only file of the report that reads anything."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+
+from fusion_workbench.config.plan import plan_hash
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.reports.reading.connect import children, connect, find_study, shown
+from fusion_workbench.reports.reading.language import Asked, LanguageModel, asked, read_answers, read_language
+from fusion_workbench.reports.reading.layers import Inside, read_importance, read_inside, read_similarity
+from fusion_workbench.reports.reading.parsing import (
+    cell_of_entry,
+    cell_of_run,
+    contender_of,
+    example_scores,
+    fresh_of,
+    natural,
+    plan_of,
+    ratio_of,
+    replicates_of,
+    run_of,
+    tasks_of,
+)
+from fusion_workbench.reports.reading.records import FINISHED, UNREADABLE, Look, Outcomes, Plan, Run, StudyRecord
+from fusion_workbench.reports.reading.token_maps import read_look
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow.entities import Run as MlflowRun
+    from mlflow.tracking import MlflowClient
+
+_Entry = TypeVar("_Entry")
+
+SPLITS = ("val", "test")
+_HISTORIES = ("train/loss", "val/objective")  # those that the report draws: each costs a request a run
+_MOST_INSIDES = 6  # cells whose fusers are looked into, the best on validation
+_COLUMNS = {"example_id", "group", "task", "score", "items"}
+
+
+def read_study(tracking_uri: str, study: str, experiment: str | None = None) -> StudyRecord:
+    """Read a study, whatever state it is in.
+
+    Args:
+        tracking_uri: MLflow database or server.
+        study: name (the latest parent run of that name) or 16-digit id.
+        experiment: where to look; None: everywhere.
+
+    Raises:
+        WorkbenchError: MLflow cannot be opened, or holds no such study.
+    """
+    client = connect(tracking_uri)
+    parent = find_study(client, tracking_uri, study, experiment)
+    with tempfile.TemporaryDirectory(prefix="workbench-report-") as folder:
+        return _Reader(client, parent, Path(folder)).read(tracking_uri)
+
+
+class _Reader:
+    def __init__(self, client: MlflowClient, parent: MlflowRun, folder: Path) -> None:
+        self.client = client
+        self.parent = parent
+        self.folder = folder
+        self.notes: list[str] = []
+        self.groups: set[str] = set()
+        self.places: dict[str, str] = {str(parent.info.run_id): str(parent.info.artifact_uri)}
+
+    def read(self, uri: str) -> StudyRecord:
+        info, tags = self.parent.info, {str(k): str(v) for k, v in self.parent.data.tags.items()}
+        study_yaml = self._text("study.yaml")
+        source = self._json("source.json", {})
+        raw = children(self.client, self.parent)
+        self.places |= {str(r.info.run_id): str(r.info.artifact_uri) for r in raw}
+        cells = tuple(self._entries("variants.json", self._json("variants.json", []), cell_of_entry))
+        runs = [run_of(r, str(info.status)) for r in raw]
+        if not cells:  # stopped before its plan was written down: what was started tells it
+            cells = tuple({r.cell: cell_of_run(r) for r in runs if r.phase == "final"}.values())
+        contenders = tuple(self._entries("contenders.json", self._list("contenders.json"), contender_of))
+        chosen = {c.cell.id: c.cell for c in contenders} | {cell.id: cell for cell in cells}
+        searched = {r.cell: cell_of_run(r) for r in runs} | chosen
+        kept = self._latest(runs, {cell.id: cell.chosen_lr for cell in chosen.values()})
+        known = self._json("tasks.json", {})
+        kept, scored = self._outcomes(kept, {str(task): ratio_of(entry) for task, entry in known.items()})
+        outcomes = scored["final"]
+        plan, tracked = self._plan(), self._optional("plan.json")
+        language = self._part("language_model.json", read_language)
+        listed = source.get("groups", {}).get("test", []) if isinstance(source.get("groups"), Mapping) else []
+        return StudyRecord(
+            name=tags.get("workbench.study", str(info.run_name)),
+            study_id=tags.get("workbench.study_id", ""),
+            run_id=str(info.run_id),
+            experiment=str(self.client.get_experiment(info.experiment_id).name),
+            experiment_id=str(info.experiment_id),
+            tracking_uri=shown(uri),
+            status=str(info.status),
+            question=tags.get("workbench.question", ""),
+            started=int(info.start_time or 0),
+            ended=int(info.end_time) if info.end_time else None,
+            tags=tags,
+            study_yaml=study_yaml,
+            passport=self._json("passport.json", {}),
+            source=source,
+            tasks=tasks_of(known, outcomes),
+            cells=cells,
+            searched=searched,
+            replicates=replicates_of(study_yaml, kept, tracked.get("stopped")),
+            runs=tuple(self._with_history(run) for run in kept),
+            outcomes=outcomes,
+            groups=tuple(sorted(self.groups or map(str, listed))),
+            plan=plan,
+            departures=self._departures(),
+            look=self._look(),
+            contenders=contenders,
+            confirmed=scored["confirm"],
+            fresh_replicates=fresh_of(kept, plan.confirm if plan else (), tracked.get("confirmed")),
+            similarity=self._part("similarity.json", read_similarity),
+            importance=self._part("importance.json", read_importance),
+            insides=self._insides(kept),
+            language=language,
+            asked=self._asked(language, kept),
+            notes=tuple(dict.fromkeys(self.notes)),
+        )
+
+    def _entries(self, name: str, entries: Sequence[Any], read: Callable[[Any], _Entry]) -> Iterator[_Entry]:
+        """Cells that a file describes; an entry that cannot be read is left out and told."""
+        for number, entry in enumerate(entries, 1):
+            try:
+                yield read(entry)
+            except KeyError as error:
+                self.notes.append(f"Entry {number} of {name} is left out: it names no {error}.")
+            except (TypeError, ValueError, AttributeError):
+                self.notes.append(f"Entry {number} of {name} is left out: it describes no cell.")
+
+    # --- runs ---------------------------------------------------------------------------------------------------
+
+    def _latest(self, runs: Sequence[Run], chosen: Mapping[str, float | None]) -> list[Run]:
+        """One run for each variant-replicate: a finished one before others, then the latest.
+
+        A final run at a learning rate that the study has since given up counts for nothing.
+        """
+        best: dict[tuple[str, str, str, float | None], Run] = {}
+        for run in runs:  # oldest first
+            rate = chosen.get(run.cell)
+            if run.phase != "search" and run.lr is not None and rate is not None and not np.isclose(run.lr, rate):
+                self.notes.append("Runs at a learning rate that a later search replaced are left out.")
+                continue
+            key = (run.cell, run.phase, run.replicate, run.lr if run.phase == "search" else None)
+            if key not in best or run.state == FINISHED or best[key].state != FINISHED:
+                best[key] = run
+        return sorted(best.values(), key=lambda r: (r.phase, natural(r.replicate), r.started))
+
+    def _with_history(self, run: Run) -> Run:
+        if run.phase != "final" or run.state != FINISHED:  # of fresh replicates no curve is drawn
+            return run
+        history = {}
+        for key in _HISTORIES:
+            if key in run.metrics:
+                points = {int(m.step): float(m.value) for m in self.client.get_metric_history(run.run_id, key)}
+                history[key] = tuple(sorted(points.items()))
+        return Run(**{**run.__dict__, "history": history})
+
+    # --- outcomes -----------------------------------------------------------------------------------------------
+
+    def _outcomes(
+        self, runs: Sequence[Run], ratios: Mapping[str, tuple[str, str] | None]
+    ) -> tuple[list[Run], dict[str, dict[tuple[str, str, str], Outcomes]]]:
+        """Scores of the finished runs by phase; a run whose test outcomes cannot be read is no longer finished."""
+        frames: dict[tuple[str, str, str, str], dict[str, pd.Series[float]]] = defaultdict(dict)
+        groups: dict[str, str] = {}
+        out: list[Run] = []
+        for run in runs:
+            state = run.state
+            if run.phase != "search" and state == FINISHED:
+                for split in SPLITS:
+                    table = self._parquet(run.run_id, split)
+                    if table is None:
+                        state = UNREADABLE if split == "test" else state
+                        continue
+                    if split == "test":
+                        self.groups |= set(table["group"].astype(str).unique())
+                    # To objects first: walking an Arrow column string by string was a third of a large report's time.
+                    names, of = (table[c].astype(str).to_numpy(dtype=object) for c in ("example_id", "group"))
+                    groups.update(zip(names, of, strict=True))
+                    for task, part in table[table["items"] > 0].groupby("task"):
+                        scores = example_scores(
+                            part.drop_duplicates("example_id").set_index("example_id"), ratios.get(str(task))
+                        )
+                        frames[run.phase, run.cell, str(task), split][run.replicate] = scores.astype(float)
+            out.append(Run(**{**run.__dict__, "state": state}))
+        scored: dict[str, dict[tuple[str, str, str], Outcomes]] = {"final": {}, "confirm": {}}
+        for (phase, *key), by_replicate in frames.items():
+            scored[phase][key[0], key[1], key[2]] = self._align(by_replicate, groups)
+        return out, scored
+
+    def _align(self, by_replicate: Mapping[str, pd.Series[float]], groups: Mapping[str, str]) -> Outcomes:
+        """Examples that every replicate scored, in one order."""
+        import pandas as pd
+
+        names = tuple(sorted(by_replicate, key=natural))
+        table = pd.concat([by_replicate[name] for name in names], axis=1, join="outer")
+        whole = table.dropna().sort_index()
+        if len(whole) < len(table):
+            self.notes.append("Examples that not every replicate scored are left out.")
+        examples = tuple(map(str, whole.index))
+        scores = np.ascontiguousarray(whole.to_numpy(dtype=float).T)
+        return Outcomes(names, examples, scores, tuple(groups[example] for example in examples))
+
+    def _parquet(self, run_id: str, split: str) -> pd.DataFrame | None:
+        import pandas as pd
+
+        path = self._file(f"outcomes/{split}.parquet", run_id)
+        if path is None:
+            return None
+        try:
+            table = pd.read_parquet(path)
+            if lacking := sorted(_COLUMNS - {*table.columns}):
+                raise KeyError(", ".join(lacking))
+            return table
+        except Exception as error:  # torn or foreign: pyarrow raises many kinds
+            self.notes.append(f"outcomes/{split}.parquet of run {run_id} cannot be read ({type(error).__name__}).")
+            return None
+
+    # --- artifacts ----------------------------------------------------------------------------------------------
+
+    def _file(self, path: str, run_id: str) -> Path | None:
+        place = self.places.get(run_id, "")
+        if place.startswith("file:"):  # on this machine: MLflow would copy it, forty times as slowly
+            file = Path(url2pathname(urlsplit(place).path)) / path
+            return file if file.is_file() else None
+        target = self.folder / run_id
+        target.mkdir(exist_ok=True)
+        try:
+            return Path(self.client.download_artifacts(run_id, path, str(target)))
+        except Exception:  # every artifact store has its own way to say that there is none
+            return None
+
+    def _text(self, path: str) -> str:
+        file = self._file(path, str(self.parent.info.run_id))
+        if file is None:
+            self.notes.append(f"The study has no {path}.")
+            return ""
+        return file.read_text(encoding="utf-8", errors="replace")
+
+    def _json(self, path: str, default: Any) -> Any:
+        text = self._text(path)
+        try:
+            value = json.loads(text) if text else default
+        except json.JSONDecodeError:
+            self.notes.append(f"{path} is not valid JSON.")
+            return default
+        return value if isinstance(value, type(default)) else default
+
+    def _plan(self) -> Plan | None:
+        """The plan that stands; None where the study tracked none, or none that can be read."""
+        try:
+            return plan_of(self._optional("plan.json").get("plan"))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self.notes.append("plan.json describes no plan; the default one is used.")
+            return None
+
+    def _departures(self) -> tuple[str, ...]:
+        """Changes of the plan, in words; also where it is not the one whose hash was tracked."""
+        tracked, found = self.parent.data.tags.get("workbench.plan"), self._optional("plan.json")
+        changes = found.get("changes")
+        told = [str(change) for change in changes] if isinstance(changes, list) else []
+        if tracked and not found:
+            told.append(f"plan.json, tracked with the hash {tracked}, is missing or cannot be read")
+        elif tracked and isinstance(found.get("first"), Mapping) and plan_hash(found["first"]) != tracked:
+            told.append(f"plan.json does not have the hash that was tracked before the first run, {tracked}")
+        return tuple(told)
+
+    def _optional(self, path: str) -> Mapping[str, Any]:
+        """A JSON object that older studies do not have; empty without it."""
+        file = self._file(path, str(self.parent.info.run_id))
+        try:
+            found = json.loads(file.read_bytes()) if file else {}
+        except (OSError, ValueError):
+            self.notes.append(f"{path} is not valid JSON.")
+            found = {}
+        return found if isinstance(found, Mapping) else {}
+
+    def _list(self, path: str) -> list[Any]:
+        """A JSON list that older studies do not have; empty without it."""
+        file = self._file(path, str(self.parent.info.run_id))
+        try:
+            found = json.loads(file.read_bytes()) if file else []
+        except (OSError, ValueError):
+            self.notes.append(f"{path} is not valid JSON.")
+            found = []
+        return found if isinstance(found, list) else []
+
+    def _part(self, path: str, read: Callable[[Mapping[str, Any]], _Entry]) -> _Entry | None:
+        """What ``read`` makes of a JSON file that older studies do not have; one that it cannot read is told."""
+        plain = self._optional(path)
+        try:
+            return read(plain) if plain else None
+        except (WorkbenchError, KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
+        self.notes.append(f"{path} is left out: {reason}.")
+        return None
+
+    def _insides(self, runs: Sequence[Run]) -> dict[str, tuple[Inside, ...]]:
+        """The insides of the fusers that have any, of the cells that are best on validation, replicate by replicate."""
+        own: dict[str, list[Run]] = defaultdict(list)
+        for run in runs:
+            gated = any(key.startswith(("gate/", "attention_share/")) for key in run.metrics)
+            if run.phase == "final" and run.state == FINISHED and gated:
+                own[run.cell].append(run)
+        worth = {c: float(np.mean([r.metrics.get("val/objective", -np.inf) for r in own[c]])) for c in own}
+        found: dict[str, tuple[Inside, ...]] = {}
+        for cell in sorted(worth, key=lambda c: -worth[c])[:_MOST_INSIDES]:
+            read = [inside for run in own[cell] if (inside := self._inside(run)) is not None]
+            if read:
+                found[cell] = tuple(read)
+        return found
+
+    def _inside(self, run: Run) -> Inside | None:
+        file = self._file("inside.safetensors", run.run_id)
+        try:
+            return read_inside(file, run.replicate) if file else None
+        except WorkbenchError as error:
+            self.notes.append(f"inside.safetensors of run {run.run_id} is left out: {error}.")
+            return None
+
+    def _asked(self, language: LanguageModel | None, runs: Sequence[Run]) -> Asked | None:
+        """Answers of each strategy's best cell on validation, of its first finished replicate."""
+        own: dict[str, list[Run]] = defaultdict(list)
+        for run in runs if language else ():
+            if run.phase == "final" and run.state == FINISHED and "val/objective" in run.metrics:
+                own[run.cell].append(run)
+        best: dict[str, Run] = {}
+        for cell in sorted(own, key=lambda c: -float(np.mean([r.metrics["val/objective"] for r in own[c]]))):
+            best.setdefault(own[cell][0].params.get("strategy", ""), own[cell][0])  # runs are in order of replicates
+        found = {}
+        for run in best.values():
+            try:
+                if file := self._file("outcomes/answers.parquet", run.run_id):
+                    found[run.cell] = read_answers(file)
+            except WorkbenchError as error:
+                self.notes.append(f"outcomes/answers.parquet of run {run.run_id} is left out: {error}.")
+        return asked(found, {run.cell: run.replicate for run in best.values() if run.cell in found})
+
+    def _look(self) -> Look | None:
+        """What the study's last step left to look at; None where there is nothing, or nothing that can be read."""
+        run = str(self.parent.info.run_id)
+        file = self._file("look/look.json", run)
+        if file is None:
+            return None
+        try:
+            return read_look(json.loads(file.read_bytes()), lambda name: self._file(f"look/{name}", run))
+        except WorkbenchError as error:
+            reason = str(error)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"look.json lacks something or holds nonsense ({type(error).__name__}: {error})"
+        self.notes.append(f"The look at test images is left out: {reason}.")
+        return None

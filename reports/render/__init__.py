@@ -1,0 +1,1 @@
+"""From the analysis to HTML, Markdown, LaTeX, JSON and CSV."""

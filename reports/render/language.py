@@ -1,0 +1,202 @@
+"""A study of language models on the page: with and without the image, answers, what probes foretold."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from fusion_workbench.reports.against.probes import FEWEST_CELLS, Foretold, Probes, probes_json, trust
+from fusion_workbench.reports.analysis.answer import Answer
+from fusion_workbench.reports.analysis.comparison import Analysis, Measure
+from fusion_workbench.reports.analysis.image_controls import (
+    KINDS,
+    LEAST,
+    LOOKS,
+    NOT,
+    SOME,
+    UNKNOWN,
+    Control,
+    Sight,
+    sights,
+    sights_json,
+)
+from fusion_workbench.reports.reading.language import Asked, plain_text
+from fusion_workbench.reports.statistics.verdicts import BETTER, WORSE
+from fusion_workbench.reports.words.units import MINUS
+from fusion_workbench.reports.words.wording import SYMBOLS, count, pvalue
+
+_QUESTION, _ANSWER = 160, 80  # letters that are shown
+_WORDS = {LOOKS: SYMBOLS[BETTER], SOME: SYMBOLS["not distinguishable"], NOT: SYMBOLS["not distinguishable"]}
+
+
+def language_page(analysis: Analysis, answer: Answer, probes: Probes | None) -> dict[str, Any]:
+    """What the templates print; a study of probes has nothing of it."""
+    record, found = analysis.record, sights(analysis)
+    return {
+        "language": record.language,
+        "language_words": _model(analysis),
+        "sight": [_sight(analysis, answer, found, m) for m in _order(analysis) if any(k[1] == m.name for k in found)],
+        "sight_least": LEAST,
+        "asked": _asked(analysis, record.asked) if record.language and record.asked else None,
+        "probes": _probes(analysis, probes) if probes is not None else None,
+    }
+
+
+def language_json(analysis: Analysis, probes: Probes | None) -> dict[str, Any] | None:
+    """Plain values; None for a study of probes."""
+    model, asked = analysis.record.language, analysis.record.asked
+    if model is None:
+        return None
+    return {
+        "name": model.name,
+        "revision": model.revision,
+        "parameters": model.parameters,
+        "width": model.width,
+        "depth": model.depth,
+        "stages": list(model.stages),
+        "controls": sights_json(analysis),
+        "questions": _questions(asked) if asked else [],
+        "probes": probes_json(probes),
+    }
+
+
+def _questions(asked: Asked) -> list[dict[str, Any]]:
+    return [
+        {
+            "example": q.example,
+            "task": q.task,
+            "question": q.question,
+            "answers": list(q.answers),
+            "said": [
+                {"cell": cell, "replicate": asked.replicates[cell], "prediction": s.prediction, "score": s.score}
+                for cell, s in q.said.items()
+            ],
+        }
+        for q in asked.questions
+    ]
+
+
+def _model(analysis: Analysis) -> str:
+    model = analysis.record.language
+    if model is None:
+        return ""
+    size = f", {count(model.parameters)} parameters" if model.parameters else ""
+    inside = f", {model.depth} blocks" if model.depth else ""
+    wide = f" of width {model.width}" if model.depth and model.width else ""
+    stages = f"; trained in {', then '.join(model.stages)}" if model.stages else ""
+    return f"{model.name}{size}{inside}{wide}{stages}"
+
+
+def _order(analysis: Analysis) -> Sequence[Measure]:
+    """What cells are picked by, then the others."""
+    first = analysis.objective
+    return [first, *(m for m in analysis.measures if m.name != first.name)]
+
+
+def _sight(analysis: Analysis, answer: Answer, found: Any, measure: Measure) -> dict[str, Any]:
+    unit = measure.unit
+    order = [c.id for c in analysis.ranked(measure.name)]
+    cells = [*order, *(c.id for c in analysis.record.cells if c.id not in order)]
+    return {
+        "measure": measure,
+        "guess": None if measure.chance is None else unit.score(measure.chance),
+        "rows": [_sight_row(sight, answer) for cell in cells if (sight := found.get((cell, measure.name))) is not None],
+    }
+
+
+def _sight_row(sight: Sight, answer: Answer) -> dict[str, Any]:
+    unit = sight.measure.unit
+    return {
+        "cell": sight.cell,
+        "recommended": answer.cell is not None and answer.cell.id == sight.cell.id,
+        "real": unit.score(sight.real.mean),
+        "half": unit.half(sight.real),
+        "value": sight.real.mean,
+        "controls": [_control(sight, sight.controls.get(kind)) for kind in KINDS],
+        "word": sight.word,
+        "symbol": _WORDS.get(sight.word, SYMBOLS[UNKNOWN]),
+        "kind": BETTER if sight.word == LOOKS else WORSE if sight.word == NOT else "",
+    }
+
+
+def _control(sight: Sight, c: Control | None) -> dict[str, Any] | None:
+    if c is None:
+        return None
+    unit = sight.measure.unit
+    return {
+        "score": unit.score(c.score.mean),
+        "half": unit.half(c.score) if c.score.half == c.score.half else "",
+        "value": c.score.mean,
+        "gap": unit.effect(c.difference),
+        "p": pvalue(c.p),
+    }
+
+
+def _asked(analysis: Analysis, asked: Asked) -> dict[str, Any]:
+    cells = [analysis.record.cell(cell) for cell in asked.replicates]
+    return {
+        "heads": [{"cell": c, "replicate": asked.replicates[c.id]} for c in cells],
+        "rows": [
+            {
+                "task": q.task,
+                "example": plain_text(q.example, 40),
+                "question": plain_text(q.question, _QUESTION),
+                "answer": plain_text(" / ".join(q.answers), _ANSWER),
+                "said": [_said(q.said[c.id].prediction, q.said[c.id].score) for c in cells],
+            }
+            for q in asked.questions
+        ],
+    }
+
+
+def _said(prediction: str, score: float | None) -> dict[str, str]:
+    """``mark`` in words and sign: right, wrong or a part."""
+    words = {1.0: ("✓", "right"), 0.0: ("✗", "wrong")}
+    part = ("", "") if score is None else ("◐", f"scored {score:.2f}")
+    mark, word = part if score is None else words.get(score, part)
+    return {"text": plain_text(prediction, _ANSWER) or "(nothing)", "mark": mark, "word": word}
+
+
+def _probes(analysis: Analysis, found: Probes) -> dict[str, Any]:
+    names = analysis.record.tasks, found.analysis.record.tasks if found.analysis else ()
+    mine, theirs = ({t.name for t in tasks} for tasks in names)
+    return {
+        "name": found.name,
+        "reason": found.reason,
+        "command": f"workbench sweep {shlex.quote(found.name)}" if found.reason and found.name else "",
+        "said": trust(found.pairs[0]) if found.pairs else "",
+        "rows": [_pair(pair) for pair in found.pairs],
+        "cells": max((len(p.cells) for p in found.pairs), default=0),
+        "other_tasks": sorted(mine ^ theirs) if found.pairs else [],
+        "fewest": FEWEST_CELLS,
+    }
+
+
+def _pair(pair: Foretold) -> dict[str, Any]:
+    unit = pair.measure.unit
+    tau, low, high = (_signed(x) for x in (pair.tau, pair.low, pair.high))
+    known = pair.low == pair.low
+    by = "" if pair.measure.name == pair.probe.name else f" by {pair.probe.name}"
+    lost = "0" if pair.within and pair.regret is None else unit.effect(pair.regret) if pair.regret else ""
+    return {
+        "name": pair.measure.name + by,
+        "cells": len(pair.cells),
+        "tau": tau,
+        "interval": f"[{low}, {high}]" if known else "",
+        "value": pair.tau,
+        "p": pvalue(pair.p),
+        "pick": pair.pick,
+        "best": pair.best,
+        "same": pair.pick is not None and pair.best is not None and pair.pick.id == pair.best.id,
+        "within": {True: "not told apart", False: "worse", None: ""}[pair.within],
+        "regret": lost,
+        "difference": unit.difference,
+        "random": unit.signed(pair.random) if pair.random == pair.random else "",
+        "agree": f"{100 * pair.agree:.0f} %" if known else "",
+        "replicates": pair.replicates,
+    }
+
+
+def _signed(value: float) -> str:
+    return f"{value + 0.0:+.2f}".replace("-", MINUS).replace("+0.00", "0.00")

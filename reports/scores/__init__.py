@@ -1,0 +1,1 @@
+"""`workbench verdict`: other people's scores, judged as cells are."""

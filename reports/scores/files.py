@@ -1,0 +1,289 @@
+"""Other people's results: per-example scores from tables and sample logs, as the report's own outcomes.
+
+A *table* is long: one row an example, with columns for the system, the example and the score, and where there are any
+the replicate, the group of the example and the measure. A *sample log* is what lmms-eval and lm-eval write with
+``--log_samples``: a file is one system, one replicate and one task (:mod:`reports.scores.sample_logs`).
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.reports.reading.parsing import natural
+from fusion_workbench.reports.reading.records import Outcomes
+from fusion_workbench.reports.scores.columns import columns_of, mapping_of, number, word
+from fusion_workbench.reports.scores.formats import delimited, objects_of, parquet
+from fusion_workbench.reports.scores.sample_logs import is_sample_log, is_sample_name, sample_rows
+
+TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
+
+
+class Entry(NamedTuple):
+    """One score. Empty words: not said."""
+
+    system: str
+    replicate: str
+    measure: str
+    example: str
+    group: str
+    score: float
+    line: int
+
+
+@dataclass(frozen=True)
+class File:
+    """A file and what its name, or ``--system``, says of it; empty words: nothing."""
+
+    path: Path
+    system: str = ""
+    replicate: str = ""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of some systems on some measures.
+
+    Attributes:
+        systems, measures: in the order in which they were met.
+        outcomes: (system, measure) → ``[R, N]`` scores of the examples that all of its replicates have.
+        notes: what had to be left out, in words.
+    """
+
+    systems: tuple[str, ...]
+    measures: tuple[str, ...]
+    outcomes: Mapping[tuple[str, str], Outcomes]
+    notes: tuple[str, ...] = ()
+
+
+def read_scores(
+    files: Sequence[str],
+    systems: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+) -> Scores:
+    """Read every file.
+
+    Args:
+        files: files, or folders whose sample logs (or else tables) are all meant.
+        systems: ``NAME=PATTERN`` or ``NAME@REPLICATE=PATTERN``: whose a file is.
+        columns: ``ROLE=COLUMN``.
+        metrics: measures to keep, by their whole name, task or metric; empty: all.
+
+    Raises:
+        WorkbenchError: a file cannot be read, lacks a column, holds what is no number, or says something twice.
+    """
+    mapping = mapping_of(columns)
+    found = _files(files, systems)
+    if not found:
+        raise WorkbenchError("no files: name some, or --system NAME=PATTERN.")
+    table = _Collected()
+    for file in found:
+        table.add(file.path, _entries(file, mapping))
+    return table.scores(metrics)
+
+
+# --- which files ----------------------------------------------------------------------------------------------------
+
+
+def _files(files: Sequence[str], systems: Sequence[str]) -> list[File]:
+    out: dict[Path, File] = {}
+    for option in systems:
+        name, sign, pattern = option.partition("=")
+        system, _, replicate = name.partition("@")
+        if not sign or not system or not pattern:
+            raise WorkbenchError(f"--system {option}: expected NAME=PATTERN or NAME@REPLICATE=PATTERN.")
+        matched = sorted(glob.glob(pattern, recursive=True))
+        if not matched:
+            raise WorkbenchError(f"--system {option}: no file matches '{pattern}'.")
+        for path in (p for m in matched for p in _expanded(Path(m))):
+            if path.resolve() in out:
+                raise WorkbenchError(
+                    f"--system {option}: {path} is named by --system {out[path.resolve()].system} too."
+                )
+            out[path.resolve()] = File(path, system, replicate)
+    for name in files:
+        for path in _expanded(Path(name)):
+            out.setdefault(path.resolve(), File(path))
+    return list(out.values())
+
+
+def _expanded(path: Path) -> list[Path]:
+    if not os.path.exists(path):  # Path.exists raises where a name is too long
+        raise WorkbenchError(f"{path}: there is no such file.")
+    if not path.is_dir():
+        if path.suffix.lower() not in TABLES:
+            raise WorkbenchError(f"{path}: '{path.suffix}' is not read; known: {', '.join(TABLES)}.")
+        return [path]
+    inside = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix.lower() in TABLES]
+    logs = [p for p in inside if is_sample_name(p)]
+    if not inside:
+        raise WorkbenchError(f"{path}: the folder holds no sample logs and no tables ({', '.join(TABLES)}).")
+    return logs or inside
+
+
+# --- what is in them ------------------------------------------------------------------------------------------------
+
+
+def _entries(file: File, mapping: Mapping[str, str]) -> Iterator[Entry]:
+    path, suffix = file.path, file.path.suffix.lower()
+    if suffix == ".parquet":
+        names, records = parquet(path)
+        yield from _long(file, names, records, mapping, "row ")
+    elif suffix in (".csv", ".tsv"):
+        names, records = delimited(path)
+        yield from _long(file, names, records, mapping)
+    else:
+        objects = objects_of(path)
+        first = next(objects, None)
+        if first is None:
+            raise WorkbenchError(f"{path}: the file is empty.")
+        if is_sample_log(path, first[1]):
+            yield from _from_log(file, chain([first], objects), mapping)
+            return
+        names = list(first[1])
+        yield from _long(
+            file, names, ((line, [o.get(name) for name in names]) for line, o in chain([first], objects)), mapping
+        )
+
+
+def _from_log(
+    file: File, objects: Iterable[tuple[int, Mapping[str, Any]]], mapping: Mapping[str, str]
+) -> Iterator[Entry]:
+    folder = file.path.resolve().parent.name
+    system, _, replicate = (folder, "", "") if file.system else folder.partition("@")
+    for measure, example, group, score, line in sample_rows(file.path, objects, mapping.get("group", "")):
+        yield Entry(file.system or system, file.replicate or replicate, measure, example, group, score, line)
+
+
+def _long(
+    file: File,
+    names: Sequence[str],
+    records: Iterable[tuple[int, Sequence[Any]]],
+    mapping: Mapping[str, str],
+    row: str = "",
+) -> Iterator[Entry]:
+    """Rows of a long table; ``row`` stands before the number in messages."""
+    at = columns_of(file.path, names, mapping)
+    stem, _, seed = file.path.stem.partition("@")
+    system, replicate = file.system or stem, file.replicate or seed
+    any_row = False
+    for line, values in records:
+        any_row = True
+        where = f"{file.path}:{row}{line}"
+        if len(values) <= max(i for own in at.values() for i in own):
+            raise WorkbenchError(f"{where}: the row is shorter than the head, which has {len(names)} columns.")
+        example = word(values, at.get("example", ()))
+        if not example:
+            raise WorkbenchError(f"{where}: the example has no name (column '{names[at['example'][0]]}' is empty).")
+        yield Entry(
+            (file.system if file.system else word(values, at.get("system", ()))) or system,
+            word(values, at.get("replicate", ())) or replicate,
+            word(values, at.get("measure", ())),
+            example,
+            word(values, at.get("group", ())),
+            number(values[at["score"][0]], where, names[at["score"][0]]),
+            line,
+        )
+    if not any_row:
+        raise WorkbenchError(f"{file.path}: the file holds no row of scores.")
+
+
+# --- all together ---------------------------------------------------------------------------------------------------
+
+
+class _Collected:
+    """Every score once, with the place that it came from."""
+
+    def __init__(self) -> None:
+        self.cells: dict[tuple[str, str], dict[str, dict[str, float]]] = {}  # (system, measure) → replicate → example
+        self.places: dict[tuple[str, str, str, str], tuple[Path, int]] = {}
+        self.groups: dict[tuple[str, str], str] = {}  # (measure, example)
+
+    def add(self, path: Path, entries: Iterable[Entry]) -> None:
+        for e in entries:
+            own = self.cells.setdefault((e.system, e.measure), {}).setdefault(e.replicate, {})
+            place = (e.system, e.measure, e.replicate, e.example)
+            if e.example in own:
+                before = self.places[place]
+                seed = f", replicate {e.replicate}" if e.replicate else ""
+                raise WorkbenchError(
+                    f"{path}:{e.line}: example '{e.example}' of {e.system}{seed} is scored a second time (first in "
+                    f"{before[0]}:{before[1]}); name replicates in a column or with --system NAME@REPLICATE=PATTERN."
+                )
+            own[e.example], self.places[place] = e.score, (path, e.line)
+            if e.group and self.groups.setdefault((e.measure, e.example), e.group) != e.group:
+                known = self.groups[e.measure, e.example]
+                raise WorkbenchError(
+                    f"{path}:{e.line}: example '{e.example}' is in group '{e.group}', and elsewhere in '{known}'."
+                )
+
+    def scores(self, metrics: Sequence[str]) -> Scores:
+        systems = tuple(dict.fromkeys(system for system, _ in self.cells))
+        notes: list[str] = []
+        known = tuple(dict.fromkeys(measure for _, measure in self.cells))
+        measures = _chosen(known, metrics) if metrics else self._told_apart(known, systems, notes)
+        outcomes = {
+            (system, measure): self._outcomes(system, measure, notes)
+            for measure in measures
+            for system in systems
+            if (system, measure) in self.cells
+        }
+        return Scores(systems, measures, outcomes, tuple(notes))
+
+    def _told_apart(self, measures: tuple[str, ...], systems: tuple[str, ...], notes: list[str]) -> tuple[str, ...]:
+        """Without metrics that repeat another of their task: lmms-eval logs one score under many names (POPE's
+        precision, recall and F1 are worked out from all documents), and a repetition is no further comparison."""
+        kept: list[str] = []
+        for measure in measures:
+            task = measure.partition("/")[0]
+            same = [
+                k
+                for k in kept
+                if k.partition("/")[0] == task
+                and all(self.cells.get((s, k)) == self.cells.get((s, measure)) for s in systems)
+            ]
+            if same:
+                notes.append(f"{measure} holds the same scores as {same[0]} and is left out; --metric asks for it.")
+            else:
+                kept.append(measure)
+        return tuple(kept)
+
+    def _outcomes(self, system: str, measure: str, notes: list[str]) -> Outcomes:
+        by_replicate = self.cells[system, measure]
+        replicates = tuple(sorted(by_replicate, key=natural))
+        every = set.union(*(set(own) for own in by_replicate.values()))
+        whole = set.intersection(*(set(own) for own in by_replicate.values()))
+        what = f"{system}{f' on {measure}' if measure else ''}"
+        if not whole:
+            raise WorkbenchError(f"{what}: its replicates ({', '.join(replicates)}) have no example in common.")
+        if len(whole) < len(every):
+            notes.append(
+                f"{what}: {len(every) - len(whole)} of {len(every)} examples are not scored in every replicate and "
+                "are left out."
+            )
+        examples = tuple(sorted(whole, key=natural))
+        groups = tuple(self.groups.get((measure, example), "") for example in examples)
+        if any(groups) and not all(groups):
+            raise WorkbenchError(
+                f"{what}: {groups.count('')} of {len(groups)} examples have no group; name all or none."
+            )
+        scores = np.asarray([[by_replicate[r][e] for e in examples] for r in replicates], dtype=float)
+        return Outcomes(replicates, examples, scores, groups if any(groups) else ())
+
+
+def _chosen(measures: tuple[str, ...], metrics: Sequence[str]) -> tuple[str, ...]:
+    """Those measures that are asked for, by their whole name or a part of it between slashes."""
+    for wanted in metrics:
+        if not any(wanted == m or wanted in m.split("/") for m in measures):
+            known = [part for m in measures for part in {m, *m.split("/")} if part]
+            raise WorkbenchError(f"--metric {wanted}: no score is of that.{nearest(wanted, set(known))}")
+    return tuple(m for m in measures if any(w == m or w in m.split("/") for w in metrics))

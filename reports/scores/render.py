@@ -1,0 +1,169 @@
+"""A judgement of others' systems → HTML, Markdown, JSON, CSV in the report's look."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fusion_workbench.config.plan import FEWEST
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.reports.analysis.comparison import Comparison
+from fusion_workbench.reports.render.tables import Mark
+from fusion_workbench.reports.render.templating import frame, template
+from fusion_workbench.reports.scores.judge import Judgement, Table
+from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.words.units import Unit
+from fusion_workbench.reports.words.wording import SYMBOLS, correction, pvalue
+
+SCHEMA = 1
+
+
+def write_judgement(found: Judgement, out: Path, files: tuple[str, ...] = ()) -> tuple[Path, ...]:
+    """Write ``verdict.html``, ``.md``, ``.json`` and ``.csv`` into a folder, which is made when missing.
+
+    Args:
+        files: what was read, to be named in the page.
+
+    Raises:
+        WorkbenchError: ``out`` cannot be a folder that is written to.
+    """
+    context = _context(found, files)
+    contents = {
+        "verdict.html": template("scores.html.j2").render(context),
+        "verdict.md": template("scores.md.j2").render(context),
+        "verdict.json": json.dumps(to_json(found, files), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "verdict.csv": to_csv(found),
+    }
+    _save(out, contents)
+    return tuple(out / name for name in contents)
+
+
+def _save(out: Path, contents: Mapping[str, str]) -> None:
+    """Write; a full disk stays an OSError, which the command line explains."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (out / name).write_bytes(content.encode("utf-8", errors="replace"))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise WorkbenchError(f"--out {out}: cannot be written ({error.strerror}); name a folder.") from None
+
+
+def mark(comparison: Comparison | None, unit: Unit) -> Mark | None:
+    """A comparison as the report's tables print it."""
+    if comparison is None:
+        return None
+    d = comparison.difference
+    return Mark(
+        verdict=comparison.verdict,
+        symbol=SYMBOLS[comparison.verdict],
+        effect=unit.effect(d) if d else "",
+        value=d.mean if d else 0.0,
+        p=pvalue(comparison.p),
+        against=comparison.baseline,
+        correction=correction(comparison),
+    )
+
+
+def rows(table: Table) -> list[dict[str, Any]]:
+    """A system a row, as text and as the number to sort by."""
+    return [
+        {
+            "system": line.system,
+            "mean": table.unit.score(line.mean.mean),
+            "low": table.unit.score(line.mean.low),
+            "high": table.unit.score(line.mean.high),
+            "value": line.mean.mean,
+            "replicates": line.mean.replicates,
+            "examples": line.mean.examples,
+            "groups": line.mean.groups,
+            "marks": [mark(c, table.unit) for c in line.comparisons],
+        }
+        for line in table.lines
+    ]
+
+
+def margin_words(found: Judgement) -> str:
+    """The margin as people write it, in the unit of the tables; empty without one."""
+    if found.margin is None:
+        return ""
+    sizes = {" ".join(filter(None, [t.unit.score(found.margin), t.unit.difference])) for t in found.tables}
+    return " or ".join(sorted(sizes))
+
+
+def to_json(found: Judgement, files: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Everything as plain values, unrounded; what is not a number is null."""
+    return {
+        "schema": SCHEMA,
+        "headline": found.headline,
+        "caveats": list(found.caveats),
+        "files": list(files),
+        "baselines": list(found.baselines),
+        "level": found.level,
+        "margin": found.margin,
+        "direction": "maximize" if found.sign > 0 else "minimize",
+        "means": [
+            {"measure": t.measure, "system": line.system, **_estimate(line.mean)}
+            for t in found.tables
+            for line in t.lines
+        ],
+        "comparisons": [
+            {
+                "measure": c.measure,
+                "system": c.cell,
+                "baseline": c.baseline,
+                "verdict": c.verdict,
+                "p": _finite(c.p),
+                "p_equivalent": _finite(c.p_equivalent),
+                "difference": c.difference and _estimate(c.difference),
+            }
+            for c in found.comparisons
+        ],
+    }
+
+
+def to_csv(found: Judgement) -> str:
+    """One row a measure, system and baseline."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = ["measure", "system", "baseline", "mean", "low", "high", "replicates", "examples"]
+    head += ["difference", "difference_low", "difference_high", "p_uncorrected", "p", "p_equivalent", "verdict"]
+    writer.writerow(head)
+    for table in found.tables:
+        for line in table.lines:
+            for c, baseline in zip(line.comparisons, found.baselines, strict=True):
+                m, d = line.mean, c.difference if c else None
+                what = [table.measure, line.system, baseline, m.mean, m.low, m.high, m.replicates, m.examples]
+                size = [d.mean, d.low, d.high, d.p] if d else [None] * 4
+                judged = [c.p, c.p_equivalent, c.verdict] if c and d else [None, None, c.verdict if c else None]
+                writer.writerow(["" if v is None or v != v else v for v in [*what, *size, *judged]])
+    return out.getvalue()
+
+
+def _context(found: Judgement, files: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "found": found,
+        "tables": [{"measure": t.measure, "unit": t.unit, "rows": rows(t)} for t in found.tables],
+        "grouped": any(line.mean.groups for t in found.tables for line in t.lines),
+        "margin": margin_words(found),
+        "level": f"{found.level:g}".removeprefix("0"),
+        "files": files,
+        "fewest": FEWEST,
+        **frame(),
+    }
+
+
+def _estimate(e: Estimate) -> dict[str, Any]:
+    return {key: _finite(value) for key, value in asdict(e).items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

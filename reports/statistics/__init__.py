@@ -1,0 +1,1 @@
+"""Intervals, tests, verdicts and power, on numpy and scipy alone; knows no study."""

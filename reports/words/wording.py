@@ -1,0 +1,69 @@
+"""How numbers and verdicts are written, the same in every format."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+from fusion_workbench.reports.analysis.comparison import ITSELF, Comparison, holds_zero
+from fusion_workbench.reports.statistics.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
+from fusion_workbench.reports.words.units import MINUS
+
+DASH = "–"
+SYMBOLS = {BETTER: "▲", WORSE: "▼", EQUIVALENT: "=", SAME: "≈", NONE: "○", ITSELF: "◆"}
+
+
+def plural(noun: str, count: int) -> str:
+    """``1 photograph``, ``4 photographs``, ``2 categories``."""
+    if count == 1:
+        return noun
+    return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2:-1] not in "aeiou" else f"{noun}s"
+
+
+def pvalue(p: float) -> str:
+    if math.isnan(p):
+        return DASH
+    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def correction(c: Comparison) -> str:
+    """Why a verdict and the interval beside it seem to disagree: p before and after correction. Else empty."""
+    if c.difference is None or c.verdict != SAME or holds_zero(c.difference):
+        return ""
+    return f"p {pvalue(c.difference.p)} alone, {pvalue(c.p)} corrected"
+
+
+def correction_sentence(c: Comparison) -> str:
+    """The same as a sentence, with the space before it."""
+    said = correction(c)
+    return f" Alone the difference would count, but every cell is compared at once ({said})." if said else ""
+
+
+def count(value: float | None) -> str:
+    """Three digits and k, M, G or T."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """``digits`` significant digits, never in the scientific form below a million."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:,.{min(places, 6)}f}".replace("-", MINUS)
+
+
+def when(milliseconds: int | None) -> str:
+    """A moment in UTC, to the minute."""
+    if not milliseconds:
+        return DASH
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def listed(words: list[str]) -> str:
+    """``a, b and c``."""
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)

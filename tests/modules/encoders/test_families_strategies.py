@@ -1,0 +1,89 @@
+"""Every strategy on every family of encoders: forward, backward, three steps side by side in one bank."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from every_strategy import every_strategy
+from tiny_families import TINY, save_tiny
+from torch import Tensor
+
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.encoders.encoder import VisionEncoder
+from fusion_workbench.modules.probes.bank import FINISHED, FusionBank, MemberConfig, OptimizerConfig
+from fusion_workbench.modules.probes.probe import ProbeConfig, seeded_probe
+from fusion_workbench.modules.tasks import Digit, Read, Task
+
+LAYERS, STEPS, IMAGES = (1, 2, 3), 3, 4
+TASKS: list[Task] = [Read(5), Digit(4)]
+
+
+class Encoded(L.LightningDataModule):
+    """Three batches of noise through a real, tiny encoder, at a rectangular size."""
+
+    def __init__(self, encoder: VisionEncoder) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.batches = [self._batch(number, encoder, draw) for number in range(STEPS)]
+
+    @staticmethod
+    def _batch(number: int, encoder: VisionEncoder, draw: torch.Generator) -> dict[str, Tensor]:
+        images = np.random.RandomState(number).randint(0, 256, (IMAGES, 28, 42, 3), dtype=np.uint8)
+        corner = torch.rand(IMAGES, 2, 2, generator=draw) * 0.6
+        return {
+            "features": encoder.encode(images, LAYERS).clone(),
+            "index": torch.arange(IMAGES) + IMAGES * number,
+            "read.label": torch.randint(5, (IMAGES, 2), generator=draw),
+            "read.box": torch.cat([corner, corner + 0.3], -1),
+            "read.valid": torch.ones(IMAGES, 2, dtype=torch.bool),
+            "digit.label": torch.randint(4, (IMAGES,), generator=draw),
+        }
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_every_strategy_learns_on_it(family: str, tmp_path: Path) -> None:
+    encoder = VisionEncoder(str(save_tiny(family, tmp_path)), image_size=[28, 42], precision="float32")
+    grid = encoder.grid()
+    cases = list(every_strategy())
+    members = [
+        MemberConfig(
+            f"{name}{options}",
+            name,
+            ProbeConfig(name, Selection((1, 2), 3), encoder.dim, options, "linear", 0, 8, grid),
+            OptimizerConfig(1e-3, weight_decay=0.0),  # what moves is moved by a gradient
+            0,
+            0,
+        )
+        for name, options in cases
+    ]
+    bank = FusionBank(members, TASKS, LAYERS, grid)
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(bank, Encoded(encoder))
+    for member in bank.members:
+        name = member.config.variant
+        assert member.outcome == FINISHED, name
+        assert all(math.isfinite(value) for value in member.history[-1].values()), name
+        fresh = seeded_probe(member.config.probe, TASKS, 0)
+        pairs = zip(member.probe.named_parameters(), fresh.parameters(), strict=True)
+        still = [key for (key, trained), start in pairs if torch.equal(trained, start)]
+        assert not still, f"{name}: {still} did not move"

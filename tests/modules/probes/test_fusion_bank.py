@@ -1,0 +1,88 @@
+"""Every strategy learns: three optimiser steps side by side in one bank, on every shape of grid."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from every_strategy import every_strategy
+from torch import Tensor
+
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.probes.bank import FINISHED, FusionBank, Member, MemberConfig, OptimizerConfig
+from fusion_workbench.modules.probes.probe import ProbeConfig, seeded_probe
+from fusion_workbench.modules.tasks import Digit, Read, Task
+
+LAYERS, DIM, STEPS = (1, 2, 4), 16, 3
+TASKS: list[Task] = [Read(5), Digit(4)]
+GRIDS = {"square": (4, 4), "rectangle": (3, 5), "sequence": (1, 7)}
+CASES = list(every_strategy())
+
+
+class Batches(L.LightningDataModule):
+    """Three fixed batches with the keys of the real ones, and as many of them for validation and test."""
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.batches = [self._batch(number, grid, draw) for number in range(STEPS)]
+
+    @staticmethod
+    def _batch(number: int, grid: tuple[int, int], draw: torch.Generator) -> dict[str, Tensor]:
+        corner = torch.rand(4, 2, 2, generator=draw) * 0.6
+        return {
+            "features": torch.randn(len(LAYERS), 4, grid[0] * grid[1], DIM, generator=draw).bfloat16(),
+            "index": torch.arange(4) + 4 * number,
+            "read.label": torch.randint(5, (4, 2), generator=draw),
+            "read.box": torch.cat([corner, corner + 0.3], -1),
+            "read.valid": torch.ones(4, 2, dtype=torch.bool),
+            "digit.label": torch.randint(4, (4,), generator=draw),
+        }
+
+    def _loader(self) -> Any:
+        return torch.utils.data.DataLoader(self.batches, batch_size=None, shuffle=False)  # type: ignore[arg-type]
+
+    train_dataloader = val_dataloader = test_dataloader = _loader
+
+
+def config(name: str, options: dict[str, Any], grid: tuple[int, int]) -> MemberConfig:
+    probe = ProbeConfig(name, Selection(LAYERS[:-1], LAYERS[-1]), DIM, options, "mlp2x_gelu", 12, 8, grid)
+    optimizer = OptimizerConfig(1e-3, weight_decay=0.0)  # what moves is moved by a gradient
+    return MemberConfig(f"{name}{options}", name, probe, optimizer, 0, 0)
+
+
+@pytest.fixture(scope="module", params=GRIDS)
+def trained(request: pytest.FixtureRequest) -> FusionBank:
+    grid = GRIDS[request.param]
+    bank = FusionBank([config(name, options, grid) for name, options in CASES], TASKS, LAYERS, grid)
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    data = Batches(grid)
+    trainer.fit(bank, data)
+    trainer.test(bank, data, verbose=False)
+    return bank
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{name}{options or ''}" for name, options in CASES])
+def test_three_steps_in_a_bank(number: int, trained: FusionBank) -> None:
+    member: Member = trained.members[number]
+    assert member.outcome == FINISHED
+    assert member.images == 4 * STEPS
+    assert math.isfinite(member.history[0]["train/loss"])
+    assert math.isfinite(member.evaluations["test"].loss)
+    assert all(math.isfinite(value) for value in member.diagnostics.values())
+    before = dict(seeded_probe(member.config.probe, TASKS, member.config.init_seed).named_parameters())
+    after = dict(member.probe.named_parameters())
+    assert before.keys() == after.keys()
+    still = [name for name, parameter in after.items() if torch.equal(parameter, before[name])]
+    assert not still, f"{member.config.variant}: {', '.join(still)} did not move"

@@ -1,0 +1,205 @@
+"""Published tables: data with provenance, matched to the same cells, compared by rank alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from synthetic_study import cell_id, planted
+
+from fusion_workbench.config.study import bundled, load_study
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.reports.against.agreement import beside, exact_p, published_json, published_page, tau_b
+from fusion_workbench.reports.against.published import READ, load, match, tables
+from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.reading.records import Cell, StudyRecord
+from fusion_workbench.study.prepare import strategy_traits
+
+BLOCK = {"attention": "deformable", "self_attention": True, "gate_init": 0.0}
+TITLES = {table.title: table for table in tables()}
+TABLE1 = ("deep_only", "concat", "average", "weighted", "fpn", "mmfuser")
+
+
+def cells_of(study: str, depth: int) -> list[Cell]:
+    """A bundled study's cells on an encoder of ``depth`` blocks, as its variants.json lists them."""
+    from fusion_workbench.sweeps.space import build_space
+
+    space = build_space(load_study(study), depth, strategy_traits())
+    return [
+        Cell(c.id, c.strategy, c.selection.levels, c.selection.query, c.label, dict(c.options), c.alias)
+        for c in space.listed
+    ]
+
+
+def test_every_table_says_where_it_is_from() -> None:
+    assert len(tables()) == 8
+    for table in tables():
+        assert table.arxiv
+        assert table.read in READ
+        assert table.model
+        assert all(metric.scale for metric in table.metrics)
+    assert {t.title for t in tables() if t.read == "own"} == {
+        "Dense Connector, main comparison",
+        "MMFuser, headline, 7B",
+        "MMFuser, headline, 13B",
+    }
+
+
+def test_numbers_as_printed() -> None:
+    rows = {row.name: row.values for row in TITLES["MMFuser, Table I"].rows}
+    assert rows["MMFuser"] == {"VizWiz": 57.4, "MME": 1585.2, "MMB": 69.9, "Avg": 64.9}
+    assert {r.name: r.values["Avg"] for r in TITLES["MMFuser, Table VI"].rows}["3, 8, 13, 18"] == 65.4
+    assert TITLES["MMFuser, headline, 7B"].rows[1].values["MME"] == 1479.7
+    assert TITLES["Dense Connector, main comparison"].rows[2].values["MM-Vet"] == 32.2
+    assert [r.values["average"] for r in TITLES["Layer_Select_Fuse"].rows] == [48.51, 49.85, 46.91]
+
+
+@pytest.mark.parametrize("depth", [12, 24])
+@pytest.mark.parametrize(
+    ("study", "title", "rows"),
+    [
+        ("mmfuser_table1", "MMFuser, Table I", 6),
+        ("mmfuser_table6", "MMFuser, Table VI", 5),
+        ("mmfuser_table7", "MMFuser, Table VII", 3),
+        ("dense_connector", "Dense Connector, main comparison", 4),
+    ],
+)
+def test_the_bundled_studies_have_the_papers_cells(study: str, title: str, rows: int, depth: int) -> None:
+    assert study in bundled()
+    found = match(TITLES[title], cells_of(study, depth), depth)
+    assert found is not None
+    assert found.exact
+    assert [row.name for row, _ in found.rows] == [row.name for row in TITLES[title].rows]
+    assert len({cell.id for _, cell in found.rows}) == rows
+    if title == "MMFuser, Table I" and depth == 24:
+        assert found.selection == Selection((3, 8, 13, 18), 23)
+    fused = [cell for _, cell in found.rows if not cell.single]
+    assert len({cell.query for _, cell in found.rows}) == 1, fused
+
+
+def test_two_rows_are_no_order() -> None:
+    for title in ("MMFuser, Table VIII", "MMFuser, headline, 7B", "MMFuser, headline, 13B"):
+        assert match(TITLES[title], cells_of("mmfuser_table8", 12), 12) is None
+
+
+def test_other_layers_are_the_study_s_own() -> None:
+    cells = cells_of("finescenes", 12)
+    found = match(TITLES["MMFuser, Table I"], cells, 12)
+    assert found is not None
+    assert not found.exact
+    assert len({cell.query for _, cell in found.rows}) == 1
+    assert match(TITLES["MMFuser, Table VI"], cells, 12) is None  # which layers is its whole question
+
+
+def test_an_alias_or_another_option_is_another_cell() -> None:
+    cells = cells_of("mmfuser_table1", 12)
+    aliased = [replace(c, alias="twin") if c.strategy == "fpn" else c for c in cells]
+    other = [
+        replace(c, options=dict(c.options) | {"gate_init": 1.0}) if c.strategy == "mmfuser" else c for c in aliased
+    ]
+    found = match(TITLES["MMFuser, Table I"], other, 12)
+    assert found is not None
+    assert [row.name for row, _ in found.rows] == ["deep only", "concat", "average", "weighted average"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("read: third-party", "read: rumour"), "who read the numbers"),
+        (("depth: 24", "depth: deep"), "deep"),
+        (("title:", "titel:"), "titel"),
+        (("Avg: 64.9}", "Average: 64.9}"), "row 'MMFuser'"),
+    ],
+)
+def test_a_table_that_is_none(change: tuple[str, str], told: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.yaml"
+    bundled_file = Path(str(load.__globals__["FOLDER"])) / "mmfuser_table1.yaml"
+    path.write_text(bundled_file.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
+    with pytest.raises(WorkbenchError, match=told) as raised:
+        load(path)
+    assert "\n" not in str(raised.value)
+
+
+# --- agreement --------------------------------------------------------------------------------------------------
+
+RANKS = st.lists(st.integers(0, 4), min_size=3, max_size=6)
+
+
+@settings(max_examples=80, deadline=None)
+@given(RANKS, st.randoms(use_true_random=False))
+def test_tau_is_scipy_s(x: list[int], random: object) -> None:
+    one = np.asarray(x, dtype=float)
+    other = np.asarray([random.randint(0, 4) for _ in x], dtype=float)  # type: ignore[attr-defined]
+    expected = stats.kendalltau(one, other).statistic
+    assert tau_b(one, other[None])[0] == pytest.approx(0.0 if np.isnan(expected) else expected)
+
+
+def test_p_is_the_share_of_orders() -> None:
+    x, y = np.asarray([1.0, 2.0, 3.0, 4.0]), np.asarray([1.0, 2.0, 4.0, 3.0])
+    every = [abs(stats.kendalltau(x, order).statistic) for order in permutations(y)]
+    assert exact_p(x, y) == pytest.approx(np.mean(np.asarray(every) >= abs(stats.kendalltau(x, y).statistic) - 1e-12))
+    assert exact_p(x, x) == pytest.approx(2 / 24)
+    assert exact_p(x, x) == pytest.approx(stats.kendalltau(x, x, method="exact").pvalue)
+    ten = np.arange(10.0)
+    assert exact_p(ten, ten) == pytest.approx(2 / 3628800)
+
+
+def study(order: tuple[str, ...], noise: float, replicates: int = 5) -> StudyRecord:
+    """Table I's cells on a depth of 12; each strategy a point above the one before it in ``order``."""
+    rng = np.random.default_rng(3)
+    drawn = {}
+    for place, strategy in enumerate(order):
+        key = (strategy, () if strategy == "deep_only" else (2, 4, 7, 9), 11)
+        shift = rng.normal(0, noise, (replicates, 1))
+        drawn[key] = {"read": 0.3 + 0.01 * place + shift + rng.normal(0, 0.01, (replicates, 40))}
+    record = planted(drawn)
+    fuser = cell_id(("mmfuser", (2, 4, 7, 9), 11))
+    return replace(record, cells=tuple(replace(c, options=BLOCK) if c.id == fuser else c for c in record.cells))
+
+
+def test_full_agreement_and_its_reverse() -> None:
+    published = {row.match.strategy: row.values["MME"] for row in TITLES["MMFuser, Table I"].rows}
+    order = tuple(sorted(published, key=lambda s: published[s]))
+    for ranked, tau in ((order, 1.0), (order[::-1], -1.0)):
+        (found,) = [b for b in beside(Analysis(study(ranked, 0.0005))) if b.matched.table.title == "MMFuser, Table I"]
+        agreed = {a.metric: a for a in found.agreements}
+        assert agreed["MME"].tau == pytest.approx(tau)
+        assert (agreed["MME"].low, agreed["MME"].high) == pytest.approx((tau, tau))
+        assert agreed["MME"].p == pytest.approx(2 / 720)
+        assert agreed["MME"].rows == 6
+        assert abs(agreed["Avg"].tau) < 1
+
+
+def test_noise_widens_the_interval() -> None:
+    (found,) = [b for b in beside(Analysis(study(TABLE1, 0.03))) if b.matched.table.title == "MMFuser, Table I"]
+    agreed = found.agreements[0]
+    assert agreed.low <= agreed.tau <= agreed.high
+    assert agreed.high - agreed.low > 0.2
+    (one,) = [b for b in beside(Analysis(study(TABLE1, 0.03, 1))) if b.matched.table.title == "MMFuser, Table I"]
+    assert np.isnan(one.agreements[0].low)
+    shown = published_page(Analysis(study(TABLE1, 0.03, 1)))["published"][0]
+    assert shown["agreements"][0]["taus"][0]["interval"] == ""
+
+
+def test_what_is_shown_keeps_scales_apart() -> None:
+    analysis = Analysis(study(TABLE1, 0.001))
+    shown = next(p for p in published_page(analysis)["published"] if p["table"].title == "MMFuser, Table I")
+    assert "third party" in shown["read"]
+    assert "the paper's layers" in shown["layers"]
+    assert shown["missing"] == []
+    plain = next(p for p in published_json(analysis) if p["title"] == "MMFuser, Table I")
+    assert plain["same_layers"]
+    assert plain["rows"][0]["values"]["MME"] == 1531.3
+    assert {a["measure"] for a in plain["agreement"]} == {"read"}
+
+
+def test_fewer_than_three_rows_show_nothing() -> None:
+    assert beside(Analysis(study(("deep_only", "concat"), 0.001))) == ()
+    assert beside(Analysis(replace(study(TABLE1, 0.001), passport={}))) == ()

@@ -1,0 +1,1 @@
+"""The embedded files: fetched once, converted once, verified at every use."""

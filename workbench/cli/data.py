@@ -1,0 +1,87 @@
+"""The commands about conversations: ``workbench data export`` and ``workbench data check``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusion_workbench.cli.terminal import Quiet, terminal
+
+app = typer.Typer(
+    help="Conversations about images: write them in LLaVA's format, check files of it.", no_args_is_help=True
+)
+
+
+class Split(StrEnum):
+    """A split of a source."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+@app.command("export")
+def export(
+    source: Annotated[str, typer.Argument(help="A source of conversations, such as finescenes_questions.")],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(help="Options of the source, such as train=100 kinds=\\[read].", metavar="[KEY=VALUE]..."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write to; default: SOURCE.", show_default=False)
+    ] = None,
+    split: Annotated[
+        list[Split] | None, typer.Option("--split", help="Only this split; repeatable.", show_default=False)
+    ] = None,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="A row a line, rather than one JSON array.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a source's conversations as LLaVA JSON and its images as PNG."""
+    from rich.progress import Progress
+
+    from fusion_workbench.config.overrides import parse_values
+    from fusion_workbench.tools.data_export import conversation_source
+    from fusion_workbench.tools.data_export import export as write
+
+    console = terminal()
+    found = conversation_source(source, parse_values(options or []))
+    splits = [str(one) for one in dict.fromkeys(split or list(Split))]
+    with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("images", total=sum(found.size(one) for one in splits))
+        written = write(found, splits, out or Path(source), jsonl, overwrite, lambda: bar.advance(task))
+    files = ", ".join(map(str, written.files.values()))
+    said = f"{written.conversations:,} conversations to {files}; {written.pictures:,} images to {written.images}"
+    console.print(said, highlight=False, markup=False)
+    first = "" if written.image_first else " image_first=false"
+    size = found.image_size if isinstance(found.image_size, int) else max(found.image_size)
+    named = " ".join(f"{one}={path}" for one, path in written.files.items())
+    console.print(f"read it back: llava with {named} images={written.images} size={size}{first}", markup=False)
+
+
+@app.command("check")
+def check(
+    file: Annotated[Path, typer.Argument(help="A JSON or JSONL file of LLaVA's.", metavar="FILE")],
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", "-i", help="Folder of its images; default: where it lies.", show_default=False),
+    ] = None,
+    verify: Annotated[
+        str, typer.Option("--verify", help="How closely images are looked at: exists, header, pixels.")
+    ] = "header",
+    bad_rows: Annotated[
+        float, typer.Option("--bad-rows", min=0, max=1, help="Share of bad rows that is let pass.")
+    ] = 0.01,
+    quarantine: Annotated[
+        Path | None,
+        typer.Option("--quarantine", help="Folder for the list of bad rows; default: beside FILE.", show_default=False),
+    ] = None,
+) -> None:
+    """Count what a file holds and list the rows that cannot be used. Exits with 1 when they are too many."""
+    from fusion_workbench.tools.data_check import check as read
+
+    if not read(terminal(), file, images or file.parent, verify, bad_rows, quarantine):
+        raise typer.Exit(1)

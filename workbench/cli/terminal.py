@@ -1,0 +1,47 @@
+"""What the commands share: their common options, the console, the workspace's MLflow."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Workspace = Annotated[
+    Path,
+    typer.Option(
+        "--workspace", "-w", envvar="WORKBENCH_WORKSPACE", help="Folder for features, studies, MLflow, reports."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides of the study, such as training.epochs=4 replicates=5.", metavar="[KEY=VALUE]..."),
+]
+StudyName = Annotated[
+    str, typer.Argument(help="A bundled study (see workbench studies) or the path of a YAML file.", metavar="STUDY")
+]
+Uri = Annotated[str, typer.Option("--uri", help="MLflow tracking URI; default: the workspace's SQLite file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+DEFAULT_WORKSPACE = Path("workspace")
+
+
+def terminal() -> Console:
+    """Standard output; a file or a pipe gets whole lines."""
+    from rich.console import Console
+
+    shown = sys.stdout.isatty()
+    return Console(width=None if shown else 160, soft_wrap=not shown)
+
+
+# Control characters but for line breaks and tabs, and what turns the direction of text about.
+_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    """Words of a file or a model, without what would move a terminal's cursor, colours or reading direction."""
+    return _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,0 +1,359 @@
+"""The study's configuration: what a YAML file may say, with its defaults.
+
+One file is one study (``sweeps/*.yaml``). The dataclasses below are the schema; OmegaConf checks keys and types,
+:meth:`StudyConfig.check` checks values. Anything wrong is answered in one line with the nearest right word, before
+any work starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fusion_workbench.config.language import (
+    NOT_IDENTITY,
+    LanguageConfig,
+    LoraSettings,
+    StageConfig,
+    StageSourceConfig,
+    check_language,
+)
+from fusion_workbench.config.overrides import apply_override, explain
+from fusion_workbench.config.plan import FamilyConfig, PlanConfig, check_plan
+from fusion_workbench.core.errors import WorkbenchError, nearest
+
+PRECISIONS = ("auto", "float32", "bf16")
+TRAINING_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
+SAMPLERS = ("auto", "exhaustive", "tpe", "random")
+SCOPES = ("cell", "strategy")
+
+
+@dataclass
+class EncoderConfig:
+    """The frozen vision encoder."""
+
+    name: str = "assets:encoder"  # assets:encoder, a folder, or a Hugging Face name
+    revision: str | None = None  # commit of a Hugging Face name
+    image_size: Any = 112  # pixels, a multiple of the patch size: of a square, or [height, width]
+    batch_size: int = 64  # images a forward pass
+    precision: str = "auto"  # auto: bf16 where the hardware gains from it
+
+
+@dataclass
+class SourceConfig:
+    """Where samples come from; ``options`` are the source's own."""
+
+    name: str = "finescenes"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class SelectionConfig:
+    """One selection: ``levels`` (shallow layers) and ``query`` (default: the deepest layer)."""
+
+    levels: list[Any] = field(default_factory=list)
+    query: Any = None
+
+
+@dataclass
+class SpaceConfig:
+    """A space of selections: every set of ``count`` levels out of ``layers``."""
+
+    count: list[int] = field(default_factory=lambda: [3])  # how many levels: any of these
+    layers: list[Any] = field(default_factory=list)  # candidates; empty: every layer below the query
+    queries: list[Any] = field(default_factory=list)  # empty: the deepest layer; several: free among them
+
+
+@dataclass
+class StrategyConfig:
+    """One fusion strategy; ``options`` are fixed, ``choices`` are lists that are all tried."""
+
+    name: str = "???"
+    options: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, list[Any]] = field(default_factory=dict)
+    selections: list[SelectionConfig] = field(default_factory=list)  # its own; empty: the study's
+    alias: str = ""  # salts identity and initialisation, for A/A studies
+
+
+@dataclass
+class SearchConfig:
+    """How configurations are found. Every strategy gets the same budget and the same learning rates."""
+
+    sampler: str = "auto"  # auto: exhaustive where the space fits the budget, else tpe
+    budget: int = 60  # cells a strategy; a space that fits is enumerated whole
+    keep: int = 8  # of a sampled space, cells a strategy that go on to the replicates
+    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3])
+    scope: str = "cell"  # the learning rate is searched for each cell, or once for each strategy
+    seed: int = 0
+
+
+@dataclass
+class TrainingConfig:
+    """How every variant is trained: the same steps for all."""
+
+    epochs: int = 8
+    batch_size: int = 16
+    projector: str = "linear"
+    width: int = 0  # of the projected tokens; 0: the encoder's
+    head_hidden: int = 384
+    gates_lr_scale: float = 100.0  # learning rates of the parts, as multiples of the variant's
+    fuser_lr_scale: float = 1.0
+    projector_lr_scale: float = 1.0
+    head_lr_scale: float = 1.0
+    weight_decay: float = 0.01
+    warmup: float = 0.05  # share of the steps
+    gradient_clip: float = 1.0  # norm, each member its own; 0: none
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: int = 1
+    bank_size: int = 16  # variants trained side by side; never changes a result
+    live: bool = False  # encode every batch anew instead of reading the feature store
+
+
+@dataclass
+class TrackingConfig:
+    """Where MLflow writes; an empty ``uri`` is an SQLite file in the workspace."""
+
+    uri: str = ""
+    experiment: str = "fusion-workbench"
+
+
+@dataclass
+class StudyConfig:
+    """One ablation study."""
+
+    name: str = "???"
+    question: str = ""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
+    tasks: list[str] = field(default_factory=lambda: ["read", "digit"])
+    strategies: list[StrategyConfig] = field(default_factory=list)
+    selections: list[SelectionConfig] = field(default_factory=list)
+    space: SpaceConfig | None = None
+    single_layers: list[Any] = field(default_factory=list)  # deep-only variants; ["all"]: every layer
+    baselines: bool = True  # deepest, penultimate, best single layer, middle concat
+    replicates: int = 5
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    language_model: LanguageConfig | None = None  # given: the cells are multimodal language models, not probes
+
+
+# What may change without making it another study: it moves no result of any variant-replicate.
+_NOT_IDENTITY = ("name", "question", "replicates", "plan", "tracking", "training.bank_size", "encoder.batch_size")
+
+
+def bundled() -> dict[str, Path]:
+    """The study files that come with the workbench, by name."""
+    folder = Path(str(resources.files("fusion_workbench.sweeps")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Read a study by bundled name or path, apply ``key=value`` overrides, check it.
+
+    Raises:
+        WorkbenchError: no such file, unreadable YAML, a wrong key, type or value.
+    """
+    path = bundled().get(name_or_path, Path(name_or_path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        hint = nearest(name_or_path, bundled())
+        raise WorkbenchError(
+            f"no study '{name_or_path}': neither a file nor one of the bundled studies.{hint}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkbenchError(f"{path} cannot be read as a study file: {error}.") from None
+    return study_from_yaml(text, where=str(path), overrides=overrides, default_name=path.stem)
+
+
+def study_from_yaml(text: str, where: str, overrides: Sequence[str] = (), default_name: str = "study") -> StudyConfig:
+    """A checked study from YAML ``text``; ``where`` names it in errors. Raises WorkbenchError."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise WorkbenchError(f"{where}:{place} {problem}; it must be YAML: one 'key: value' a line.") from None
+    if not isinstance(raw, dict):
+        raise WorkbenchError(f"{where}: a study file is a mapping of keys such as name, strategies, selections.")
+    raw.setdefault("name", default_name)
+    _check_keys(raw, StudyConfig, where)
+    schema: DictConfig = OmegaConf.structured(StudyConfig)
+    try:
+        config = OmegaConf.merge(schema, OmegaConf.create(raw))
+    except OmegaConfBaseException as error:
+        raise WorkbenchError(explain(error, where)) from None
+    for override in overrides:
+        apply_override(config, override)
+    try:
+        study = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise WorkbenchError(explain(error, where)) from None
+    assert isinstance(study, StudyConfig)
+    check(study, where)
+    return study
+
+
+def _check_keys(raw: Any, schema: type, where: str, prefix: str = "") -> None:
+    """Unknown keys of a YAML mapping, found before OmegaConf sees it, so that the nearest right one can be named."""
+    if not isinstance(raw, dict):
+        raise WorkbenchError(f"{where}: '{prefix.rstrip('.')}' must be a mapping, and is {raw!r}.")
+    known = {f.name: f for f in fields(schema)}
+    for key, value in raw.items():
+        if str(key) not in known:
+            raise WorkbenchError(f"{where}: unknown key '{prefix}{key}'.{nearest(str(key), known)}")
+        part = _PARTS.get((schema, str(key)))
+        if part is None or value is None:
+            continue
+        if part[1]:
+            if not isinstance(value, list):
+                raise WorkbenchError(f"{where}: '{prefix}{key}' must be a list, and is {value!r}.")
+            for number, item in enumerate(value):
+                _check_keys(item, part[0], where, f"{prefix}{key}[{number}].")
+        else:
+            _check_keys(value, part[0], where, f"{prefix}{key}.")
+
+
+_PARTS: dict[tuple[type, str], tuple[type, bool]] = {
+    (StudyConfig, "encoder"): (EncoderConfig, False),
+    (StudyConfig, "source"): (SourceConfig, False),
+    (StudyConfig, "strategies"): (StrategyConfig, True),
+    (StrategyConfig, "selections"): (SelectionConfig, True),
+    (StudyConfig, "selections"): (SelectionConfig, True),
+    (StudyConfig, "space"): (SpaceConfig, False),
+    (StudyConfig, "plan"): (PlanConfig, False),
+    (PlanConfig, "families"): (FamilyConfig, True),
+    (StudyConfig, "search"): (SearchConfig, False),
+    (StudyConfig, "training"): (TrainingConfig, False),
+    (StudyConfig, "tracking"): (TrackingConfig, False),
+    (StudyConfig, "language_model"): (LanguageConfig, False),
+    (LanguageConfig, "stages"): (StageConfig, True),
+    (LanguageConfig, "lora"): (LoraSettings, False),
+    (StageConfig, "source"): (StageSourceConfig, False),
+}
+
+
+def check(study: StudyConfig, where: str = "study") -> None:
+    """Values that types cannot express. Raises WorkbenchError for the first that is wrong."""
+
+    def one_of(key: str, value: str, allowed: Iterable[str]) -> None:
+        if value not in allowed:
+            raise WorkbenchError(f"{where}: {key} is '{value}'.{nearest(value, allowed)}")
+
+    def at_least(key: str, value: float, least: float) -> None:
+        if not value >= least:
+            raise WorkbenchError(f"{where}: {key} is {value}; it must be at least {least}.")
+
+    one_of("encoder.precision", study.encoder.precision, PRECISIONS)
+    one_of("training.precision", study.training.precision, TRAINING_PRECISIONS)
+    one_of("search.sampler", study.search.sampler, SAMPLERS)
+    one_of("search.scope", study.search.scope, SCOPES)
+    at_least("replicates", study.replicates, 1)
+    _check_size(study.encoder.image_size, where)
+    at_least("encoder.batch_size", study.encoder.batch_size, 1)
+    for name in ("epochs", "batch_size", "bank_size", "devices", "head_hidden"):
+        at_least(f"training.{name}", getattr(study.training, name), 1)
+    for name in ("weight_decay", "warmup", "gradient_clip", "width"):
+        at_least(f"training.{name}", getattr(study.training, name), 0)
+    for name in ("gates_lr_scale", "fuser_lr_scale", "projector_lr_scale", "head_lr_scale"):
+        at_least(f"training.{name}", getattr(study.training, name), 0)
+    at_least("search.budget", study.search.budget, 1)
+    at_least("search.keep", study.search.keep, 1)
+    if study.training.warmup >= 1:
+        raise WorkbenchError(
+            f"{where}: training.warmup is {study.training.warmup}; it is a share of the steps, below 1."
+        )
+    if not study.search.learning_rates or any(not lr > 0 for lr in study.search.learning_rates):
+        raise WorkbenchError(f"{where}: search.learning_rates must name one or more rates above 0, such as [0.001].")
+    if not study.tasks:
+        raise WorkbenchError(f"{where}: tasks is empty; name at least one, such as [read, digit].")
+    if not study.strategies:
+        raise WorkbenchError(f"{where}: strategies is empty; name at least one, such as - name: concat.")
+    check_plan(study.plan, study.tasks, study.replicates, where)
+    if study.language_model is not None:
+        check_language(study.language_model, where)
+        if study.training.width:
+            raise WorkbenchError(
+                f"{where}: training.width is {study.training.width}; before a language model tokens are as wide as its "
+                "embeddings, so leave it at 0."
+            )
+        _check_unread(study.training, where)
+    if not study.name or any(not (c.isalnum() or c in "-_.") for c in study.name) or study.name.startswith("."):
+        raise WorkbenchError(
+            f"{where}: name '{study.name}' must be letters, digits, '-', '_' and '.', as it names a folder."
+        )
+    if study.training.precision == "16-mixed" and study.training.bank_size > 1:
+        raise WorkbenchError(
+            f"{where}: training.precision 16-mixed scales gradients, which couples the members of a bank; "
+            "set training.bank_size=1, or use bf16-mixed."
+        )
+
+
+# Settings of the training of probes, and what stands in their place before a language model.
+_UNREAD = dict.fromkeys(("epochs", "weight_decay", "warmup"), "set {name} of each of language_model.stages")
+_UNREAD |= dict.fromkeys(("head_hidden", "head_lr_scale"), "leave it out, since a language model has no heads")
+
+
+def _check_unread(training: TrainingConfig, where: str) -> None:
+    """What a study of language models would not read is not let pass as if it did."""
+    for name, instead in _UNREAD.items():
+        value = getattr(training, name)
+        if value != getattr(TrainingConfig, name):
+            raise WorkbenchError(
+                f"{where}: training.{name} is {value}, which is of probes alone; {instead.format(name=name)}."
+            )
+
+
+def _check_size(size: Any, where: str) -> None:
+    sides = size if isinstance(size, list) and len(size) == 2 else [size]
+    if any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
+        raise WorkbenchError(
+            f"{where}: encoder.image_size is {size!r}; it must be pixels, such as 224, or [height, width], such as "
+            "[224, 448]."
+        )
+
+
+def to_dict(study: StudyConfig) -> dict[str, Any]:
+    """Plain dicts, lists, strings and numbers."""
+    plain = OmegaConf.to_container(OmegaConf.structured(study), resolve=True)
+    assert isinstance(plain, dict)
+    if plain["language_model"] is None:
+        del plain["language_model"]  # a study of probes is what it was before there were others
+    return {str(key): value for key, value in plain.items()}
+
+
+def to_yaml(study: StudyConfig) -> str:
+    """The whole resolved study, ready to run again."""
+    return yaml.safe_dump(to_dict(study), sort_keys=False, allow_unicode=True)
+
+
+def study_id(study: StudyConfig) -> str:
+    """16 hex digits over everything in the config that can move a result; more replicates are the same study."""
+    plain = to_dict(study)
+    for key in _NOT_IDENTITY:
+        head, _, tail = key.partition(".")
+        if tail:
+            plain[head].pop(tail)
+        else:
+            plain.pop(head)
+    for key in NOT_IDENTITY if "language_model" in plain else ():
+        plain["language_model"].pop(key)
+    return digest(plain)
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of the canonical JSON of ``value``."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]

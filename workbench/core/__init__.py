@@ -1,0 +1,1 @@
+"""Words and mechanisms for everybody."""

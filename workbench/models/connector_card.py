@@ -1,0 +1,127 @@
+"""The model card of an exported connector: what it is, and what its study found of it, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from fusion_workbench.reports.analysis.comparison import Analysis
+    from fusion_workbench.reports.reading.records import Cell
+
+_LOAD = """```python
+from fusion_workbench.models.export import load_connector
+
+connector = load_connector("this/folder")
+tokens = connector(["photo.jpg"])  # [1, {tokens}, {width}]
+```"""
+
+
+def card(analysis: Analysis, cell: Cell, config: Mapping[str, Any]) -> str:
+    """Markdown with the front matter that model hubs read."""
+    from fusion_workbench.reports.analysis.answer import answer
+
+    said, encoder, study = answer(analysis), config["encoder"], config["study"]
+    recommended = said.cell is not None and said.cell.id == cell.id
+    front: dict[str, Any] = {"library_name": "fusion-workbench", "tags": ["visual-layer-fusion", config["strategy"]]}
+    if encoder["revision"]:  # a hub's model has a commit; a folder and an asset have none
+        front["base_model"] = encoder["encoder"]
+    fresh = said.judged is not analysis and any(key[-1] == cell.id for key in said.judged.comparisons)
+    judged = said.judged if fresh else analysis  # what a cell was picked on makes it look better than it is
+    tokens = " × ".join(map(str, encoder["grid"]))
+    layers = ", ".join(map(str, config["layers"]))
+    lines = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        f"# {cell.name} on {encoder['encoder']}\n",
+        f"A connector between a frozen vision encoder and a model that reads tokens: hidden states {layers} of "
+        f"`{encoder['encoder']}` ({encoder['family']}, {encoder['depth']} blocks), fused by `{config['strategy']}`, "
+        f"then a `{config['projector']}` projector to {config['width']} channels. It was trained as a probe, not with "
+        "a language model.\n",
+        _LOAD.format(tokens=encoder["grid"][0] * encoder["grid"][1], width=config["width"]) + "\n",
+        f"The grid is {tokens} tokens; pictures are cut to its shape and resized to {encoder['image_size']} px.\n",
+        "## What its study found\n",
+        f"*{analysis.record.question}* Study `{study['name']}` ({study['id']}), "
+        f"{len(analysis.record.finals(cell.id))} of {len(analysis.record.replicates)} replicates of this cell; the "
+        f"weights are of replicate {study['replicate']}, the first, not the best.\n",
+        (
+            "This is the cell that the study recommends: the best on validation."
+            if recommended
+            else f"This is not the cell that the study recommends. {said.headline}"
+        )
+        + "\n",
+        *([f"Judged on {judged.reached} fresh replicates, which had no part in the picking:\n"] if fresh else []),
+        _evidence(judged, cell),
+        "## What is not known\n",
+        "".join(f"- {caveat}\n" for caveat in (*said.caveats, _GENERAL)),
+        "## What it costs\n",
+        _costs(analysis, cell),
+        "## Where it comes from\n",
+        _data(analysis.record.source),
+        f"```yaml\n{yaml.safe_dump(dict(config['training']), sort_keys=False)}```\n",
+        f"MLflow run `{study['run']}`, command `{study['command']}`, commit `{study['commit']}`, encoder fingerprint "
+        f"`{encoder['fingerprint'][:16]}`.\n",
+        _LICENCES,
+    ]
+    return "\n".join(lines)
+
+
+_LICENCES = (
+    "The encoder and the data keep the licences that they came with; what these say of weights trained on them holds "
+    "for this folder too.\n"
+)
+_GENERAL = "Scores are of heads trained on these tokens; a language model may use them otherwise."
+
+
+def _evidence(analysis: Analysis, cell: Cell) -> str:
+    """A row a task: its test score with interval, and the verdict against every baseline."""
+    from fusion_workbench.reports.analysis.comparison import BASELINES
+
+    columns = [b for b in BASELINES if any((m.name, b) in analysis.baselines for m in analysis.measures)]
+    rows = [f"| | test, mean [95 % interval] | {' | '.join(f'against {b}' for b in columns)} |"]
+    rows.append("|---|---|" + "---|" * len(columns))
+    for measure in analysis.measures:
+        if (cell.id, measure.name) not in analysis.means:
+            continue
+        unit, mean = measure.unit, analysis.means[cell.id, measure.name]
+        score = f"{unit.score(mean.mean)} [{unit.score(mean.low)}, {unit.score(mean.high)}]"
+        verdicts = []
+        for baseline in columns:
+            found = analysis.comparisons.get((measure.name, baseline, cell.id))
+            if found is None:
+                verdicts.append("–")
+            elif found.difference is None:
+                verdicts.append(found.verdict)
+            else:
+                verdicts.append(f"{found.verdict}, {unit.effect(found.difference)}")
+        rows.append(f"| {unit.after(f'{measure.name} ({measure.metric})')} | {score} | {' | '.join(verdicts)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _costs(analysis: Analysis, cell: Cell) -> str:
+    """Fuser and projector, means over the replicates; the encoder's own cost is the same for every cell."""
+    mean = analysis.record.mean_metric
+    rows = [
+        (what, value)
+        for what, name, form in _COSTS
+        if (found := mean(cell.id, name)) is not None and (value := form.format(found))
+    ]
+    return "Fuser and projector, without the encoder:\n\n" + "".join(f"- {what}: {value}\n" for what, value in rows)
+
+
+_COSTS = (
+    ("parameters", "cost/parameters", "{:,.0f}"),
+    ("FLOPs an image", "cost/flops_per_image", "{:,.0f}"),
+    ("milliseconds an image, forward, on the machine of the study", "cost/ms_per_image_forward", "{:.3g}"),
+    ("seconds of training, with the heads, a replicate", "cost/seconds", "{:.3g}"),
+)
+
+
+def _data(source: Mapping[str, Any]) -> str:
+    """What it was trained, chosen and tested on."""
+    sizes = source.get("sizes") or {}
+    counts = ", ".join(f"{sizes[split]:,} {split}" for split in ("train", "val", "test") if split in sizes)
+    return (
+        f"Data: `{source.get('version') or source.get('name') or 'unknown'}`{f', {counts} images' if counts else ''}.\n"
+    )

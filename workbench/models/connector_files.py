@@ -1,0 +1,286 @@
+"""The connector files of LLaVA-1.5 and MMFuser: ``mm_projector.bin``, read and written.
+
+A file of ``torch.save``: one flat state dict, in half precision as a rule. Under the prefix ``model.mm_projector.``
+(read with any other, or with none) it names the weights by their place in an ``nn.Sequential``::
+
+    LLaVA, linear         weight, bias
+    LLaVA-1.5             0.weight, 0.bias, 2.weight, 2.bias         linear, GELU, linear
+    MMFuser, linear       0.gamma1, 0.cross_attn.…, 1.weight, 1.bias
+    MMFuser               0.gamma1, 0.cross_attn.…, 1.weight, 1.bias, 3.weight, 3.bias
+
+MMFuser's fuser is the first member of the sequence, under the names that :class:`modules.fusion.mmfuser.MMFuser` has
+too. Neither of them normalises what it reads, so such weights belong to a ``Projector(…, normalise=False)``.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_workbench.core.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fusion_workbench.modules.fusion import Fusion
+
+WORD = "mm_projector"
+PREFIX = f"model.{WORD}."
+POINTS = 4  # of MMFuser's deformable attention: its code fixes it, and no file says it
+
+_LINEAR = {"map.weight": "weight", "map.bias": "bias"}  # ours → published, behind the member of the sequence
+_MLP = {"map.0.weight": "0.weight", "map.0.bias": "0.bias", "map.2.weight": "2.weight", "map.2.bias": "2.bias"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of file names its weights: ours → published for the projector, a prefix for the fuser."""
+
+    kind: str  # of the projector
+    fuser: str  # what its weights begin with; empty: it has none
+    projector: Mapping[str, str]
+
+
+LAYOUTS = (
+    Layout("linear", "", _LINEAR),
+    Layout("mlp2x_gelu", "", _MLP),
+    Layout("linear", "0.", {"map.weight": "1.weight", "map.bias": "1.bias"}),
+    Layout(
+        "mlp2x_gelu",
+        "0.",
+        {"map.0.weight": "1.weight", "map.0.bias": "1.bias", "map.2.weight": "3.weight", "map.2.bias": "3.bias"},
+    ),
+)
+
+
+@dataclass(frozen=True)
+class PublishedConnector:
+    """What such a file holds, under our names.
+
+    Attributes:
+        kind: of the projector, one of :data:`modules.projector.PROJECTORS`.
+        fuser: state dict of :class:`modules.fusion.mmfuser.MMFuser`; empty for LLaVA's.
+        projector: state dict of :class:`modules.projector.Projector`.
+        prefix: what stood before the names in the file.
+    """
+
+    kind: str
+    fuser: Mapping[str, Tensor]
+    projector: Mapping[str, Tensor]
+    prefix: str = PREFIX
+
+    @property
+    def in_dim(self) -> int:
+        """Channels that the projector reads."""
+        return int(self._weights[0].shape[1])
+
+    @property
+    def width(self) -> int:
+        """Channels of a projected token: the language model's."""
+        return int(self._weights[-1].shape[0])
+
+    @property
+    def _weights(self) -> list[Tensor]:
+        return [value for name, value in sorted(self.projector.items()) if name.endswith("weight")]
+
+    @property
+    def strategy(self) -> str:
+        return "mmfuser" if self.fuser else "deep_only"
+
+    @property
+    def heads(self) -> int:
+        """Of the fuser's attention: its self-attention has a weight a head and point."""
+        return int(self.fuser["self_attn.attention_weights.bias"].numel()) // POINTS
+
+    @property
+    def levels(self) -> int:
+        """How many levels the fuser reads beside the query."""
+        return int(self.fuser["cross_attn.attention_weights.bias"].numel()) // (POINTS * self.heads)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the strategy."""
+        return {"heads": self.heads, "points": POINTS} if self.fuser else {}
+
+
+def read_connector_file(path: Path) -> PublishedConnector:
+    """The weights of a published connector, each with the dtype that it has in the file.
+
+    Raises:
+        WorkbenchError: no such file, one that holds more than tensors, or names and shapes that are not those of a
+            connector.
+    """
+    tensors = _load(path)
+    prefix, own = _own(tensors, path)
+    fused = any(name.startswith("0.") and name not in ("0.weight", "0.bias") for name in own)
+    deep = any(name in own for name in (("3.weight", "3.bias") if fused else ("0.weight", "2.weight", "2.bias")))
+    layout = next(x for x in LAYOUTS if bool(x.fuser) == fused and (x.kind == "mlp2x_gelu") == deep)
+    fuser = {name.removeprefix("0."): own[name] for name in own if fused and name.startswith("0.")}
+    wanted = set(layout.projector.values())
+    for name in own:
+        if name not in wanted and not (fused and name.startswith("0.")):
+            raise WorkbenchError(
+                f"{path} holds {prefix}{name}, which no {_called(layout)} has: its projector is "
+                f"{', '.join(sorted(wanted))}."
+            )
+    for name in sorted(wanted):
+        if name not in own:
+            raise WorkbenchError(f"{path} lacks {prefix}{name}, which a {_called(layout)} has.")
+    found = PublishedConnector(
+        layout.kind, fuser, {ours: own[theirs] for ours, theirs in layout.projector.items()}, prefix
+    )
+    _check_shapes(found, layout, path)
+    return found
+
+
+def write_connector_file(path: Path, connector: PublishedConnector) -> None:
+    """Write what :func:`read_connector_file` reads: a flat dict of plain tensors, whole or not at all.
+
+    Raises:
+        WorkbenchError: the file cannot be written.
+    """
+    import torch
+
+    layout = next(x for x in LAYOUTS if bool(x.fuser) == bool(connector.fuser) and x.kind == connector.kind)
+    named = {f"{layout.fuser}{name}": value for name, value in connector.fuser.items()}
+    named |= {theirs: connector.projector[ours] for ours, theirs in layout.projector.items()}
+    plain = {f"{connector.prefix}{name}": value.detach().cpu().contiguous() for name, value in named.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+            torch.save(plain, Path(scratch) / "file")
+            os.replace(Path(scratch) / "file", path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise WorkbenchError(f"{path} cannot be written ({error}); name another file.") from None
+
+
+def published(fuser: Fusion, projector: nn.Module) -> PublishedConnector:
+    """Trained modules in the published form.
+
+    Raises:
+        WorkbenchError: a fuser or projector that has no such form, with the reason.
+    """
+    from torch import nn
+
+    from fusion_workbench.modules.fusion.mmfuser import MMFuser, MMFuserOptions
+    from fusion_workbench.modules.projector import Projector
+
+    if not isinstance(projector, Projector) or projector.normalise:
+        raise WorkbenchError(
+            "the projector normalises its input, which no published connector does, so that its weights would mean "
+            "something else there; train with a projector that does not normalise."
+        )
+    kind = "linear" if isinstance(projector.map, nn.Linear) else "mlp2x_gelu"
+    sizes = [layer.out_features for layer in projector.modules() if isinstance(layer, nn.Linear)]
+    if len(set(sizes)) > 1:
+        raise WorkbenchError("the projector's middle is of a width of its own, which no published connector has.")
+    if isinstance(fuser, MMFuser):
+        options: MMFuserOptions = fuser.options
+        if options.attention != "deformable" or not options.self_attention or options.points != POINTS:
+            raise WorkbenchError(
+                f"the published MMFuser has deformable cross- and self-attention of {POINTS} points; this one has "
+                f"attention={options.attention}, self_attention={options.self_attention}, points={options.points}."
+            )
+    elif next(fuser.parameters(), None) is not None:
+        raise WorkbenchError(
+            f"the strategy {type(fuser).__name__} has weights of its own and no published connector file; only MMFuser "
+            "and strategies without weights have."
+        )
+    return PublishedConnector(kind, fuser.state_dict(), projector.state_dict())
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """Load ``weights`` into a module, all of them and none besides.
+
+    Raises:
+        WorkbenchError: the first name that is missing, too many, or of another shape, in one line.
+    """
+    own = module.state_dict()
+    for name in own:
+        if name not in weights:
+            raise WorkbenchError(f"{what} lacks {name}, which {type(module).__name__} has.")
+    for name, value in weights.items():
+        if name not in own:
+            raise WorkbenchError(f"{what} holds {name}, which {type(module).__name__} does not have.")
+        if value.shape != own[name].shape:
+            raise WorkbenchError(
+                f"{what}: {name} has shape {list(value.shape)}, and that of {type(module).__name__} is "
+                f"{list(own[name].shape)}."
+            )
+    module.load_state_dict(dict(weights))
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    import torch
+
+    if not path.is_file():
+        raise WorkbenchError(f"{path} is no file; a published connector is a file such as mm_projector.bin.")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise WorkbenchError(
+            f"{path} is damaged or holds more than tensors, and what is not a plain tensor is never unpickled."
+        ) from None
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WorkbenchError(f"{path} cannot be read as a file of torch.save, it may be cut off: {first}") from None
+    wrong = not isinstance(found, dict) or next(
+        (str(key) for key, value in found.items() if not (isinstance(key, str) and _floats(value))), None
+    )
+    if wrong or not found:
+        named = f" ({wrong})" if isinstance(wrong, str) else ""
+        raise WorkbenchError(
+            f"{path} is not a flat dict of named floating-point tensors{named}, so it is no connector."
+        )
+    return dict(found)
+
+
+def _floats(value: object) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _own(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The prefix of the names, and the weights without it."""
+    first = next(iter(tensors))
+    before, word, _ = first.partition(f"{WORD}.")
+    prefix = before + word if word else ""
+    for name in tensors:
+        if not name.startswith(prefix) or (not prefix and WORD in name):
+            raise WorkbenchError(
+                f"{path} holds {name} beside {first}, so it is more than a connector; cut it down to the weights under "
+                f"one prefix, such as {PREFIX}"
+            )
+    return prefix, {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+
+def _check_shapes(found: PublishedConnector, layout: Layout, path: Path) -> None:
+    """Every map's bias fits its weight, the second reads what the first gives, the fuser gives what it reads."""
+    channels: int | None = int(found.fuser["gamma1"].numel()) if "gamma1" in found.fuser else None
+    for ours, theirs in layout.projector.items():
+        value = found.projector[ours]
+        if ours.endswith("weight"):
+            if value.ndim != 2 or (channels is not None and value.shape[1] != channels):
+                raise WorkbenchError(
+                    f"{path}: {found.prefix}{theirs} has shape {list(value.shape)}; it should be [width, "
+                    f"{channels or 'channels'}]."
+                )
+            channels = int(value.shape[0])
+        elif list(value.shape) != [channels]:
+            raise WorkbenchError(
+                f"{path}: {found.prefix}{theirs} has shape {list(value.shape)}; beside its weight it should be "
+                f"[{channels}]."
+            )
+    for name in ("gamma1", "self_attn.attention_weights.bias", "cross_attn.attention_weights.bias"):
+        if found.fuser and name not in found.fuser:
+            raise WorkbenchError(f"{path} lacks {found.prefix}{layout.fuser}{name}, which MMFuser has.")
+
+
+def _called(layout: Layout) -> str:
+    return f"{'MMFuser' if layout.fuser else 'LLaVA'} connector with a {layout.kind} projector"

@@ -1,0 +1,298 @@
+"""``workbench convert``: model folders, stock LLaVA folders and published connector files into one another."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.layers import Selection
+from fusion_workbench.models.connector_files import fill, published, read_connector_file, write_connector_file
+from fusion_workbench.models.folder import (
+    ADAPTER,
+    BACKGROUND,
+    Described,
+    adapter_config_of,
+    load_parts,
+    read_model_config,
+    save_model,
+)
+from fusion_workbench.models.weights import language_path, read_tensors
+
+if TYPE_CHECKING:
+    from fusion_workbench.datamodules.conversations.chat import Chat
+    from fusion_workbench.modules.encoders.encoder import VisionEncoder
+    from fusion_workbench.modules.language.adapter import FusedAdapter
+
+IMAGE_WORD = "<image>"
+PAPER_DEPTH, PAPER_LEVELS = 24, (-22, -17, -12, -7)  # CLIP-L, and what MMFuser reads of it beside the query
+
+# Stock processors take a message as a list of images and texts; the language model's own template takes words.
+_FLATTEN = """\
+{%- set flat = namespace(turns=[], words='') -%}
+{%- if SYSTEM is not none and messages[0]['role'] != 'system' -%}
+{%- set flat.turns = [{'role': 'system', 'content': SYSTEM}] -%}
+{%- endif -%}
+{%- for message in messages -%}
+{%- set flat.words = '' -%}
+{%- if message['content'] is string -%}{%- set flat.words = message['content'] -%}
+{%- else -%}{%- for part in message['content'] -%}
+{%- set flat.words = flat.words + ('<image>\\n' if part['type'] == 'image' else part['text']) -%}
+{%- endfor -%}{%- endif -%}
+{%- set flat.turns = flat.turns + [{'role': message['role'], 'content': flat.words | trim}] -%}
+{%- endfor -%}
+{%- set messages = flat.turns -%}
+"""
+
+
+def to_llava(folder: Path, out: Path, encoder: str | None = None, language: str | None = None) -> str:
+    """A model folder as a stock LLaVA folder, with processor and tokenizer. Returns what was done.
+
+    Raises:
+        WorkbenchError: no such folder, or a model without a stock form (:mod:`models.stock_llava`).
+    """
+    from tokenizers import AddedToken
+
+    from fusion_workbench.datamodules.conversations.chat import Chat
+    from fusion_workbench.models.stock_llava import to_stock
+    from fusion_workbench.modules.language.adapter import FusedAdapter
+
+    model, read, config = load_parts(folder, "cpu", encoder, language)
+    adapter = model.adapter
+    if not isinstance(adapter, FusedAdapter):
+        raise WorkbenchError(
+            f"this model has no stock LLaVA form: {config['adapter']['strategy']} adds to hidden states inside the "
+            "language model, and stock LLaVA does not."
+        )
+    tokenizer = model.decoder.tokenizer
+    rows, columns = read.grid()
+    chat = Chat(tokenizer, config["chat"]["max_length"], rows * columns, config["chat"]["system"])
+    tokenizer.add_tokens([AddedToken(IMAGE_WORD, special=True, normalized=False)], special_tokens=True)
+    stock: Any = to_stock(
+        read, adapter.fuser, adapter.projector, model.decoder, tokenizer.convert_tokens_to_ids(IMAGE_WORD)
+    )
+    with _written(out) as made:
+        stock.save_pretrained(made)
+        _processor(read, tokenizer, chat, config["images"]).save_pretrained(made)
+    return f"written: {out}, for transformers.LlavaForConditionalGeneration.from_pretrained"
+
+
+def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
+    """A stock LLaVA folder as a model folder. Returns what was done.
+
+    Raises:
+        WorkbenchError: no such folder, or a model that has no form here.
+    """
+    from transformers import AutoConfig, AutoTokenizer, LlavaForConditionalGeneration
+    from transformers.image_processing_utils import BaseImageProcessor
+
+    from fusion_workbench.models.stock_llava import from_stock
+    from fusion_workbench.modules.encoders.encoder import VisionEncoder
+    from fusion_workbench.modules.language.adapter import AdapterConfig, FusedAdapter
+    from fusion_workbench.modules.language.decoder import Decoder
+
+    if not folder.is_dir():
+        raise WorkbenchError(f"--from-llava: there is no folder {folder}.")
+    try:
+        kind = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
+        if kind != "llava":
+            raise WorkbenchError(f"--from-llava: {folder} is of the type '{kind}', and only 'llava' has a form here.")
+        stock: Any = LlavaForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dtype="float32")
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        processor, _ = BaseImageProcessor.get_image_processor_dict(folder)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip() or repr(error)).splitlines()[0]
+        raise WorkbenchError(f"--from-llava: {folder} cannot be read as a stock LLaVA: {first}") from None
+    parts = from_stock(stock)
+    with tempfile.TemporaryDirectory(dir=_parent(out), prefix=f".{out.name}-") as scratch:
+        tower = Path(scratch) / "encoder"
+        _saved_tower(parts.tower, processor, tower)
+        encoder = VisionEncoder(str(tower), image_size=0, precision="float32")
+        decoder = Decoder(parts.language, tokenizer, "float32", str(folder))
+        _speakable(tokenizer, system)
+        selection = Selection(tuple(sorted(parts.fuser.selection.levels)), parts.fuser.selection.query)
+        adapter = AdapterConfig(
+            strategy=parts.strategy,
+            selection=selection,
+            dim=encoder.dim,
+            width=decoder.width,
+            depth=decoder.depth,
+            options=parts.options,
+            projector="mlp2x_gelu",
+            grid=encoder.grid(),
+            projector_norm=False,
+        )
+        described = Described(
+            adapter,
+            str(folder),
+            kept="own",
+            system=system,
+            padding="square" if processor.get("do_pad") else "crop",
+            background=[int(255 * value) for value in processor["image_mean"]],
+            own_encoder=True,
+            origin={"converted from": f"stock LLaVA {folder}"},
+        )
+        _save(FusedAdapter(parts.fuser, parts.projector), decoder, encoder, out, described)
+    return f"written: {out}, the same model as {folder}"
+
+
+def from_connector_file(
+    file: Path,
+    out: Path,
+    encoder: str,
+    language: str,
+    levels: Sequence[str],
+    query: str,
+    system: str | None,
+) -> str:
+    """A published connector file as a model folder, with the encoder and language model that it joins.
+
+    Raises:
+        WorkbenchError: a file, encoder or language model that do not fit together; or levels that are not said.
+    """
+    from fusion_workbench.config.study import EncoderConfig
+    from fusion_workbench.modules.language.adapter import AdapterConfig, FusedAdapter, build_adapter
+    from fusion_workbench.modules.language.decoder import Decoder
+    from fusion_workbench.study.prepare import load_encoder
+
+    found = read_connector_file(file)
+    read = load_encoder(EncoderConfig(encoder, image_size=0, precision="float32"), progress=False)
+    if found.in_dim % read.dim or (found.fuser and found.in_dim != read.dim):
+        raise WorkbenchError(f"{file} reads tokens of {found.in_dim} channels, and those of {encoder} have {read.dim}.")
+    wanted = found.levels if found.fuser else found.in_dim // read.dim - 1
+    chosen: Sequence[str | int] = levels
+    if not levels and found.fuser and read.depth == PAPER_DEPTH:
+        chosen = PAPER_LEVELS
+    if len(chosen) != wanted:
+        raise WorkbenchError(
+            f"{file} reads {wanted} levels beside the query, and {len(chosen)} are named; name them with --levels, the "
+            "shallowest first."
+        )
+    decoder = Decoder.load(language_path(language), precision="float32")
+    if found.width != decoder.width:
+        raise WorkbenchError(
+            f"{file} gives tokens of {found.width} channels, and {language} reads {decoder.width}; it was made for "
+            "another language model."
+        )
+    _speakable(decoder.tokenizer, system)
+    strategy, options = _strategy(found.strategy, wanted, found.options)
+    config = AdapterConfig(
+        strategy=strategy,
+        selection=Selection.parse(list(chosen), query, read.depth),
+        dim=read.dim,
+        width=decoder.width,
+        depth=decoder.depth,
+        options=options,
+        projector=found.kind,
+        grid=read.grid(),
+        projector_norm=False,
+    )
+    adapter = build_adapter(config)
+    assert isinstance(adapter, FusedAdapter)
+    fill(adapter.fuser, found.fuser, str(file))
+    fill(adapter.projector, found.projector, str(file))
+    described = Described(
+        config, language, system=system, background=BACKGROUND, origin={"converted from": f"connector file {file}"}
+    )
+    _save(adapter, decoder, read, out, described)
+    return f"written: {out}, the connector of {file} between {encoder} and {language}"
+
+
+def to_connector_file(folder: Path, out: Path) -> str:
+    """The connector of a model folder as a published file. Raises WorkbenchError for one without such a form."""
+    from fusion_workbench.modules.language.adapter import FusedAdapter, build_adapter
+
+    adapter = build_adapter(adapter_config_of(read_model_config(folder)))
+    if not isinstance(adapter, FusedAdapter):
+        raise WorkbenchError("a strategy that adds to hidden states inside the language model has no connector file.")
+    fill(adapter, read_tensors(folder / ADAPTER), str(folder / ADAPTER))
+    write_connector_file(out, published(adapter.fuser, adapter.projector))
+    return f"written: {out}, the connector under its published names"
+
+
+def _strategy(named: str, levels: int, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A projector that reads several layers side by side is that of a plain concatenation."""
+    return ("concat", {"layer_norm": "none"}) if named == "deep_only" and levels else (named, options)
+
+
+def _save(adapter: FusedAdapter, decoder: Any, encoder: VisionEncoder, out: Path, described: Described) -> None:
+    from fusion_workbench.modules.language.vlm import VisionLanguageModel
+
+    save_model(VisionLanguageModel(adapter, decoder, encoder.grid()), out, encoder, described)
+
+
+def _speakable(tokenizer: Any, system: str | None) -> None:
+    """Let go of a chat template that is a processor's (it takes lists, not words), so that LLaVA's own form is used."""
+    from fusion_workbench.datamodules.conversations.base import ASSISTANT, USER, Conversation, Turn
+    from fusion_workbench.datamodules.conversations.chat import Chat
+
+    try:
+        Chat(tokenizer, 64, 1, system).prompt(Conversation("", (Turn(USER, "a"), Turn(ASSISTANT, "b"))))
+    except WorkbenchError:
+        tokenizer.chat_template = None
+
+
+def _saved_tower(tower: Any, processor: Mapping[str, Any], folder: Path) -> None:
+    tower.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(dict(processor), indent=1, default=str))
+
+
+def _processor(encoder: VisionEncoder, tokenizer: Any, chat: Chat, images: Mapping[str, Any]) -> Any:
+    from transformers import LlavaProcessor
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    from fusion_workbench.datamodules.conversations.chat_template import PLAIN
+
+    size = encoder.image_size
+    assert isinstance(size, int)
+    image_processor = LlavaImageProcessorPil(
+        image_mean=encoder.mean, image_std=encoder.std, resample=3, **_SQUARES[images["padding"]](size)
+    )
+    said = chat.template.system
+    words = json.dumps(said[0], ensure_ascii=False) if said else "none"
+    template = tokenizer.chat_template or PLAIN.replace("{{ beginning }}", "")
+    processor: Any = LlavaProcessor
+    return processor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=encoder.patch,
+        vision_feature_select_strategy="default" if encoder.prefix_tokens else "full",
+        num_additional_image_tokens=encoder.prefix_tokens,
+        chat_template=_FLATTEN.replace("SYSTEM", words) + template,
+        image_token=IMAGE_WORD,
+    )
+
+
+def _sides(size: int) -> dict[str, int]:
+    return {"height": size, "width": size}
+
+
+# How stock processors make a square of an image, by how ours do.
+_SQUARES: Mapping[str, Callable[[int], dict[str, Any]]] = {
+    "square": lambda size: {"do_pad": True, "size": _sides(size), "do_center_crop": False},
+    "crop": lambda size: {"do_pad": False, "size": {"shortest_edge": size}, "crop_size": _sides(size)},
+    "stretch": lambda size: {"do_pad": False, "size": _sides(size), "do_center_crop": False},
+}
+
+
+def _parent(out: Path) -> Path:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkbenchError(f"{out} cannot be written ({error.strerror}); name another place with --out.") from None
+    return out.parent
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """A folder that becomes ``out`` when all is in it."""
+    with tempfile.TemporaryDirectory(dir=_parent(out), prefix=f".{out.name}-") as scratch:
+        made = Path(scratch) / "folder"
+        made.mkdir()
+        yield made
+        os.replace(made, out)

@@ -1,0 +1,186 @@
+"""A loaded visual language model: images and a question in, words or likelihoods out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.tokens import IGNORE, IMAGE_ID
+from fusion_workbench.datamodules.conversations.base import ASSISTANT, USER, Conversation, Turn
+from fusion_workbench.datamodules.conversations.batches import padded_prompts
+from fusion_workbench.datamodules.conversations.chat import Chat
+from fusion_workbench.datamodules.rows.rows import BadRow, place_images
+from fusion_workbench.datamodules.transforms import load_image, rgb, squared
+from fusion_workbench.models.folder import load_parts
+from fusion_workbench.modules.encoders.encoder import VisionEncoder
+from fusion_workbench.modules.language.vlm import VisionLanguageModel
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Picture = str | Path | Image.Image | np.ndarray[Any, np.dtype[np.uint8]]
+
+ENCODED = 32  # images that go through the encoder at once
+
+
+def load_model(
+    folder: str | Path, device: str | None = None, encoder: str | None = None, language: str | None = None
+) -> LoadedModel:
+    """A folder of :func:`models.folder.save_model`.
+
+    Args:
+        device: where to; None: CUDA if there is one.
+        encoder, language: where these lie now, if they have moved; held against their fingerprints all the same.
+
+    Raises:
+        WorkbenchError: not such a folder, one of a newer workbench, damaged weights, a strategy that is not installed,
+            or another encoder or language model than it was trained on.
+    """
+    model, read, config = load_parts(Path(folder), device, encoder, language)
+    return LoadedModel(model, read, config)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question as ids, with its images."""
+
+    ids: list[int]
+    images: Sequence[Picture]
+
+
+class LoadedModel:
+    """Answers questions about images.
+
+    Attributes:
+        model: adapter and language model.
+        encoder: frozen.
+        config: of the folder.
+    """
+
+    def __init__(self, model: VisionLanguageModel, encoder: VisionEncoder, config: dict[str, Any]) -> None:
+        self.model = model
+        self.encoder = encoder
+        self.config = config
+        rows, columns = encoder.grid()
+        chat = config["chat"]
+        self.chat = Chat(model.decoder.tokenizer, chat["max_length"], rows * columns, chat["system"])
+        model.decoder.ends = self.chat.stop_ids
+
+    def answer(
+        self,
+        images: Sequence[Sequence[Picture]],
+        questions: Sequence[str],
+        max_new_tokens: int = 64,
+        batch_size: int = 16,
+    ) -> list[str]:
+        """Greedy answers.
+
+        Args:
+            images: those of each question; none: the question is text alone. Paths, PIL images or uint8 arrays
+                ``[H, W, 3]``, made squares as in training.
+            questions: with ``<image>`` where each image stands, or without: then they stand before the words.
+            max_new_tokens: of an answer.
+            batch_size: questions at once; moves no answer but by rounding.
+
+        Raises:
+            WorkbenchError: an image that cannot be read, an empty question, another number of ``<image>`` words than
+                images.
+        """
+        asked = [self._asked(own, words) for own, words in zip(images, questions, strict=True)]
+        said = [""] * len(asked)
+        order = sorted(range(len(asked)), key=lambda place: -len(asked[place].ids))  # alike lengths waste no padding
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            answers = self.model.generate(self._batch([asked[place] for place in places]), max_new_tokens)
+            for place, words in zip(places, answers, strict=True):
+                said[place] = words
+        return said
+
+    def stream(self, images: Sequence[Picture], question: str, max_new_tokens: int = 256) -> Iterator[str]:
+        """The greedy answer to one question in pieces, as they come. Raises WorkbenchError as :meth:`answer`."""
+        yield from self.model.stream(self._batch([self._asked(images, question)]), max_new_tokens)
+
+    @torch.inference_mode()
+    def log_likelihood(self, images: Sequence[Picture], question: str, continuation: str) -> tuple[float, bool]:
+        """Natural logarithm of the probability that the answer begins with ``continuation``, and whether it is greedy.
+
+        The sum over the tokens of the words alone; the end of the answer is not among them.
+
+        Raises:
+            WorkbenchError: as :meth:`answer`; an empty continuation.
+        """
+        if not continuation.strip():
+            raise WorkbenchError("the continuation whose likelihood is asked is empty.")
+        encoded = self.chat.encode(self._conversation(images, question, continuation))
+        ids, labels = list(encoded.input_ids), list(encoded.labels)
+        stops = set(self.chat.stop_ids)
+        last = max(place for place, label in enumerate(labels) if label != IGNORE and label not in stops)
+        batch = self._batch([_Asked(ids[: last + 1], images)])
+        batch["labels"] = torch.tensor([labels[: last + 1]], device=self.model.decoder.device)
+        logits, spliced = self.model(batch)
+        self.model.let_go()
+        positions, wanted = spliced.positions()
+        chosen = logits.flatten(0, 1)[positions].log_softmax(-1)
+        return float(chosen.gather(1, wanted.unsqueeze(1)).sum()), bool((chosen.argmax(-1) == wanted).all())
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _conversation(self, images: Sequence[Picture], question: str, answer: str = "answer") -> Conversation:
+        if not question.replace("<image>", "").strip():
+            raise WorkbenchError("the question is empty; write what is to be answered.")
+        turns: Sequence[Turn] = (Turn(USER, question), Turn(ASSISTANT, answer))
+        if images:
+            try:
+                turns = place_images(turns, len(images), image_first=False)
+            except BadRow as error:
+                raise WorkbenchError(f"question {question[:40]!r}: {error.detail}.") from None
+        return Conversation("question", tuple(turns), tuple(range(len(images))))
+
+    def _asked(self, images: Sequence[Picture], question: str) -> _Asked:
+        return _Asked(self.chat.prompt(self._conversation(images, question)), images)
+
+    def _batch(self, asked: Sequence[_Asked]) -> dict[str, Tensor]:
+        """Prompts filled up on the left, and the features of their images."""
+        padded = padded_prompts([torch.tensor(one.ids) for one in asked], self.chat.pad_id)
+        device = self.model.decoder.device
+        pictures = [picture for one in asked for picture in one.images]
+        assert int((padded["input_ids"] == IMAGE_ID).sum()) == len(pictures)
+        return {name: value.to(device) for name, value in padded.items()} | {"features": self._features(pictures)}
+
+    def _features(self, pictures: Sequence[Picture]) -> Tensor:
+        """``[layers, N, T, dim]``; N may be 0."""
+        layers = self.model.adapter.uses
+        rows, columns = self.encoder.grid()
+        found = [
+            self.encoder.encode(np.stack([self._opened(picture) for picture in pictures[at : at + ENCODED]]), layers)
+            for at in range(0, len(pictures), ENCODED)
+        ]
+        empty = torch.empty(len(layers), 0, rows * columns, self.encoder.dim, device=self.encoder.device)
+        return torch.cat([empty, *found], dim=1) if found else empty
+
+    def _opened(self, picture: Picture) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """An image as a square of the encoder's size."""
+        if isinstance(picture, str | Path):
+            array = load_image(Path(picture))
+        else:
+            array = picture if isinstance(picture, np.ndarray) else rgb(picture)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+            raise WorkbenchError(
+                f"an image is a path, a PIL image or a uint8 array [height, width, 3]; got {array.dtype} "
+                f"{list(array.shape)}."
+            )
+        size, how = self.encoder.image_size, self.config["images"]
+        if not isinstance(size, int):
+            raise WorkbenchError(f"the encoder reads {size} px, and only squares can be asked about.")
+        try:
+            return squared(array, size, how["padding"], how["background"])
+        except WorkbenchError as error:
+            shown = f"image {picture}" if isinstance(picture, str | Path) else "an image"
+            raise WorkbenchError(f"{shown}: {error}") from None

@@ -1,0 +1,208 @@
+"""``workbench predict``: a file of questions to a file of answers, resumable, written whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.conversations.base import USER
+from fusion_workbench.datamodules.rows.files import read_entries
+from fusion_workbench.datamodules.rows.image_folder import ImageFolder, has_header
+from fusion_workbench.datamodules.rows.rows import ROLES, BadRow, parse_row
+
+if TYPE_CHECKING:
+    from fusion_workbench.models.loaded import LoadedModel
+
+_ASKED = ("question", "text")  # where files of questions keep the words, if they hold no conversations
+_UNKNOWN = "?"  # stands for an answer that a file does not give
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row that is asked.
+
+    Attributes:
+        id: the row's own, or its number.
+        words: of the user, with ``<image>`` where an image stands.
+        images: files.
+        answers: right ones; empty where the file gives none.
+    """
+
+    id: str
+    words: str
+    images: tuple[Path, ...]
+    answers: tuple[str, ...]
+
+
+def read_questions(file: Path, folder: Path | None) -> list[Question]:
+    """The questions of a LLaVA file (JSON or JSONL), or of lines of ``{"question_id", "image", "text"}``.
+
+    Of a conversation the first words are asked.
+
+    Raises:
+        WorkbenchError: the first row that cannot be asked, with its line.
+    """
+    images = ImageFolder(folder) if folder is not None else None
+    found = []
+    for entry in read_entries(file):
+        try:
+            found.append(_question(entry.found, entry.number, images))
+        except BadRow as error:
+            raise WorkbenchError(f"{file}:{entry.line}: {error}.") from None
+    if not found:
+        raise WorkbenchError(f"{file} holds no questions.")
+    return found
+
+
+def predict(
+    model: LoadedModel,
+    questions: Sequence[Question],
+    out: Path,
+    identity: str,
+    max_new_tokens: int,
+    batch_size: int,
+    console: Console,
+    shown: bool,
+) -> int:
+    """Answer what is not answered yet; returns how many were there from before.
+
+    Answers are kept in ``OUT.part`` as they come, and become OUT when all are there.
+
+    Args:
+        identity: of model, questions and settings: answers of another are not mixed with these.
+
+    Raises:
+        WorkbenchError: ``OUT.part`` is of something else, an image cannot be read, or OUT cannot be written.
+    """
+    part = out.with_name(f"{out.name}.part")
+    done = _kept(part, identity)
+    before = len(done)
+    left = sorted((n for n in range(len(questions)) if n not in done), key=lambda n: -len(questions[n].words))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("a", encoding="utf-8") as file, _bar(console, shown) as bar:
+            if not before:
+                file.truncate(0)
+                file.write(json.dumps({"identity": identity}) + "\n")
+            task = bar.add_task("answers", total=len(questions), completed=before)
+            for numbers in _batches(left, batch_size):
+                batch = [questions[n] for n in numbers]
+                said = model.answer([q.images for q in batch], [q.words for q in batch], max_new_tokens, batch_size)
+                for n, words in zip(numbers, said, strict=True):
+                    done[n] = words
+                    file.write(json.dumps({"number": n, "prediction": words}) + "\n")
+                file.flush()
+                bar.advance(task, len(batch))
+        whole = out.with_name(f".{out.name}.{os.getpid()}")
+        whole.write_text("".join(_line(q, done[n]) for n, q in enumerate(questions)), encoding="utf-8")
+        whole.replace(out)
+        part.unlink()
+    except OSError as error:
+        raise WorkbenchError(f"{out} cannot be written ({error.strerror or error}); name another file.") from None
+    return before
+
+
+def check_out(file: Path, out: Path, overwrite: bool) -> None:
+    """Raises WorkbenchError, before any work, where the answers must not or cannot become ``out``."""
+    if out.is_dir():
+        raise WorkbenchError(f"--out {out} is a folder; name a file for the answers.")
+    if out.exists() and file.exists() and out.samefile(file):
+        raise WorkbenchError(f"--out {out} is the file of questions itself; name another for the answers.")
+    if out.exists() and not overwrite:
+        raise WorkbenchError(f"{out} is there already; give --overwrite to replace it, or another file with --out.")
+
+
+def identity_of(model: Mapping[str, Any], file: Path, max_new_tokens: int) -> str:
+    """Of a model's ``config.json``, the questions and the settings."""
+    sha = hashlib.sha256(json.dumps([model, max_new_tokens], sort_keys=True, default=str).encode())
+    sha.update(file.read_bytes())
+    return sha.hexdigest()
+
+
+def _question(found: object, number: int, images: ImageFolder | None) -> Question:
+    if isinstance(found, BadRow):
+        raise found
+    asked, answered = _as_conversation(found)
+    row = parse_row(asked, image_first=False)
+    first = next(turn.text for turn in row.turns if turn.role == USER)
+    if row.images and images is None:
+        raise BadRow("image", "the row shows an image, so name its folder with --images")
+    paths = tuple(images.path(name) for name in row.images) if images is not None else ()
+    for path in paths:
+        has_header(path)
+    reply = row.turns[1].text
+    answers = row.answers or (reply,) if answered else ()
+    return Question(row.id or str(number), first, paths, answers)
+
+
+def _as_conversation(found: object) -> tuple[object, bool]:
+    """A row as one that :func:`datamodules.rows.rows.parse_row` reads, and whether it says what is right."""
+    if not isinstance(found, dict):
+        return found, True
+    row = dict(found)
+    words = next((row[key] for key in _ASKED if isinstance(row.get(key), str)), None)
+    if "conversations" not in row and words is not None:
+        row["conversations"] = [{"from": "human", "value": words}]
+        if isinstance(row.get("answer"), str) and "answers" not in row:
+            row["answers"] = [row["answer"]]
+    turns = row.get("conversations")
+    if row.get("answers") or not isinstance(turns, list) or not turns or not isinstance(turns[-1], dict):
+        return row, True
+    role = turns[-1].get("from", turns[-1].get("role"))
+    if isinstance(role, str) and ROLES.get(role) == USER:
+        return row | {"answers": [_UNKNOWN]}, False
+    return row, True
+
+
+def _kept(part: Path, identity: str) -> dict[int, str]:
+    """The answers of an earlier try; a torn last line is cut off."""
+    if not part.exists():
+        return {}
+    try:
+        found = part.read_bytes()
+    except OSError as error:
+        raise WorkbenchError(f"{part} cannot be read: {error.strerror or error}; name another --out.") from None
+    head = (json.dumps({"identity": identity}) + "\n").encode()
+    if head.startswith(found):  # cut off before its first answer
+        return {}
+    if not found.startswith(head):
+        raise WorkbenchError(
+            f"{part} holds answers of another model, question file or setting; remove it, or name another --out."
+        )
+    kept: dict[int, str] = {}
+    whole = len(head)
+    for line in found[whole:].splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            answer = json.loads(line)
+            kept[answer["number"]] = answer["prediction"]
+        except (ValueError, KeyError, TypeError):
+            break
+        whole += len(line)
+    os.truncate(part, whole)
+    return kept
+
+
+def _line(question: Question, prediction: str) -> str:
+    row: dict[str, Any] = {"id": question.id, "question": question.words, "prediction": prediction}
+    if question.answers:
+        row["answers"] = list(question.answers)
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (numbers[start : start + size] for start in range(0, len(numbers), size))
+
+
+def _bar(console: Console, shown: bool) -> Progress:
+    return Progress(console=console, disable=not (shown and console.is_terminal))

@@ -1,0 +1,103 @@
+"""The language model's side of a model folder: where it is, whether it is the one, and what LoRA added to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_workbench.core.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fusion_workbench.modules.language.decoder import Decoder
+
+_SAMPLES = 64  # values of each tensor that a fingerprint looks at
+_SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")  # of its config
+UPDATES = "adapter_model.safetensors"  # peft's name
+
+
+def language_path(name: str) -> str:
+    """Folder or hub name of a language model; ``assets:language-model`` is made on first use."""
+    from fusion_workbench.assets import home as assets
+
+    piece = name.removeprefix("assets:")
+    return str(assets.ensure(piece, progress=False)[piece]) if piece != name else name
+
+
+def language_fingerprint(decoder: Decoder) -> str:
+    """sha256 over config, names, shapes and 64 values of each tensor, in bf16: the same whatever it is kept in.
+
+    LoRA's own weights are left out, so it is that of the model that they are added to.
+    """
+    import torch
+
+    sha = hashlib.sha256()
+    facts = {k: v for k, v in decoder.config.to_dict().items() if k in _SHAPE}
+    sha.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(base_weights(decoder).items()):
+        flat = tensor.detach().flatten()
+        count = min(_SAMPLES, len(flat))
+        picked = flat[(torch.arange(count) * len(flat) // max(1, count)).to(flat.device)]
+        sha.update(f"{name} {list(tensor.shape)}".encode())
+        sha.update(picked.to(torch.bfloat16).cpu().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def write_lora(decoder: Decoder, folder: Path) -> None:
+    """Low-rank updates as peft writes them: ``PeftModel.from_pretrained(language_model, folder)`` takes them up."""
+    import safetensors.torch
+
+    config = decoder.lora_config
+    config.base_model_name_or_path = decoder.name
+    config.save_pretrained(folder)
+    weights = {
+        f"base_model.model.{name.replace('.default.', '.')}": value.detach().cpu().contiguous()
+        for name, value in decoder.model.state_dict().items()
+        if ".lora_" in name
+    }
+    safetensors.torch.save_file(weights, folder / UPDATES, metadata={"format": "pt"})
+
+
+def lora_options(decoder: Decoder) -> dict[str, Any]:
+    """What :class:`modules.language.decoder.LoraOptions` is made of, from peft's own config."""
+    config = decoder.lora_config
+    targets = sorted({name.rpartition(".")[2] for name in config.target_modules})
+    return {"rank": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout, "targets": targets}
+
+
+def read_lora(decoder: Decoder, path: Path) -> None:
+    """Fill the decoder's low-rank updates. Raises WorkbenchError for others than it has."""
+    weights = read_tensors(path)
+    own = {name: value for name, value in decoder.model.state_dict().items() if ".lora_" in name}
+    published = {f"base_model.model.{name.replace('.default.', '.')}": name for name in own}
+    for name in sorted(published.keys() ^ weights.keys()):
+        said = "lacks" if name in published else "holds"
+        raise WorkbenchError(f"{path} {said} {name}: it is of another language model, or of other LoRA options.")
+    for name, value in weights.items():
+        target = own[published[name]]
+        if target.shape != value.shape:
+            raise WorkbenchError(f"{path}: {name} has shape {list(value.shape)}; it should be {list(target.shape)}.")
+        target.copy_(value)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file. Raises WorkbenchError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WorkbenchError(f"{path} cannot be read as safetensors, it may be cut off: {error}.") from None
+
+
+def base_weights(decoder: Decoder) -> dict[str, Tensor]:
+    """The state dict without LoRA, under the names that it has without."""
+    return {
+        name.replace(".base_layer.", "."): value
+        for name, value in decoder.model.state_dict().items()
+        if ".lora_" not in name
+    }

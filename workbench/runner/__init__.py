@@ -1,0 +1,1 @@
+"""A study from the first look at its ledger to its last step."""

@@ -1,0 +1,78 @@
+"""What a study is about to do, before it does it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fusion_workbench.study.prepare import Parts
+
+
+def _unpinned(parts: Parts) -> str:
+    """What to add to a study whose encoder may be another one tomorrow."""
+    if parts.encoder.pinned or not parts.encoder.revision:
+        return ""
+    return f"\n             not pinned: add encoder.revision={parts.encoder.revision}"
+
+
+def _steps(parts: Parts) -> str:
+    """How long one training is, in words."""
+    training = parts.study.training
+    if parts.language is None:
+        steps = training.epochs * (parts.source.size("train") // training.batch_size)
+        return f"{steps} steps of {training.batch_size} images each"
+    from fusion_workbench.study.language_parts import stage_steps
+
+    stages = zip(parts.language.config.stages, stage_steps(parts.study, parts.language), strict=True)
+    return ", then ".join(
+        f"{steps} steps of {stage.accumulate * (stage.batch_size or training.batch_size)} conversations "
+        f"({stage.name}, language model {stage.language_model})"
+        for stage, steps in stages
+    )
+
+
+def show_plan(console: Console, parts: Parts) -> None:
+    """Print cells, trainings, steps and disk use. Raises WorkbenchError when the features would not fit on the disk."""
+    from rich.markup import escape
+
+    from fusion_workbench.sweeps.planner import Planner
+
+    study = parts.study
+    planner = Planner(parts.space, study.search, None, "plan")
+    per_strategy = Counter(cell.strategy for cell in planner.finalists())
+    rates = sorted(set(study.search.learning_rates))
+    searched = 0
+    if len(rates) > 1:
+        searched = len(rates) * (
+            len(planner.representatives()) if study.search.scope == "strategy" else len(planner.finalists())
+        )
+    cells = ", ".join(f"{count} {name}" for name, count in per_strategy.items())
+    console.print(f"[bold]{study.name}[/]  {escape(study.question)}", highlight=False)
+    more = "" if planner.exhaustive else f", and up to {study.search.budget} sampled for each strategy"
+    console.print(
+        f"  cells      {sum(per_strategy.values())} ({cells}){more}\n"
+        f"  training   {study.replicates} replicates + {searched} runs for the learning rate "
+        f"({', '.join(f'{r:g}' for r in rates)}); "
+        f"{_steps(parts)}\n"
+        f"  encoder    {escape(parts.encoder.name)}, layers {planner.layers()}, {parts.encoder.precision}"
+        f"{_unpinned(parts)}",
+        highlight=False,
+    )
+    if parts.language is not None:
+        millions = parts.language.parameters / 1e6
+        console.print(
+            f"  language   {escape(parts.language.config.name)}, {millions:,.0f} M parameters", highlight=False
+        )
+    if study.plan.confirm:
+        many = " or ".join(map(str, study.plan.confirm))
+        console.print(
+            f"  judging    on {many} fresh replicates: winner, baselines, controls, the best fusion without each layer",
+            highlight=False,
+        )
+    if parts.store is not None:
+        plan = parts.store.plan(planner.layers())
+        text = str(plan).removeprefix("feature store: ") if plan.images else f"all stored at {plan.where}"
+        console.print(f"  features   {text}", highlight=False, markup=False)

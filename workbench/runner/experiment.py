@@ -1,0 +1,268 @@
+"""The experiment runner: asks the planner what to train, trains it in banks, writes it down.
+
+The order of writing makes a kill harmless at any moment: a variant-replicate is first in MLflow (RUNNING), then, when
+all its numbers and files are there, done in the ledger (the commit), then FINISHED in MLflow, then told to Optuna.
+Every start puts MLflow and Optuna right by the ledger.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fusion_workbench.config.study import to_dict, to_yaml
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.sources.base import SPLITS
+from fusion_workbench.runner.confirm import Confirmer
+from fusion_workbench.runner.layer_analysis import log_layers
+from fusion_workbench.runner.token_maps import log_look
+from fusion_workbench.study import provenance
+from fusion_workbench.study.jobs import FINAL, SEARCH, Job, JobTrainer
+from fusion_workbench.study.ledger import DONE, RUNNING, Ledger
+from fusion_workbench.study.plan_log import freeze, write_plan
+from fusion_workbench.study.prepare import Parts, flat, variant
+from fusion_workbench.study.record import describe, study_files
+from fusion_workbench.study.tracking import Tracker, default_uri, to_json
+
+if TYPE_CHECKING:
+    from fusion_workbench.datamodules.store.store import FeatureStore
+    from fusion_workbench.study.progress import Display
+    from fusion_workbench.sweeps.planner import Planner
+    from fusion_workbench.sweeps.space import Cell, Variant
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a run of a study left behind."""
+
+    name: str
+    study_id: str
+    run_id: str
+    tracking_uri: str
+    cells: int
+    trained: int
+    kept: int
+    failed: int
+
+
+class Experiment:
+    """One study, from its first look at the ledger to the last row in MLflow.
+
+    Args:
+        parts: the prepared study.
+        display: shows progress; see :mod:`study.progress`.
+        retry_failed: train again what diverged or ran out of memory in an earlier run.
+
+    Raises:
+        WorkbenchError: another process runs this study, or a database cannot be opened.
+    """
+
+    def __init__(self, parts: Parts, display: Display, retry_failed: bool = False) -> None:
+        self.parts = parts
+        self.study = parts.study
+        self.display = display
+        self.retry_failed = retry_failed
+        self.kept = 0
+
+    def run(self) -> StudyResult:
+        """Train what is missing and return what there is."""
+        from filelock import FileLock, Timeout
+
+        from fusion_workbench.sweeps.planner import Planner
+
+        folder = self.parts.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            raise WorkbenchError(
+                f"study '{self.study.name}' is being run by another process (lock {folder / 'lock'}); "
+                "wait for it, or stop it."
+            ) from None
+        with held:
+            (folder / "study.yaml").write_text(to_yaml(self.study), encoding="utf-8")
+            uri = self.study.tracking.uri or default_uri(self.parts.workspace)
+            with self.display.step("opening MLflow"):
+                self.tracker = Tracker(uri, self.study.tracking.experiment, self.parts.workspace / "mlartifacts")
+            self.ledger = Ledger(folder / "ledger.db")
+            with self.display.step("reconciling ledger, MLflow and Optuna"):
+                self._open()
+                self.banks = trainer_of(self.parts)(self.parts, self.tracker, self.ledger, self.run_id, self.display)
+                planner = Planner(self.parts.space, self.study.search, folder / "optuna.journal", self.parts.study_id)
+            try:
+                self._train_all(planner)
+            except BaseException as error:
+                killed = isinstance(error, KeyboardInterrupt | SystemExit)
+                self.tracker.close(self.run_id, "KILLED" if killed else "FAILED")
+                raise
+            finally:
+                self.ledger.close()
+            self.tracker.close(self.run_id, "FINISHED")
+        return StudyResult(
+            self.study.name,
+            self.parts.study_id,
+            self.run_id,
+            uri,
+            len(planner.finalists()),
+            self.banks.trained,
+            self.kept,
+            self.failed,
+        )
+
+    # --- stages -------------------------------------------------------------------------------------------------
+
+    def _train_all(self, planner: Planner) -> None:
+        self._build_store(planner)
+        rates = self._search(planner)
+        cells = planner.finalists()
+        self.tracker.log_files(self.run_id, {"variants.json": to_json([describe(c, rates[c.id]) for c in cells])})
+        variants = [variant(self.study, cell, rates[cell.id]) for cell in cells]
+        jobs = self._replicate(variants)
+        for cell, v in zip(cells, variants, strict=True):
+            values = [e.result["val/objective"] for j in jobs if j.variant.id == v.id and (e := self.banks.finished(j))]
+            planner.tell(cell, sum(values) / len(values) if values else None)
+        done = [self.ledger.find(job.variant.id, job.replicate) for job in jobs]
+        self.failed = sum(1 for entry in done if entry is None or not entry.finished)
+        self.failed += Confirmer(self.parts, self.banks, cells, rates).run(self.plan["confirm"])
+        if self.parts.language is None:
+            log_look(self.parts, self.tracker, self.run_id, variants, self.ledger, self.display)
+        log_layers(self.parts, self.tracker, self.run_id, variants, planner, self.ledger, self.display)
+
+    def _replicate(self, variants: list[Variant]) -> list[Job]:
+        """Train replicate by replicate; between two looks of the plan, stop where the answer is decided."""
+        jobs: list[Job] = []
+        for look in self.plan["looks"]:
+            more = [Job(v, str(r)) for r in range(len(jobs) // len(variants), look) for v in variants]
+            self.banks.train(more, FINAL)
+            jobs += more
+            if look < self.plan["looks"][-1] and self._decided(look):
+                self.ledger.remember("stopped", look)
+                self.display.say(f"decided after {look} replicates, as planned: no more are needed")
+                break
+        else:
+            self.ledger.remember("stopped", None)
+        write_plan(self.ledger, self.tracker, self.run_id)
+        return jobs
+
+    def _decided(self, look: int) -> bool:
+        from fusion_workbench.reports import is_decided
+
+        with self.display.step(f"looking at {look} replicates"):
+            return is_decided(self.tracker.uri, self.parts.study_id, self.study.tracking.experiment)
+
+    def _build_store(self, planner: Planner) -> None:
+        layers = planner.layers()
+        for store in {id(s): s for s in self.parts.stores if s is not None}.values():
+            # Of a stage's own source the training split alone is read; it need not have others.
+            self._fill(store, layers, SPLITS if store is self.parts.store else ("train",))
+
+    def _fill(self, store: FeatureStore, layers: list[int], splits: Sequence[str]) -> None:
+        batch_size = self.study.encoder.batch_size
+        stats = store.build(layers, splits, batch_size=batch_size, progress=self.display.progress)
+        if stats.images:
+            self.display.say(
+                f"encoded {stats.images:,} images, layers {layers}, at "
+                f"{stats.images / max(stats.seconds, 1e-9):.0f} images/s"
+            )
+        else:
+            self.display.say(f"feature store: layers {layers} are already there")
+
+    def _search(self, planner: Planner) -> dict[str, float]:
+        """The learning rate of every finalist: the same rates tried for all, on a replicate of their own."""
+        grid = sorted(set(self.study.search.learning_rates))
+        rates: dict[str, float] = {}
+        if self.study.search.scope == "strategy" and len(grid) > 1:
+            chosen = self._rates_by_strategy(planner, grid)
+
+            def grid_of(cell: Cell) -> list[float]:
+                return [chosen[cell.family]]
+        else:
+
+            def grid_of(cell: Cell) -> list[float]:
+                return grid
+
+        if planner.exhaustive and all(len(grid_of(cell)) == 1 for cell in planner.finalists()):
+            return {cell.id: grid_of(cell)[0] for cell in planner.finalists()}
+        while asked := planner.ask(self.study.training.bank_size):
+            cells = [a.cell for a in asked]
+            self.banks.train([Job(variant(self.study, c, lr), SEARCH) for c in cells for lr in grid_of(c)], SEARCH)
+            for cell in cells:
+                rates[cell.id], value = self.banks.best_rate(cell, grid_of(cell))
+                planner.tell(cell, value)
+        return {c.id: rates.get(c.id) or self.banks.best_rate(c, grid_of(c))[0] for c in planner.finalists()}
+
+    def _rates_by_strategy(self, planner: Planner, grid: Sequence[float]) -> dict[str, float]:
+        """Scope ``strategy``: one cell stands for all that differ from it in their layers alone."""
+        first = planner.representatives()
+        self.banks.train([Job(variant(self.study, c, lr), SEARCH) for c in first.values() for lr in grid], SEARCH)
+        return {family: self.banks.best_rate(cell, grid)[0] for family, cell in first.items()}
+
+    # --- opening ------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """The parent run, and everything an earlier run left half done, put right by the ledger."""
+        parts = self.parts
+        tags = {
+            "workbench.question": self.study.question,
+            "workbench.command": " ".join(["workbench", *map(shlex.quote, sys.argv[1:])]),
+            "workbench.commit": provenance.commit(),
+            "workbench.versions": to_json(provenance.versions()),
+            "workbench.device": provenance.device(),
+        }
+        if parts.language is not None:
+            from fusion_workbench.training.language_record import check_words
+
+            check_words(parts, self.ledger)
+        known = self.ledger.fact("run_id")
+        self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known, self._place(), tags)
+        self.ledger.remember("run_id", self.run_id)
+        if known != self.run_id:
+            self.tracker.log_params(self.run_id, flat(to_dict(self.study)))
+        self.tracker.log_files(self.run_id, study_files(parts))
+        if parts.language is not None:
+            from fusion_workbench.training import language_record
+
+            self.tracker.log_files(self.run_id, language_record.study_files(parts))
+        self.plan = freeze(self.study, self.ledger, self.tracker, self.run_id)
+        self._reconcile()
+
+    def _place(self) -> str:
+        """This study's folder on this machine."""
+        return f"{platform.node()}:{self.parts.folder.resolve()}"
+
+    def _reconcile(self) -> None:
+        entries = self.ledger.entries()
+        runs = self.tracker.children(self.run_id)
+        owner = {entry.run_id: entry for entry in entries if entry.state == DONE}
+        for run_id, status in runs.items():
+            if status not in ("RUNNING", "SCHEDULED"):
+                continue
+            entry = owner.get(run_id)
+            if entry is None:
+                self.tracker.close(run_id, "KILLED")
+            else:
+                self.tracker.close(
+                    run_id, "FINISHED" if entry.outcome in ("finished", "pruned") else "FAILED", entry.outcome
+                )
+        for entry in entries:
+            lost = entry.run_id not in runs
+            again = self.retry_failed and entry.state == DONE and not entry.finished
+            if entry.state == RUNNING or lost or again:
+                self.ledger.forget(entry.variant, entry.replicate)
+        self.kept = sum(entry.state == DONE for entry in self.ledger.entries())
+
+
+def trainer_of(parts: Parts) -> type[JobTrainer]:
+    """What trains the cells of a study: probes in banks, or language models one by one."""
+    if parts.language is None:
+        from fusion_workbench.training.probes import BankTrainer
+
+        return BankTrainer
+    from fusion_workbench.training.language import LanguageTrainer
+
+    return LanguageTrainer

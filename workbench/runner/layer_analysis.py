@@ -1,0 +1,151 @@
+"""The last step of a study beside the look: what the layers have in common, and which of them decide.
+
+Two files go to the parent run, for the report to render. ``similarity.json``: linear CKA between all layers that the
+study can read, on validation images (:mod:`modules.similarity`). ``importance.json``: PED-ANOVA over the study's cells
+(:mod:`sweeps.importance`). Both are remembered in the ledger, made again when what they rest on has changed, and never
+end a study that fails to make them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fusion_workbench.config.study import digest
+from fusion_workbench.study.prepare import Parts, seed_of
+from fusion_workbench.study.tracking import Tracker, to_json
+
+if TYPE_CHECKING:
+    from fusion_workbench.study.ledger import Ledger
+    from fusion_workbench.study.progress import Display
+    from fusion_workbench.sweeps.planner import Planner
+    from fusion_workbench.sweeps.space import Cell, Variant
+
+SCHEMA = 1
+SPLIT = "val"
+_IMAGES = 512  # from the store, at most
+_LIVE_IMAGES = 128  # encoded anew where there is no store
+_BATCH = 32  # images a minibatch
+_TOKENS = 16  # of each image: 512 examples a minibatch
+
+
+def log_layers(
+    parts: Parts,
+    tracker: Tracker,
+    run_id: str,
+    variants: Sequence[Variant],
+    planner: Planner,
+    ledger: Ledger,
+    display: Display,
+) -> bool:
+    """Log similarity and importance to the parent run ``run_id``; whether both are there now."""
+
+    def logged(name: str, doing: str, made_of: dict[str, Any], make: Callable[[], dict[str, Any]]) -> bool:
+        """Make ``name``.json and log it, unless the ledger knows it to be there; a failure is told in a line."""
+        mark = digest({"schema": SCHEMA, "run": run_id} | made_of)
+        if ledger.fact(name) == mark:
+            return True
+        try:
+            with display.step(doing):
+                tracker.log_files(run_id, {f"{name}.json": to_json({"schema": SCHEMA} | make())})
+        except Exception as error:  # whatever it is, the study is done and its numbers stand
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            display.say(f"the {name} of layers is left out of the report ({type(error).__name__}): {first}")
+            return False
+        ledger.remember(name, mark)
+        return True
+
+    layers = planner.layers()
+    seen = {"layers": layers, "encoder": parts.encoder.fingerprint, "images": parts.source.fingerprint(SPLIT)}
+    similar = logged("similarity", "comparing layers", seen, lambda: similarity(parts, layers))
+    values, of = _values(parts, variants, planner, ledger)
+    told = {"cells": sorted([cell.id, value] for cell, value in values), "of": of}
+    return logged("importance", "weighing layers", told, lambda: importances(parts, values, of)) and similar
+
+
+# --- similarity -----------------------------------------------------------------------------------------------------
+
+
+def similarity(parts: Parts, layers: Sequence[int]) -> dict[str, Any]:
+    """Linear CKA between ``layers``, tokens as examples, each normalised without parameters as the projector does.
+
+    Images and the tokens taken of each are drawn by the source and nothing else, so studies of one source compare.
+    """
+    from fusion_workbench.modules.similarity import FEWEST, MinibatchCKA, some_tokens
+
+    generator = torch.Generator().manual_seed(seed_of("similarity", parts.source.fingerprint(SPLIT)))
+    most = _LIVE_IMAGES if parts.store is None else _IMAGES
+    order = torch.randperm(parts.source.size(SPLIT), generator=generator)[:most]
+    cka = MinibatchCKA(len(layers))
+    for features in _features(parts, layers, order):
+        examples = some_tokens(features, _TOKENS, generator).float().cpu()
+        if examples.shape[1] >= FEWEST:
+            cka.add(torch.nn.functional.layer_norm(examples, examples.shape[-1:]))
+    matrix = [[value if math.isfinite(value) else None for value in row] for row in cka.matrix().tolist()]
+    facts = {"estimate": "linear CKA, unbiased, minibatches", "normalised": True, "split": "validation"}
+    return facts | {"layers": list(layers), "images": len(order), "tokens": cka.examples, "matrix": matrix}
+
+
+def _features(parts: Parts, layers: Sequence[int], order: Tensor) -> Iterator[Tensor]:
+    """Minibatches ``[layers, B, T, dim]`` of the images ``order``, from the store or from the encoder."""
+    stored = None if parts.store is None else parts.store.features(SPLIT, layers)
+    for index in torch.split(order, _BATCH):
+        if stored is not None:
+            yield stored.rows(index)
+        else:
+            from fusion_workbench.datamodules.store.encoding import draw
+
+            yield parts.encoder.encode(draw(parts.source, SPLIT, index.tolist()), layers)
+
+
+# --- importance -----------------------------------------------------------------------------------------------------
+
+
+def importances(parts: Parts, values: Sequence[tuple[Cell, float]], of: str) -> dict[str, Any]:
+    """PED-ANOVA over cells with their values, as plain values; see :class:`sweeps.importance.Importance`."""
+    from fusion_workbench.sweeps.importance import Told, importance
+
+    found = importance(
+        [
+            Told(_uses(parts, cell), cell.strategy, cell.selection.query, value)
+            for cell, value in values
+            if not cell.alias  # a cell counts once, whatever it is called
+        ]
+    )
+    return asdict(found) | {"split": "validation", "values": of}
+
+
+def _uses(parts: Parts, cell: Cell) -> frozenset[int]:
+    """The layers that the cell's fuser reads; a control may name levels and read none."""
+    from fusion_workbench.modules.fusion import build
+
+    with torch.device("meta"):
+        return frozenset(build(cell.strategy, cell.selection, parts.encoder.dim, dict(cell.options)).uses)
+
+
+def _values(
+    parts: Parts, variants: Sequence[Variant], planner: Planner, ledger: Ledger
+) -> tuple[list[tuple[Cell, float]], str]:
+    """Each cell with its validation objective, and what that is of.
+
+    The mean over its replicates, where every cell that has a value went on to them; otherwise, in a study that draws
+    its cells from a space, what Optuna was told: one replicate, the same for all.
+    """
+    told = planner.told()
+    final = {v.cell.id: mean for v in variants if (mean := _mean(parts, v, ledger)) is not None}
+    if all(cell.id in final for cell, _ in told):
+        return [(v.cell, final[v.cell.id]) for v in variants if v.cell.id in final], "mean over replicates"
+    return told, "search replicate"
+
+
+def _mean(parts: Parts, variant: Variant, ledger: Ledger) -> float | None:
+    entries = [ledger.find(variant.id, str(r)) for r in range(parts.study.replicates)]
+    values = [
+        e.result["val/objective"] for e in entries if e is not None and e.finished and "val/objective" in e.result
+    ]
+    return sum(values) / len(values) if values else None

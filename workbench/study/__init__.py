@@ -1,0 +1,1 @@
+"""A prepared study and its two books, ledger and MLflow."""

@@ -1,0 +1,172 @@
+"""Training what a study asks for, each job written down so that a kill at any moment is harmless.
+
+A variant-replicate is first in MLflow (RUNNING), then, when all its numbers and files are there, done in the ledger
+(the commit), then FINISHED in MLflow. What a job *is* (a probe in a bank, a language model that sees) is the business
+of the two kinds of trainer: :mod:`training.probes` and :mod:`training.language`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_workbench.study.ledger import DONE, RUNNING, Entry, Ledger
+from fusion_workbench.study.prepare import Parts, variant
+from fusion_workbench.study.tracking import Tracker
+
+if TYPE_CHECKING:
+    from fusion_workbench.study.progress import Display
+    from fusion_workbench.sweeps.space import Cell, Variant
+
+SEARCH = "search"  # the phase, and the replicate, on which learning rates are chosen; never one of those reported
+FINAL = "final"  # the phase of the study's replicates, 0, 1, …
+CONFIRM = "confirm"  # the phase of the fresh replicates, c0, c1, …, on which the winner is judged
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant-replicate to train."""
+
+    variant: Variant
+    replicate: str
+
+
+def fresh(number: int) -> str:
+    """The name of a fresh replicate."""
+    return f"c{number}"
+
+
+class JobTrainer(ABC):
+    """Trains jobs that the ledger does not hold, and writes down what became of them.
+
+    Args:
+        parts: the prepared study.
+        tracker: MLflow.
+        ledger: the study's own record, which decides.
+        run_id: the study's parent run.
+        display: shows progress.
+    """
+
+    unit: str = "variant-epochs"  # what the progress bar counts
+
+    @property
+    def together(self) -> int:
+        """Jobs of one replicate that are trained side by side."""
+        return 1
+
+    def __init__(self, parts: Parts, tracker: Tracker, ledger: Ledger, run_id: str, display: Display) -> None:
+        self.parts = parts
+        self.study = parts.study
+        self.tracker = tracker
+        self.ledger = ledger
+        self.run_id = run_id
+        self.display = display
+        self.trained = 0
+
+    @property
+    @abstractmethod
+    def units(self) -> int:
+        """How far one job moves the bar."""
+
+    @abstractmethod
+    def train_group(
+        self, jobs: Sequence[Job], run_ids: Sequence[str], phase: str, advance: Callable[[int], None]
+    ) -> None:
+        """Train jobs of one replicate and :meth:`commit` each."""
+
+    @abstractmethod
+    def params(self, job: Job) -> dict[str, Any]:
+        """Flat scalars of the job's MLflow run."""
+
+    def train(self, jobs: Sequence[Job], phase: str) -> None:
+        """Train what the ledger does not hold; jobs that are trained together share a replicate."""
+        missing = [job for job in dict.fromkeys(jobs) if self._wanted(job)]
+        kept = len(set(jobs)) - len(missing)
+        with self.display.training(phase, total=len(missing) * self.units, kept=kept, unit=self.unit) as bar:
+            for group in _groups(missing, self.together):
+                run_ids = [self._start(job, phase) for job in group]
+                with self._told_truly(group, run_ids):
+                    self.train_group(group, run_ids, phase, bar)
+
+    def commit(
+        self,
+        job: Job,
+        run_id: str,
+        outcome: str,
+        step: int,
+        metrics: Mapping[str, float],
+        files: Mapping[str, str | bytes | Path],
+        last: Mapping[str, float],
+    ) -> None:
+        """Metrics at ``step`` and files to MLflow, then the ledger's row: ``last`` and the metrics."""
+        self.tracker.log_metrics(run_id, [(step, metrics)])
+        self.tracker.log_files(run_id, files)
+        result = {key: value for key, value in last.items() if math.isfinite(value)} | dict(metrics)
+        self.ledger.finish(job.variant.id, job.replicate, outcome, result)
+        self.tracker.close(run_id, "FINISHED" if outcome in ("finished", "pruned") else "FAILED", outcome)
+        self.trained += 1
+
+    def finished(self, job: Job) -> Entry | None:
+        """The ledger's entry of a job that was trained to its end; None of any other."""
+        entry = self.ledger.find(job.variant.id, job.replicate)
+        return entry if entry is not None and entry.finished and "val/objective" in entry.result else None
+
+    def best_rate(self, cell: Cell, grid: Sequence[float]) -> tuple[float, float | None]:
+        """The rate with the best validation objective (ties: the lower), and that objective."""
+        scored = []
+        for lr in grid:
+            entry = self.finished(Job(variant(self.study, cell, lr), SEARCH))
+            if entry is not None:
+                scored.append((-entry.result["val/objective"], lr))
+        if not scored:
+            return min(grid), None
+        value, lr = min(scored)
+        return lr, -value
+
+    def _start(self, job: Job, phase: str) -> str:
+        name = f"{job.variant.cell.label} " + (
+            f"search lr {job.variant.lr:g}" if phase == SEARCH else f"r{job.replicate}"
+        )
+        tags = {
+            "workbench.study_id": self.parts.study_id,
+            "workbench.cell": job.variant.cell.id,
+            "workbench.variant": job.variant.id,
+            "workbench.phase": phase,
+            "workbench.replicate": job.replicate,
+        }
+        run_id = self.tracker.start_child(self.run_id, name, tags, self.params(job))
+        self.ledger.start(job.variant.id, job.replicate, run_id)
+        return run_id
+
+    @contextmanager
+    def _told_truly(self, jobs: Sequence[Job], run_ids: Sequence[str]) -> Iterator[None]:
+        """A group that is broken off leaves no run RUNNING and no row in the ledger."""
+        try:
+            yield
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+            for job, run_id in zip(jobs, run_ids, strict=True):
+                entry = self.ledger.find(job.variant.id, job.replicate)
+                if entry is None or entry.state == RUNNING:
+                    self.ledger.forget(job.variant.id, job.replicate)
+                    self.tracker.close(run_id, status)
+            raise
+
+    def _wanted(self, job: Job) -> bool:
+        entry = self.ledger.find(job.variant.id, job.replicate)
+        return entry is None or entry.state != DONE
+
+
+def _groups(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+    """Jobs of one replicate at a time, at most ``size`` together."""
+    by_replicate: dict[str, list[Job]] = {}
+    for job in jobs:
+        by_replicate.setdefault(job.replicate, []).append(job)
+    for group in by_replicate.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]

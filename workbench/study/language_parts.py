@@ -1,0 +1,309 @@
+"""The parts of a study whose cells are multimodal language models, with what can be wrong found before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_workbench.config.language import FROZEN, LORA, LanguageConfig, StageConfig
+from fusion_workbench.config.study import StudyConfig
+from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.study.prepare import store_of
+
+if TYPE_CHECKING:
+    from fusion_workbench.datamodules.conversations.base import ConversationSource
+    from fusion_workbench.datamodules.conversations.chat import Chat
+    from fusion_workbench.datamodules.sources.base import Source
+    from fusion_workbench.datamodules.store.store import FeatureStore
+    from fusion_workbench.modules.answers.task import AnswerTask
+    from fusion_workbench.modules.encoders.encoder import VisionEncoder
+    from fusion_workbench.modules.language.adapter import Adapter
+    from fusion_workbench.modules.language.decoder import Decoder
+    from fusion_workbench.sweeps.space import Cell, Space
+
+TITLES = {"read": "reading", "count": "counting", "position": "position", "digit": "digit", "answer": "answers"}
+
+
+@dataclass
+class LanguageParts:
+    """The language model of a study, and what it is taught and asked.
+
+    Attributes:
+        path: folder or hub name of the language model.
+        chat: conversations to tokens.
+        width, depth, parameters: channels, blocks and parameters of the language model.
+        tasks: the kinds of question.
+        sources, stores: of each stage by name; the study's own unless the stage has one.
+    """
+
+    config: LanguageConfig
+    path: str
+    chat: Chat
+    width: int
+    depth: int
+    parameters: int
+    tasks: list[AnswerTask]
+    sources: dict[str, ConversationSource]
+    stores: dict[str, FeatureStore | None]
+
+    def decoder(self) -> Decoder:
+        """The language model, frozen; loaded anew at every call, since training may change it."""
+        import torch
+
+        from fusion_workbench.modules.language.decoder import Decoder
+
+        decoder = Decoder.load(
+            self.path,
+            self.config.revision,
+            attention=self.config.attention,
+            precision=self.config.weights,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
+        decoder.ends = self.chat.stop_ids
+        if self.config.gradient_checkpointing:
+            decoder.checkpoint_gradients()
+        if self.config.compile:
+            decoder.compile()
+        return decoder
+
+    @cached_property
+    def frozen(self) -> Decoder:
+        """One that no stage trains, shared by all variants."""
+        return self.decoder()
+
+    @property
+    def trains_words(self) -> bool:
+        """Whether any stage changes the language model."""
+        return any(stage.language_model != FROZEN for stage in self.config.stages)
+
+    def questions(self, source: ConversationSource, split: str) -> list[int]:
+        """Numbers of the conversations of ``split`` that are asked: those of the study's tasks.
+
+        Of validation about as many as the limit, of each task its share and at least one, evenly spread over the
+        task's own: sources list the kinds of question in turn, so an even spread over all could fall on one kind alone.
+        """
+        by_task: dict[str, list[int]] = {task.name: [] for task in self.tasks}
+        for number, conversation in enumerate(source.conversations(split)):
+            if conversation.task in by_task:
+                by_task[conversation.task].append(number)
+        total, limit = sum(map(len, by_task.values())), self.config.val_limit
+        if split != "val" or not limit or limit >= total:
+            return sorted(number for own in by_task.values() for number in own)
+        return sorted(number for own in by_task.values() for number in _spread(own, len(own) * limit // total))
+
+
+def prepare_language(
+    study: StudyConfig,
+    encoder: VisionEncoder,
+    source: Source,
+    store: FeatureStore | None,
+    workspace: Path,
+    progress: bool,
+) -> LanguageParts:
+    """Everything of the study's language model but its weights.
+
+    Raises:
+        WorkbenchError: no such language model, a source without conversations, a task that is not asked, an extra that
+            is not installed.
+    """
+    from fusion_workbench.datamodules.conversations.base import ConversationSource
+    from fusion_workbench.datamodules.conversations.chat import Chat
+    from fusion_workbench.datamodules.sources.base import build_source
+
+    config = study.language_model
+    assert config is not None
+    if not isinstance(source, ConversationSource):
+        raise WorkbenchError(
+            f"source '{study.source.name}' has no conversations to teach a language model; use one that has, such as "
+            "finescenes_questions, llava or hf_dataset."
+        )
+    if any(stage.language_model == LORA for stage in config.stages):
+        _needs("peft", "a stage with language_model: lora", "peft")
+    path = _place(config.name, progress)
+    model, tokenizer = _read(path, config.revision)
+    sources: dict[str, ConversationSource] = {}
+    for stage in config.stages:
+        own = source if stage.source is None else build_source(stage.source.name, stage.source.options)
+        if not isinstance(own, ConversationSource):
+            raise WorkbenchError(
+                f"language_model.stages: '{stage.name}' is taught from '{stage.source and stage.source.name}', which "
+                "has no conversations."
+            )
+        _fits(own, stage, study, encoder)
+        sources[stage.name] = own
+    stores = {
+        name: store if own is source else store_of(study, workspace, encoder, own) for name, own in sources.items()
+    }
+    grid = encoder.grid()
+    _room(config, grid[0] * grid[1], model.get_text_config())
+    chat = Chat(tokenizer, config.max_length, tokens_per_image=grid[0] * grid[1], system=config.system)
+    text = model.get_text_config()
+    tasks = answer_tasks(study, source)
+    return LanguageParts(
+        config, path, chat, text.hidden_size, text.num_hidden_layers, _parameters(model), tasks, sources, stores
+    )
+
+
+def _spread(numbers: Sequence[int], wanted: int) -> list[int]:
+    """``wanted`` of ``numbers``, evenly spread; at least one of any."""
+    count = min(max(1, wanted), len(numbers))
+    return [numbers[place * len(numbers) // count] for place in range(count)]
+
+
+def _parameters(config: Any) -> int:
+    """Of the language model, from its config alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    return sum(p.numel() for p in model.parameters())
+
+
+def answer_tasks(study: StudyConfig, source: ConversationSource) -> list[AnswerTask]:
+    """The study's kinds of question, each with its metric; the best constant answer is found on validation.
+
+    Raises:
+        WorkbenchError: a task that the source does not ask, or an unknown metric.
+    """
+    from fusion_workbench.modules.answers.metrics import METRICS
+    from fusion_workbench.modules.answers.task import AnswerTask
+
+    asked, where = source.metrics(), f"source '{study.source.name}'"
+    tasks = []
+    for name in study.tasks:
+        if study.tasks.count(name) > 1:
+            raise WorkbenchError(f"tasks names '{name}' twice; name it once.")
+        if name not in asked:
+            raise WorkbenchError(f"tasks: '{name}' is no kind of question of the {where}.{nearest(name, asked)}")
+        if asked[name] not in METRICS:
+            raise WorkbenchError(f"{where}: unknown metric '{asked[name]}'.{nearest(asked[name], METRICS)}")
+        taught = [c.references for c in source.conversations("val") if c.task == name]
+        if not taught or not any(c.task == name for c in source.conversations("test")):
+            raise WorkbenchError(f"tasks: '{study.source.name}' asks no '{name}' in its validation or its test split.")
+        tasks.append(AnswerTask(name, METRICS[asked[name]], TITLES.get(name, name), taught))
+    return tasks
+
+
+def adapter_config(study: StudyConfig, cell: Cell, dim: int, grid: tuple[int, int], language: LanguageParts) -> Any:
+    """What :func:`modules.language.adapter.build_adapter` makes of a cell."""
+    from fusion_workbench.modules.language.adapter import AdapterConfig
+
+    return AdapterConfig(
+        strategy=cell.strategy,
+        selection=cell.selection,
+        dim=dim,
+        width=language.width,
+        depth=language.depth,
+        options=dict(cell.options),
+        projector=study.training.projector,
+        grid=grid,
+        projector_norm=language.config.projector_norm,
+    )
+
+
+def check_adapters(study: StudyConfig, space: Space, encoder: VisionEncoder, language: LanguageParts) -> None:
+    """Every listed cell's adapter is built once on no memory at all, so that wrong options are found now."""
+    import torch
+
+    from fusion_workbench.modules.language.adapter import build_adapter
+
+    with torch.device("meta"):
+        for cell in space.listed:
+            build_adapter(adapter_config(study, cell, encoder.dim, encoder.grid(), language))
+
+
+def parameters_of(adapter: Adapter) -> dict[str, int]:
+    """Parameters by part: fuser (with its gates) and projector."""
+    parts = {name: sum(p.numel() for p in own) for name, own in adapter.parts().items()}
+    return {"fuser": parts.get("fuser", 0) + parts.get("gates", 0), "projector": parts.get("projector", 0)}
+
+
+def _fits(source: ConversationSource, stage: StageConfig, study: StudyConfig, encoder: VisionEncoder) -> None:
+    from fusion_workbench.modules.encoders.encoder import both
+
+    if both(source.image_size) != both(encoder.image_size):
+        raise WorkbenchError(
+            f"stage '{stage.name}': its images are {both(source.image_size)} px and the encoder reads "
+            f"{both(encoder.image_size)} px; set encoder.image_size, or the size in the source's options."
+        )
+    size, batch = len(source.conversations("train")), stage.batch_size or study.training.batch_size
+    if size < batch:
+        raise WorkbenchError(
+            f"stage '{stage.name}' has batches of {batch}, and its source {size} training conversations; a batch must "
+            "fit into them."
+        )
+
+
+def _room(config: LanguageConfig, tokens: int, model: Any) -> None:
+    """Raises WorkbenchError for a length that holds no image, or that the language model has no positions for."""
+    if config.max_length <= tokens:
+        raise WorkbenchError(
+            f"language_model.max_length is {config.max_length}, and an image alone takes {tokens} tokens; it must hold "
+            "an image and the words about it."
+        )
+    most = getattr(model, "max_position_embeddings", None)
+    if most and config.max_length > most:
+        raise WorkbenchError(
+            f"language_model.max_length is {config.max_length}; '{config.name}' has positions for {most} tokens."
+        )
+
+
+def _place(name: str, progress: bool) -> str:
+    if not name.startswith("assets:"):
+        return name
+    from fusion_workbench.assets import home as assets
+
+    piece = name.removeprefix("assets:")
+    if piece != "language-model":
+        raise WorkbenchError(
+            f"language_model.name is '{name}'; the embedded language model is 'assets:language-model'."
+        )
+    return str(assets.ensure(piece, progress=progress)[piece])
+
+
+def _read(path: str, revision: str | None) -> tuple[Any, Any]:
+    """Config and tokenizer, which say what the weights will be."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise WorkbenchError(f"language_model.name: {path} holds no config.json; it must be a transformers folder.")
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds
+        first = (str(error).strip() or repr(error)).splitlines()[0]
+        raise WorkbenchError(f"language_model.name '{path}' cannot be had: {first}") from None
+    return config, tokenizer
+
+
+def _needs(module: str, what: str, extra: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise WorkbenchError(f"{what} needs {module}: pip install 'fusion-workbench[{extra}]'.")
+
+
+def stage_rates(study: StudyConfig, stage: StageConfig, lr: float) -> Mapping[str, float]:
+    """Learning rate of each part in a stage: the variant's times the scales of stage and part."""
+    base = lr * stage.lr_scale
+    training = study.training
+    return {
+        "projector": base * stage.projector_lr_scale * training.projector_lr_scale,
+        "fuser": base * stage.fuser_lr_scale * training.fuser_lr_scale,
+        "gates": base * stage.gates_lr_scale * training.gates_lr_scale,
+        "language": base * stage.language_lr_scale,
+    }
+
+
+def stage_steps(study: StudyConfig, language: LanguageParts) -> list[int]:
+    """Optimizer steps of each stage."""
+    steps = []
+    for stage in language.config.stages:
+        size = len(language.sources[stage.name].conversations("train"))
+        batches = size // ((stage.batch_size or study.training.batch_size) * study.training.devices)
+        steps.append(stage.epochs * max(1, -(-batches // stage.accumulate)))
+    return steps

@@ -1,0 +1,277 @@
+"""From a study's configuration to the parts that run it, with everything that can be wrong found before any work."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_workbench.config.study import EncoderConfig, StudyConfig, study_id
+from fusion_workbench.core.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from fusion_workbench.datamodules.conversations.base import ConversationSource
+    from fusion_workbench.datamodules.sources.base import Source
+    from fusion_workbench.datamodules.store.store import FeatureStore
+    from fusion_workbench.modules.answers.task import AnswerTask
+    from fusion_workbench.modules.encoders.encoder import VisionEncoder
+    from fusion_workbench.modules.tasks import Task
+    from fusion_workbench.study.language_parts import LanguageParts
+    from fusion_workbench.sweeps.space import Cell, Space, Variant
+
+
+# Settings of the training of probes that a stage of a language model has its own of, or none.
+_PROBES_ALONE = ("epochs", "width", "head_hidden", "head_lr_scale", "weight_decay", "warmup")
+
+
+@dataclass
+class Parts:
+    """A study, ready to run."""
+
+    study: StudyConfig
+    study_id: str
+    workspace: Path
+    encoder: VisionEncoder
+    source: Source
+    tasks: list[Task]  # of probes; none of a language model
+    space: Space
+    store: FeatureStore | None  # None: every batch is encoded anew
+    language: LanguageParts | None = None  # None: the cells are probes
+
+    @property
+    def measured(self) -> Sequence[Task | AnswerTask]:
+        """What is read off the tokens, or asked: the measures of the report."""
+        return self.language.tasks if self.language else self.tasks
+
+    @property
+    def width(self) -> int:
+        """Channels of the tokens that leave a projector."""
+        return self.language.width if self.language else self.study.training.width or self.encoder.dim
+
+    @property
+    def stores(self) -> list[FeatureStore | None]:
+        """The store of the study's source, and those of stages that have a source of their own."""
+        return [self.store, *(self.language.stores.values() if self.language else ())]
+
+    @property
+    def conversations(self) -> ConversationSource:
+        """The source of a study of language models."""
+        from fusion_workbench.datamodules.conversations.base import ConversationSource
+
+        assert isinstance(self.source, ConversationSource)
+        return self.source
+
+    @property
+    def folder(self) -> Path:
+        """The study's own folder: ledger, Optuna journal, resolved YAML."""
+        return self.workspace / "studies" / f"{self.study.name}-{self.study_id}"
+
+
+def load_encoder(config: EncoderConfig, progress: bool = True) -> VisionEncoder:
+    """The encoder that a config names. ``assets:encoder`` is fetched and converted on first use."""
+    from fusion_workbench.assets import home as assets
+    from fusion_workbench.modules.encoders.encoder import VisionEncoder
+
+    name = config.name
+    if name.startswith("planted:"):
+        from fusion_workbench.modules.encoders.planted import PlantedEncoder
+
+        return PlantedEncoder(name, image_size=config.image_size)
+    if name.startswith("assets:"):
+        piece = name.removeprefix("assets:")
+        if piece != "encoder":
+            raise WorkbenchError(f"encoder.name is '{name}'; the embedded encoder is 'assets:encoder'.")
+        name = str(assets.ensure(piece, progress=progress)[piece])
+    encoder = VisionEncoder(
+        name,
+        image_size=config.image_size,
+        revision=config.revision,
+        precision=config.precision,
+        device=_device(),
+    )
+    encoder.name = config.name
+    return encoder
+
+
+def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts:
+    """Build encoder, source, tasks, space and store of a study.
+
+    Raises:
+        WorkbenchError: anything in the study that cannot work: unknown names, layers out of range, options of the
+            wrong type, an image size that the source does not make, a task without labels.
+    """
+    from fusion_workbench.core.errors import nearest
+    from fusion_workbench.datamodules.sources.base import build_source
+    from fusion_workbench.modules.encoders.encoder import both
+    from fusion_workbench.modules.fusion.base import spec_of
+    from fusion_workbench.modules.projector import Projector
+    from fusion_workbench.modules.tasks import build_task
+    from fusion_workbench.sweeps.space import build_space
+
+    traits = strategy_traits(study.language_model is not None)
+    for strategy in study.strategies:
+        if strategy.name not in traits:
+            if study.language_model is None:
+                spec_of(strategy.name)  # raises, and says where a language model is all that is missing
+            raise WorkbenchError(f"unknown strategy '{strategy.name}'.{nearest(strategy.name, traits)}")
+        traits[strategy.name].canonical(strategy.options)
+    if study.language_model is None:
+        _check_tasks(study.tasks)
+    Projector(study.training.projector, 1, 1)
+    _writable(workspace)
+    encoder = load_encoder(study.encoder, progress)
+    space = build_space(study, encoder.depth, traits)
+    source = build_source(study.source.name, study.source.options)
+    made, read = both(source.image_size), both(encoder.image_size)
+    if made != read:
+        raise WorkbenchError(
+            f"the source '{study.source.name}' makes images of {_pixels(made)} px and the encoder reads "
+            f"{_pixels(read)} px; set encoder.image_size={_plain(made)}, or let the source make {_plain(read)} "
+            "(source.options.size)."
+        )
+    if study.language_model is not None:
+        return _with_language(study, workspace, encoder, source, space, progress)
+    classes, targets = source.classes(), source.targets("train")
+    tasks = [build_task(name, classes, targets) for name in study.tasks]
+    if source.size("train") < study.training.batch_size:
+        raise WorkbenchError(
+            f"training.batch_size is {study.training.batch_size}, and the source has {source.size('train')} training "
+            "examples; a batch must fit into them."
+        )
+    _check_builds(space, encoder.dim)
+    store = store_of(study, workspace, encoder, source)
+    return Parts(study, study_id(study), workspace, encoder, source, tasks, space, store)
+
+
+def store_of(study: StudyConfig, workspace: Path, encoder: VisionEncoder, source: Source) -> FeatureStore | None:
+    """The feature store of a source's images; None where every batch is encoded anew."""
+    if study.training.live:
+        return None
+    from fusion_workbench.datamodules.store.store import FeatureStore
+
+    return FeatureStore(workspace / "store", encoder, source)
+
+
+def _with_language(
+    study: StudyConfig, workspace: Path, encoder: VisionEncoder, source: Source, space: Space, progress: bool
+) -> Parts:
+    """The rest of :func:`prepare` for a study of language models."""
+    from fusion_workbench.study.language_parts import check_adapters, prepare_language
+
+    store = store_of(study, workspace, encoder, source)
+    language = prepare_language(study, encoder, source, store, workspace, progress)
+    check_adapters(study, space, encoder, language)
+    return Parts(study, study_id(study), workspace, encoder, source, [], space, store, language)
+
+
+def _check_tasks(names: Sequence[str]) -> None:
+    from fusion_workbench.core.errors import nearest
+    from fusion_workbench.modules.tasks import TASKS
+
+    for task in names:
+        if task not in TASKS:
+            raise WorkbenchError(f"unknown task '{task}'.{nearest(task, TASKS)}")
+
+
+def strategy_traits(language: bool = False) -> dict[str, Any]:
+    """What the planner knows of each registered strategy; with a language model, of those that inject into it too."""
+    from fusion_workbench.modules.fusion import STRATEGIES, canonical_options
+    from fusion_workbench.sweeps.space import Traits
+
+    traits = {name: Traits(spec.uses_levels, partial(canonical_options, name)) for name, spec in STRATEGIES.items()}
+    if language:
+        from fusion_workbench.modules.language.injection import INJECTIONS, canonical_injection
+
+        for name, injection in INJECTIONS.items():
+            traits[name] = Traits(injection.uses_levels, partial(canonical_injection, name))
+    return traits
+
+
+def training_identity(study: StudyConfig) -> dict[str, Any]:
+    """The training settings that move a variant's weights: all but where it runs and beside whom."""
+    from fusion_workbench.config.study import to_dict
+
+    plain: dict[str, Any] = dict(to_dict(study)["training"])
+    for name in ("bank_size", "accelerator", "devices", "live"):
+        plain.pop(name)
+    plain["tasks"] = ",".join(study.tasks)
+    if study.language_model is not None:
+        for name in _PROBES_ALONE:
+            plain.pop(name)
+        plain["language_model"] = language_identity(study)
+    return plain
+
+
+def language_identity(study: StudyConfig) -> str:
+    """16 hex digits over everything about the language model that moves a weight or an answer."""
+    from fusion_workbench.config.language import NOT_IDENTITY
+    from fusion_workbench.config.study import digest, to_dict
+
+    plain = {key: value for key, value in to_dict(study)["language_model"].items() if key not in NOT_IDENTITY}
+    return digest(plain)
+
+
+def variant(study: StudyConfig, cell: Cell, lr: float) -> Variant:
+    """A cell at a learning rate, under the study's training."""
+    from fusion_workbench.sweeps.space import Variant
+
+    return Variant(cell, lr, tuple(sorted(training_identity(study).items())))
+
+
+def seed_of(*parts: str) -> int:
+    """A 63-bit seed from words: the same on every machine."""
+    return int.from_bytes(hashlib.sha256("|".join(parts).encode()).digest()[:8], "big") >> 1
+
+
+def _check_builds(space: Space, dim: int) -> None:
+    """Every listed cell's fuser is built once on no memory at all, so that wrong options are found now."""
+    import torch
+
+    from fusion_workbench.modules.fusion import build
+
+    with torch.device("meta"):
+        for cell in space.listed:
+            build(cell.strategy, cell.selection, dim, dict(cell.options))
+
+
+def _writable(folder: Path) -> None:
+    """Raises WorkbenchError when the workspace cannot be made or written."""
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink(missing_ok=True)  # the workers of a study look at the same time
+    except OSError as error:
+        raise WorkbenchError(
+            f"the workspace {folder} cannot be written ({error.strerror or error}); choose another with --workspace."
+        ) from None
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"
+
+
+def _plain(size: tuple[int, int]) -> str:
+    """As a study writes it."""
+    return str(size[0]) if size[0] == size[1] else f"[{size[0]},{size[1]}]"
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys, for MLflow's params."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{name}.")
+        else:
+            out[name] = value
+    return out

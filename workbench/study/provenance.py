@@ -1,0 +1,50 @@
+"""Where a result came from: versions, commit, machine."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from fusion_workbench.version import __version__
+
+PACKAGES = ("torch", "lightning", "torchmetrics", "transformers", "optuna", "mlflow", "omegaconf", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Of Python, ourselves and what results depend on."""
+    found = {"python": platform.python_version(), "fusion-workbench": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str:
+    """The commit of the workbench's checkout, ``+changes`` when files differ from it; empty without a checkout."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return ""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def device() -> str:
+    """What trains here, in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
+    return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"

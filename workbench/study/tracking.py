@@ -1,0 +1,226 @@
+"""MLflow: a parent run for each study, a child run for each variant-replicate, statuses that tell the truth.
+
+Nothing here decides anything: the ledger is the authority, this is how it is shown. Only the study's own process
+writes, and metrics are buffered by the epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+from fusion_workbench.core.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+SCHEMA = "1"
+
+
+def default_uri(workspace: Path) -> str:
+    """An SQLite file in the workspace."""
+    return f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
+
+
+def existing_uri(workspace: Path) -> str:
+    """The workspace's MLflow. Raises WorkbenchError where there is none yet."""
+    if not (workspace / "mlflow.db").is_file():
+        raise WorkbenchError(
+            f"{workspace} holds no MLflow database yet; run a study first (workbench quickstart), or name another "
+            "place with --workspace or --uri."
+        )
+    return default_uri(workspace)
+
+
+def check_uri(uri: str) -> None:
+    """Refuse what MLflow would refuse later, with the way out. Raises WorkbenchError."""
+    scheme = urlparse(uri).scheme
+    if scheme in ("", "file"):
+        raise WorkbenchError(
+            f"tracking.uri '{uri}' is a folder, which MLflow no longer takes; use a database, such as "
+            "sqlite:///mlflow.db, or the address of a server, such as http://127.0.0.1:5000."
+        )
+    known = (
+        "sqlite",
+        "postgresql",
+        "postgresql+psycopg",
+        "postgresql+psycopg2",
+        "mysql",
+        "mysql+pymysql",
+        "mssql",
+        "http",
+        "https",
+        "databricks",
+    )
+    if scheme not in known:
+        raise WorkbenchError(f"tracking.uri '{uri}': MLflow knows no '{scheme}'; use one of {', '.join(known)}.")
+
+
+class Tracker:
+    """One MLflow experiment at one tracking URI.
+
+    Args:
+        uri: tracking URI.
+        experiment: name; made when missing.
+        artifacts: where artifacts go when the URI is a database (a server decides for itself).
+
+    Raises:
+        WorkbenchError: the URI cannot be used.
+    """
+
+    def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
+        check_uri(uri)
+        self.uri = uri
+        quiet_mlflow()
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        try:
+            if uri.startswith("sqlite:///"):
+                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            self.client: MlflowClient = MlflowClient(tracking_uri=uri)
+            found = self.client.get_experiment_by_name(experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                self.client.restore_experiment(found.experiment_id)
+            if found is None:
+                place = None if uri.startswith(("http", "databricks")) else artifacts.resolve().as_uri()
+                self.experiment_id: str = self.client.create_experiment(experiment, artifact_location=place)
+            else:
+                self.experiment_id = found.experiment_id
+        except MlflowException as error:
+            raise WorkbenchError(f"tracking.uri '{uri}' cannot be used: {_first_line(error)}") from None
+        except Exception as error:  # drivers and file systems raise their own
+            raise WorkbenchError(f"tracking.uri '{uri}' cannot be opened: {_first_line(error)}") from None
+
+    # --- the study ----------------------------------------------------------------------------------------------
+
+    def open_study(self, name: str, study_id: str, known_run: str | None, folder: str, tags: Mapping[str, str]) -> str:
+        """The parent run: the one it had, set to RUNNING again, or a new one. Returns its run id.
+
+        ``folder`` tells this study's own parent runs from those of the same study elsewhere: one that a kill left
+        RUNNING before the ledger knew of it is closed.
+        """
+        tags = {
+            "workbench.kind": "study",
+            "workbench.study": name,
+            "workbench.study_id": study_id,
+            "workbench.schema": SCHEMA,
+            "workbench.folder": folder,
+            **tags,
+        }
+        if known_run is not None and self.exists(known_run):
+            self.client.update_run(known_run, status="RUNNING")
+            self.set_tags(known_run, tags)
+            return known_run
+        orphans = f"tags.`workbench.study_id` = '{study_id}' and attributes.status = 'RUNNING'"
+        for orphan in self.client.search_runs([self.experiment_id], orphans):
+            if orphan.data.tags.get("workbench.folder") == folder:  # only parent runs have the tag
+                self.close(str(orphan.info.run_id), "KILLED")
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+        return str(run.info.run_id)
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Once for each key; values are cut by nobody, as the whole config is an artifact."""
+        from mlflow.entities import Param
+
+        have = self.client.get_run(run_id).data.params
+        fresh = [Param(key, str(value)[:6000]) for key, value in params.items() if key not in have]
+        for start in range(0, len(fresh), 100):
+            self.client.log_batch(run_id, params=fresh[start : start + 100])
+
+    def log_files(self, run_id: str, files: Mapping[str, str | bytes | Path]) -> None:
+        """Artifacts by their path in the run: text, bytes, or a file to copy."""
+        with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
+            for name, content in files.items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(content, Path):
+                    path.symlink_to(content.resolve())
+                elif isinstance(content, str):
+                    path.write_text(content, encoding="utf-8")
+                else:
+                    path.write_bytes(content)
+            self.client.log_artifacts(run_id, folder)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set or replace tags."""
+        for key, value in tags.items():
+            self.client.set_tag(run_id, key, value)
+
+    # --- variant-replicates -------------------------------------------------------------------------------------
+
+    def start_child(self, parent: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
+        """A child run, RUNNING. Returns its run id."""
+        run = self.client.create_run(
+            self.experiment_id,
+            run_name=name,
+            tags={"mlflow.parentRunId": parent, "workbench.kind": "variant-replicate", **tags},
+        )
+        run_id = str(run.info.run_id)
+        self.log_params(run_id, params)
+        return run_id
+
+    def log_metrics(self, run_id: str, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Rows of (step, {metric: value}) in as few calls as MLflow allows."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, float(value), now, step) for step, row in rows for key, value in row.items()]
+        for start in range(0, len(metrics), 1000):
+            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+    def close(self, run_id: str, status: str, outcome: str | None = None) -> None:
+        """Set the final status (FINISHED, FAILED, KILLED) and the outcome in our words."""
+        if outcome is not None:
+            self.client.set_tag(run_id, "workbench.outcome", outcome)
+        self.client.set_terminated(run_id, status=status)
+
+    def exists(self, run_id: str) -> bool:
+        """Whether MLflow still has the run, and it was not deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException:
+            return False
+
+    def children(self, parent: str) -> dict[str, str]:
+        """run id → status of every child of a study."""
+        runs: dict[str, str] = {}
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=1000, page_token=token
+            )
+            runs |= {str(run.info.run_id): str(run.info.status) for run in page}
+            token = page.token
+            if not token:
+                return runs
+
+
+def quiet_mlflow() -> None:
+    """MLflow logs each migration and warns on import; a user of ours can do nothing about either."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="mlflow")
+
+
+def to_json(value: Any) -> str:
+    """Readable JSON for artifacts."""
+    return json.dumps(value, indent=1, ensure_ascii=False)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,134 @@
+"""``workbench calibrate``: simulated studies, and small trained ones, whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SHORT = 400
+
+
+def run(
+    console: Console,
+    out: Path,
+    studies: int,
+    short: bool,
+    planted: int,
+    real_aa: int,
+    pilot: tuple[str, str],
+    seed: int,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Run every check, write ``calibration.json`` and ``calibration.md`` to ``out``, return what the former holds.
+
+    Args:
+        pilot: tracking URI and study whose variance ratios are simulated; empty words: the pilots of the package.
+
+    Raises:
+        WorkbenchError: the pilot cannot be read, or ``out`` cannot be written.
+    """
+    from fusion_workbench.reports.calibration.checks import checks
+    from fusion_workbench.reports.calibration.pilots import mixes, pilots
+    from fusion_workbench.reports.calibration.pilots import pilot as read_pilot
+    from fusion_workbench.reports.calibration.table import document, markdown
+    from fusion_workbench.reports.reading.query import read_study
+
+    _writable(out)
+    start = time.monotonic()
+    sources = [read_pilot(read_study(*pilot))] if pilot[1] else list(pilots())
+    chosen = [c for c in checks(mixes(sources)) if c.short or not short]
+    studies = min(studies, SHORT) if short else studies
+    rows = []
+    with _bar(console, "simulated checks", len(chosen), quiet) as advance:
+        for check in chosen:
+            rows.append(check.row(studies, seed))
+            advance()
+    simulated = time.monotonic() - start
+    if planted or real_aa:
+        from fusion_workbench.tools.planted_studies import aliased, named
+
+        with tempfile.TemporaryDirectory(prefix="workbench-calibrate-") as scratch:
+            with _bar(console, "studies of aliases", real_aa, quiet) as advance:
+                rows += [aliased(real_aa, seed, Path(scratch) / "aliases", advance)] if real_aa else []
+            with _bar(console, "planted studies", planted, quiet) as advance:
+                rows += [named(planted, seed, Path(scratch) / "planted", advance)] if planted else []
+    facts = {
+        "command": " ".join(["workbench", *map(shlex.quote, sys.argv[1:])]),
+        "version": __version__,
+        "studies": studies,
+        "seed": seed,
+        "seconds": round(time.monotonic() - start),
+        "seconds_simulating": round(simulated),
+        "pilots": sources,
+        "mixes": {name: mix.__dict__ for name, mix in mixes(sources).items()},
+    }
+    found = document(rows, facts)
+    write(found, out / "calibration.json")
+    (out / "calibration.md").write_text(markdown(found), encoding="utf-8")
+    return found
+
+
+def write(found: dict[str, Any], path: Path) -> None:
+    """As JSON, a line a row."""
+    facts = json.dumps({key: value for key, value in found.items() if key != "rows"}, indent=1, ensure_ascii=False)
+    rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in found["rows"])
+    path.write_text(f'{facts[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n', encoding="utf-8")
+
+
+def show(console: Console, found: dict[str, Any], out: Path) -> None:
+    """Print the table."""
+    from rich.table import Table
+
+    from fusion_workbench.reports.calibration.table import told
+
+    table = Table("check", "study", "rate", "95 % Monte Carlo", "bar", "", title=f"{found['studies']} studies a row")
+    for line in told(found):
+        table.add_row(*line)
+    console.print(table)
+    missed = sum(not r["passed"] for r in found["rows"])
+    held = f"{missed} of {len(found['rows'])} miss their bar" if missed else f"all {len(found['rows'])} hold their bar"
+    console.print(
+        f"{held}; {found['seconds']} s; {out / 'calibration.json'}, {out / 'calibration.md'}", highlight=False
+    )
+
+
+@contextmanager
+def _bar(console: Console, name: str, total: int, quiet: bool) -> Iterator[Callable[[], None]]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    if quiet or not total or not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda: bar.advance(task)
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkbenchError(
+            f"the table cannot be written to {folder} ({error.strerror or error}); name a folder with --out."
+        ) from None

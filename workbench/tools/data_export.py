@@ -1,0 +1,133 @@
+"""Any source of conversations as LLaVA's files: JSON and a folder of PNG images that read back as they were."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_workbench.core.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from fusion_workbench.datamodules.conversations.base import Conversation, ConversationSource
+
+IMAGES = "images"  # the folder, beside the JSON files
+ROLES = {"user": "human", "assistant": "gpt"}  # LLaVA's words for them
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    files: dict[str, Path]  # split → JSON or JSONL
+    images: Path
+    conversations: int
+    pictures: int
+    image_first: bool  # whether every turn with one image begins with it, as the source `llava` reads by default
+
+
+def conversation_source(name: str, options: Mapping[str, Any]) -> ConversationSource:
+    """A source that has conversations.
+
+    Raises:
+        WorkbenchError: one that has none, and what ``build_source`` finds.
+    """
+    from fusion_workbench.datamodules.conversations.base import ConversationSource
+    from fusion_workbench.datamodules.sources.base import SOURCES, build_source
+
+    source = build_source(name, options)
+    if not isinstance(source, ConversationSource):
+        known = ", ".join(sorted(n for n, cls in SOURCES.items() if issubclass(cls, ConversationSource)))
+        raise WorkbenchError(f"the source '{name}' has no conversations; those that have: {known}.")
+    return source
+
+
+def export(
+    source: ConversationSource,
+    splits: Sequence[str],
+    out: Path,
+    jsonl: bool = False,
+    overwrite: bool = False,
+    advance: Callable[[], None] = lambda: None,
+) -> Exported:
+    """Write ``splits`` of a source to ``out``: ``SPLIT.json`` and ``images/SPLIT/NUMBER.png``.
+
+    The images are those that the encoder reads, so the source ``llava`` with the same ``size`` gives the same pixels.
+    Images come first and each JSON file at once, so a file that is there is whole.
+
+    Args:
+        jsonl: a row a line, in ``SPLIT.jsonl``.
+        overwrite: replace files that are there.
+        advance: called after each image.
+
+    Raises:
+        WorkbenchError: a file or a split's folder of images is there already, or cannot be written.
+    """
+    suffix = "jsonl" if jsonl else "json"
+    files = {split: out / f"{split}.{suffix}" for split in splits}
+    folders = [(out / IMAGES / _name(split, 0)).parent for split in splits]
+    there = next((path for path in [*files.values(), *folders] if path.exists()), None)
+    if there is not None and not overwrite:
+        raise WorkbenchError(f"{there} is there already; choose another --out, or replace it with --overwrite.")
+    said = {split: source.conversations(split) for split in splits}
+    metrics = source.metrics()
+    try:
+        for split in splits:
+            _write_images(source, split, out / IMAGES, advance)
+        for split, path in files.items():
+            rows = [_row(c, split, metrics) for c in said[split]]
+            part = path.with_name(f"{path.name}.part")
+            part.write_text(_text(rows, jsonl), encoding="utf-8")
+            part.replace(path)
+    except OSError as error:
+        raise WorkbenchError(f"{error.filename or out} cannot be written: {error.strerror or error}.") from None
+    every = [conversation for conversations in said.values() for conversation in conversations]
+    pictures = sum(source.size(split) for split in splits)
+    return Exported(files, out / IMAGES, len(every), pictures, all(_begins_with_its_image(c) for c in every))
+
+
+def _write_images(source: ConversationSource, split: str, folder: Path, advance: Callable[[], None]) -> None:
+    from PIL import Image
+
+    for row in range(source.size(split)):
+        path = folder / _name(split, row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(source.image(split, row)).save(path)
+        advance()
+
+
+def _row(conversation: Conversation, split: str, metrics: Mapping[str, str]) -> dict[str, Any]:
+    """A conversation as a row of LLaVA's, with the keys of a question where it is one."""
+    names = [_name(split, row) for row in conversation.images]
+    row: dict[str, Any] = {"id": conversation.id}
+    if names:
+        row["image"] = names[0] if len(names) == 1 else names
+    row["conversations"] = [{"from": ROLES[turn.role], "value": turn.text} for turn in conversation.turns]
+    if conversation.task != "answer":
+        row["task"] = conversation.task
+    if conversation.answers:
+        row["answers"] = list(conversation.answers)
+    if split != "train" and conversation.task in metrics:
+        row["metric"] = metrics[conversation.task]
+    if conversation.group:
+        row["group"] = conversation.group
+    return row
+
+
+def _name(split: str, row: int) -> str:
+    return f"{split}/{row:06d}.png"
+
+
+def _text(rows: Sequence[Mapping[str, Any]], jsonl: bool) -> str:
+    if jsonl:
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+
+
+def _begins_with_its_image(conversation: Conversation) -> bool:
+    from fusion_workbench.datamodules.conversations.base import IMAGE
+
+    shown = [turn.text for turn in conversation.turns if turn.text.count(IMAGE) == 1]
+    return all(text == f"{IMAGE}\n{text.replace(IMAGE, '').strip()}".rstrip() for text in shown)

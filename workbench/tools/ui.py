@@ -1,0 +1,58 @@
+"""MLflow's own pages, on this machine only."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.study.tracking import check_uri
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HOST = "127.0.0.1"
+
+
+def serve(console: Console, uri: str, port: int) -> int:
+    """Run ``mlflow server`` until it is stopped; returns its exit status.
+
+    Raises:
+        WorkbenchError: the port is in use, or the tracking URI is not a database.
+    """
+    check_uri(uri)
+    if uri.startswith("http"):
+        raise WorkbenchError(f"{uri} is a server already; open it in a browser.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise WorkbenchError(
+                f"port {port} on {HOST} is in use; choose another with --port, such as {port + 1}."
+            ) from None
+    console.print(f"MLflow at http://{HOST}:{port} (stop with Ctrl-C)", highlight=False)
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    with subprocess.Popen(command, env=environment) as server:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            return 0

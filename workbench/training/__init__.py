@@ -1,0 +1,1 @@
+"""One job: trained, evaluated, written down."""

@@ -1,0 +1,185 @@
+"""Asking a taught model: answers to the questions of a split, and how each is judged.
+
+The controls ask the test questions again without the image that they are about: once of a *blank* image, a grey
+square, and once of a *shuffled* one, the image of another question. A model that scores as well without does not look.
+Questions without an image are asked as they are, so that score and control are of the same questions.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion_workbench.datamodules.conversations.batches import padded_prompts
+from fusion_workbench.datamodules.store.encoding import draw
+from fusion_workbench.modules.encoders.encoder import both
+from fusion_workbench.study.prepare import Parts, seed_of
+
+if TYPE_CHECKING:
+    from fusion_workbench.datamodules.conversations.base import Conversation
+    from fusion_workbench.modules.answers.task import AnswerTask
+    from fusion_workbench.modules.language.vlm import VisionLanguageModel
+
+REAL, BLANK, SHUFFLED = "real", "blank", "shuffled"
+CONTROLS = (BLANK, SHUFFLED)
+_GREY = 127
+
+
+@dataclass
+class Answers:
+    """What a model said to the questions of a split.
+
+    Attributes:
+        questions: asked, in their order.
+        predictions: the model's words.
+        scores: of each, in the metric of its task.
+        statistics: of each, what a metric that is a quotient of sums needs.
+    """
+
+    questions: list[Conversation]
+    predictions: list[str]
+    scores: list[float]
+    statistics: list[dict[str, float]] = field(default_factory=list)
+
+    def metrics(self, tasks: Sequence[AnswerTask]) -> dict[str, float]:
+        """``"read/exact_match"`` → value, of every task that was asked."""
+        found = {}
+        for task in tasks:
+            own = [place for place, question in enumerate(self.questions) if question.task == task.name]
+            if own:
+                names = self.statistics[own[0]]
+                sums = {name: [self.statistics[place][name] for place in own] for name in names}
+                found[f"{task.name}/{task.metric_name}"] = task.metric.value([self.scores[p] for p in own], sums)
+        return found
+
+    def outcomes(self) -> bytes:
+        """Parquet as for probes: a row an example and task, a column ``stat.…`` a statistic."""
+        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        for question, score, statistics in zip(self.questions, self.scores, self.statistics, strict=True):
+            row = rows.setdefault(
+                (question.id, question.task),
+                {"example_id": question.id, "group": question.group, "task": question.task, "score": 0.0, "items": 0},
+            )
+            row["score"] = (row["score"] * row["items"] + score) / (row["items"] + 1)
+            row["items"] += 1
+            for name, value in statistics.items():
+                row[f"stat.{name}"] = row.get(f"stat.{name}", 0.0) + value
+        return _parquet(list(rows.values()), {"score": "float32", "items": "int32"})
+
+    def words(self) -> bytes:
+        """Parquet of questions, right answers and predictions."""
+        return _parquet(
+            [
+                {
+                    "example_id": question.id,
+                    "task": question.task,
+                    "question": question.question,
+                    "prediction": prediction,
+                    "answers": list(question.references),
+                    "score": score,
+                }
+                for question, prediction, score in zip(self.questions, self.predictions, self.scores, strict=True)
+            ],
+            {},
+        )
+
+
+class Asker:
+    """Asks one model.
+
+    Args:
+        parts: the prepared study.
+        model: with everything where it shall run.
+        layers: what the first axis of its features holds.
+    """
+
+    def __init__(self, parts: Parts, model: VisionLanguageModel, layers: tuple[int, ...]) -> None:
+        assert parts.language is not None
+        self.parts, self.model, self.layers = parts, model, layers
+        self.language = parts.language
+        self.metrics = {task.name: task.metric for task in self.language.tasks}
+
+    def ask(self, split: str, images: str = REAL) -> Answers:
+        """Answers to the questions of ``split``, with their own images or in their place a control's."""
+        self.model.eval()
+        source = self.parts.conversations
+        listed = source.conversations(split)
+        asked = [listed[n] for n in self.language.questions(source, split)]
+        shown = _IMAGES[images](self, split, asked)
+        said = [""] * len(asked)
+        prompts = [self.language.chat.prompt(question) for question in asked]
+        order = sorted(range(len(asked)), key=lambda place: len(prompts[place]))  # alike lengths waste no padding
+        size = self.language.config.eval_batch_size
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            rows = [row for place in places for row in shown[place]]
+            batch = self._batch([prompts[place] for place in places], self._features(split, rows))
+            answers = self.model.generate(batch, self.language.config.max_new_tokens)
+            for place, answer in zip(places, answers, strict=True):
+                said[place] = answer
+        return self._judged(asked, said)
+
+    def _judged(self, asked: list[Conversation], said: list[str]) -> Answers:
+        pairs = list(zip(asked, said, strict=True))
+        return Answers(
+            asked,
+            said,
+            [self.metrics[q.task].score(words, q.references) for q, words in pairs],
+            [dict(self.metrics[q.task].statistics(words, q.references)) for q, words in pairs],
+        )
+
+    def _batch(self, prompts: Sequence[Sequence[int]], features: Tensor) -> Mapping[str, Tensor]:
+        padded = padded_prompts([torch.tensor(prompt) for prompt in prompts], self.language.chat.pad_id)
+        device = self.model.decoder.device
+        return {name: value.to(device) for name, value in (padded | {"features": features}).items()}
+
+    # --- images -------------------------------------------------------------------------------------------------
+
+    def _own(self, split: str, asked: Sequence[Conversation]) -> list[tuple[int, ...]]:
+        return [question.images for question in asked]
+
+    def _blank(self, split: str, asked: Sequence[Conversation]) -> list[tuple[int, ...]]:
+        return [tuple(-1 for _ in question.images) for question in asked]
+
+    def _shuffled(self, split: str, asked: Sequence[Conversation]) -> list[tuple[int, ...]]:
+        """Every image in the place of another, the same for all variants."""
+        rows = sorted({row for question in asked for row in question.images})
+        generator = torch.Generator().manual_seed(seed_of("shuffled", self.parts.source.fingerprint(split)))
+        order = [rows[place] for place in torch.randperm(len(rows), generator=generator).tolist()]
+        other = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle: no image stays
+        return [tuple(other[row] for row in question.images) for question in asked]
+
+    def _features(self, split: str, rows: Sequence[int]) -> Tensor:
+        """``[layers, N, T, dim]``; row -1 is the blank image."""
+        encoder, source = self.parts.encoder, self.parts.source
+        real = sorted({row for row in rows if row >= 0})
+        place = {row: number for number, row in enumerate(real)}
+        states = []
+        if real and self.parts.store is not None:
+            states.append(self.parts.store.features(split, self.layers).rows(torch.tensor(real)))
+        elif real:
+            states.append(encoder.encode(draw(source, split, real), self.layers))
+        if len(real) < len(set(rows)) or not rows:
+            height, width = both(encoder.image_size)
+            blank = encoder.encode(np.full((1, height, width, 3), _GREY, np.uint8), self.layers)
+            place[-1] = len(real)
+            states.append(blank.to(states[0].dtype).cpu() if states else blank)
+        every = torch.cat([s.cpu() for s in states], dim=1)
+        return every[:, [place[row] for row in rows]]
+
+
+_IMAGES = {REAL: Asker._own, BLANK: Asker._blank, SHUFFLED: Asker._shuffled}
+
+
+def _parquet(rows: list[dict[str, Any]], dtypes: Mapping[str, str]) -> bytes:
+    import pandas as pd
+
+    buffer = io.BytesIO()
+    pd.DataFrame(rows).astype(dict(dtypes)).to_parquet(buffer, index=False, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,75 @@
+"""Training language models that see: a job at a time, asked when it is taught, written down as every job is."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusion_workbench.study.jobs import SEARCH, Job, JobTrainer
+from fusion_workbench.study.language_parts import stage_steps
+from fusion_workbench.training.language_record import child_files, child_params, final_metrics
+
+
+class LanguageTrainer(JobTrainer):
+    """Jobs as :class:`training.language_run.LanguageRun`."""
+
+    unit = "steps"
+
+    @property
+    def units(self) -> int:
+        assert self.parts.language is not None
+        return sum(stage_steps(self.study, self.parts.language))
+
+    def params(self, job: Job) -> dict[str, Any]:
+        return child_params(self.study, job.variant, job.replicate)
+
+    def train_group(
+        self, jobs: Sequence[Job], run_ids: Sequence[str], phase: str, advance: Callable[[int], None]
+    ) -> None:
+        from fusion_workbench.modules.probes.bank import objective
+        from fusion_workbench.training.answering import CONTROLS, Answers, Asker
+        from fusion_workbench.training.callbacks import quiet_lightning
+        from fusion_workbench.training.distributed import teach
+        from fusion_workbench.training.language_run import LanguageRun, Row
+
+        quiet_lightning()
+        (job,), (run_id,) = jobs, run_ids
+        language = self.parts.language
+        assert language is not None
+
+        def tell(number: int, row: Row) -> None:
+            self.tracker.log_metrics(run_id, [(number, row)])
+
+        folder = self.parts.folder / "checkpoints" / f"{job.variant.id}-{job.replicate}"
+        if self.study.training.devices > 1:
+            taught = teach(self.parts, job, folder, tell, advance)  # leaves its checkpoints for the run to take up
+            run = LanguageRun(self.parts, job, folder)
+            if taught.outcome == "finished":
+                run.train()
+            run.outcome, run.history = taught.outcome, taught.history
+            run.samples, run.seconds, run.before = taught.samples, taught.seconds, taught.before
+        else:
+            run = LanguageRun(self.parts, job, folder, tell, advance)
+            run.train()
+        run.at_home()
+        answers: dict[str, Answers] = {}
+        controls: dict[str, Answers] = {}
+        last = dict(run.history[-1]) if run.history else {}
+        if run.outcome == "finished":
+            asker = Asker(self.parts, run.model, run.layers)
+            answers["val"] = asker.ask("val")
+            values = answers["val"].metrics(language.tasks)
+            last |= {f"val/{key}": value for key, value in values.items()}
+            last["val/objective"] = objective(values, language.tasks)
+            if phase != SEARCH:
+                answers["test"] = asker.ask("test")
+                if language.config.controls:
+                    controls = {name: asker.ask("test", name) for name in CONTROLS}
+            tell(len(run.history), {key: value for key, value in last.items() if key.startswith("val/")})
+        metrics = final_metrics(run, self.parts, answers, controls)
+        with tempfile.TemporaryDirectory(prefix="workbench-") as scratch:
+            files = child_files(run, self.parts, answers, phase, Path(scratch))
+            self.commit(job, run_id, run.outcome or "pruned", len(run.history), metrics, files, last)
+        run.forget()

@@ -1,0 +1,379 @@
+"""One variant-replicate of a multimodal language model: taught stage by stage, resumable at any step.
+
+While it trains its state lies in a folder of its own: ``STAGE.ckpt`` is the latest of a stage that is under way,
+``STAGE.done.ckpt`` what the stage ended with. A run that was cut off goes on from the latest of them, in the middle of
+an epoch if need be, with the order of the data, the schedule and dropout where they were.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from fusion_workbench.config.language import FROZEN, FULL, LORA, StageConfig
+from fusion_workbench.datamodules.datamodule import AblationDataModule
+from fusion_workbench.modules.language.adapter import seeded_adapter
+from fusion_workbench.modules.language.decoder import LoraOptions
+from fusion_workbench.modules.language.rates import Rates
+from fusion_workbench.modules.language.vlm import VisionLanguageModel
+from fusion_workbench.modules.probes.bank import DIVERGED, FINISHED, OUT_OF_MEMORY, is_out_of_memory
+from fusion_workbench.study.language_parts import adapter_config, stage_rates, stage_steps
+from fusion_workbench.study.prepare import Parts, seed_of
+from fusion_workbench.study.record import peak_memory_mb
+
+if TYPE_CHECKING:
+    from fusion_workbench.modules.language.decoder import Decoder
+    from fusion_workbench.study.jobs import Job
+
+SECTIONS = 8  # rows of the loss curve a stage
+Row = dict[str, float]
+
+
+class LanguageRun:
+    """A job, from a fresh adapter to a taught model.
+
+    Args:
+        parts: the prepared study.
+        job: what is trained.
+        folder: of its checkpoints.
+        tell: called with (number of the row, row) as the loss curve grows.
+        advance: called with the number of steps done.
+
+    Attributes:
+        model: the visual language model.
+        history: rows of the loss curve, :data:`SECTIONS` a stage.
+        outcome: finished, diverged or out_of_memory; None while it trains.
+        seconds, samples, flops_seen: of training, in this process; FLOPs by :func:`flops_a_position`.
+        before: seconds of training that earlier processes put into the checkpoints that are taken up.
+        peak_memory_mb: of training in this process, on CUDA of this run alone; nan where it trained nothing.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        job: Job,
+        folder: Path,
+        tell: Callable[[int, Row], None] = lambda number, row: None,
+        advance: Callable[[int], None] = lambda steps: None,
+    ) -> None:
+        assert parts.language is not None
+        self.parts, self.job, self.folder = parts, job, folder
+        self.language = parts.language
+        self.study = parts.study
+        self.tell, self.advance = tell, advance
+        self.history: list[Row] = []
+        self.outcome: str | None = None
+        self.seconds = self.before = 0.0
+        self.peak_memory_mb = math.nan
+        self._began: float | None = None
+        self.samples = 0
+        self.flops_seen = 0.0
+        self.model = self._build()
+        self.home = self.model.decoder.device
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """What the first axis of the features holds."""
+        return tuple(sorted(set(self.model.adapter.uses)))
+
+    def train(self) -> None:
+        """All stages that are not done yet."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stages = self.language.config.stages
+        if torch.cuda.is_available():  # else the most that any run before this one took
+            torch.cuda.reset_peak_memory_stats()
+        for place, (stage, steps) in enumerate(zip(stages, stage_steps(self.study, self.language), strict=True)):
+            if self.model.device_mesh is not None:
+                self._rebuild(stages[:place])
+            self._arrange(stage)
+            done = self.folder / f"{stage.name}.done.ckpt"
+            if not (done.exists() and self._restore(done)):
+                self._train_stage(stage)
+                if self.outcome is not None:
+                    return
+            else:
+                self.advance(steps)
+        self.outcome = FINISHED
+
+    def at_home(self) -> None:
+        """Move the model to where it was built: Lightning leaves what it has trained on the CPU."""
+        self.model.to(self.home)
+
+    def clock(self) -> float:
+        """Seconds since the training that is under way began."""
+        return 0.0 if self._began is None else time.perf_counter() - self._began
+
+    def gates(self) -> Row:
+        """Root mean square of each gate by its name in the adapter: how far it has opened."""
+        adapter = self.model.adapter
+        names = {id(parameter): name for name, parameter in adapter.named_parameters()}
+        return {
+            f"gate/{names[id(gate)].removeprefix('fuser.')}_rms": float(gate.detach().float().square().mean().sqrt())
+            for gate in adapter.parts()["gates"]
+        }
+
+    def forget(self) -> None:
+        """Remove the checkpoints: the job is committed."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- building -----------------------------------------------------------------------------------------------
+
+    def _build(self) -> VisionLanguageModel:
+        cell, encoder = self.job.variant.cell, self.parts.encoder
+        language = self.language
+        decoder = language.decoder() if language.trains_words or self._shards else language.frozen
+        config = adapter_config(self.study, cell, encoder.dim, encoder.grid(), language)
+        # A fresh projector speaks louder than any word that a frozen model has read.
+        config = replace(config, output_rms=decoder.embedding_rms())
+        self.adapter_config = config
+        adapter = seeded_adapter(config, seed_of("init", self.job.replicate, self.job.variant.id))
+        return VisionLanguageModel(
+            adapter.to(decoder.device),
+            decoder,
+            encoder.grid(),
+            layers=tuple(sorted(set(adapter.uses))),
+        )
+
+    @property
+    def _shards(self) -> bool:
+        return self.language.config.parallel == "fsdp" and self.study.training.devices > 1
+
+    def _rebuild(self, done: Sequence[StageConfig]) -> None:
+        """A whole model in place of a sharded one, whose parameters another stage could not rearrange."""
+        del self.model
+        gc.collect()  # module and trainer know each other
+        self.model = self._build()
+        for stage in done:
+            self._arrange(stage)
+            self._load(self.folder / f"{stage.name}.done.ckpt")
+
+    def _arrange(self, stage: StageConfig) -> None:
+        """What trains in a stage, and how fast."""
+        _ARRANGE[stage.language_model](self, self.model.decoder)
+        self.model.adapter.requires_grad_(stage.connector)
+        rates = stage_rates(self.study, stage, self.job.variant.lr)
+        self.model.rates = Rates(
+            rates["projector"],
+            rates["fuser"],
+            rates["gates"],
+            rates["language"],
+            weight_decay=stage.weight_decay,
+            warmup=stage.warmup,
+        )
+
+    def _freeze(self, decoder: Decoder) -> None:
+        if decoder.trains == LORA:
+            decoder.merge_lora()
+        decoder.freeze()
+
+    def _lora(self, decoder: Decoder) -> None:
+        if decoder.trains != LORA:
+            lora = self.language.config.lora
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed_of("lora", self.job.replicate, self.job.variant.id))
+                decoder.add_lora(LoraOptions(lora.rank, lora.alpha, lora.dropout, tuple(lora.targets)))
+
+    def _full(self, decoder: Decoder) -> None:
+        if decoder.trains == LORA:
+            decoder.merge_lora()
+        decoder.train_fully()
+
+    # --- a stage ------------------------------------------------------------------------------------------------
+
+    def _train_stage(self, stage: StageConfig) -> None:
+        training, config = self.study.training, self.language.config
+        latest = self.folder / f"{stage.name}.ckpt"
+        callbacks: list[L.Callback] = [_Recorder(self)]
+        if config.checkpoint_every:
+            callbacks.append(
+                ModelCheckpoint(
+                    dirpath=self.folder,
+                    filename=stage.name,
+                    every_n_train_steps=config.checkpoint_every,
+                    save_top_k=1,
+                    enable_version_counter=False,
+                )
+            )
+        trainer = L.Trainer(
+            max_epochs=stage.epochs,
+            accelerator=training.accelerator,
+            devices=training.devices,
+            strategy=_PARALLEL[config.parallel](training.devices),
+            use_distributed_sampler=False,  # the data module gives every process its share
+            precision=training.precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=stage.accumulate,
+            gradient_clip_val=training.gradient_clip or None,
+            logger=False,
+            enable_checkpointing=bool(config.checkpoint_every),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            callbacks=callbacks,
+            default_root_dir=self.folder,
+        )
+        resume = str(latest) if latest.exists() and _readable(latest) else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("dropout", self.job.replicate, self.job.variant.id, stage.name))
+            self.model.train()  # Lightning leaves the mode as it finds it; a frozen decoder stays in eval mode
+            self._began = time.perf_counter()
+            try:
+                trainer.fit(self.model, self._data(stage), ckpt_path=resume, weights_only=True)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.outcome = OUT_OF_MEMORY
+                return
+            finally:
+                self.seconds += self.clock()
+                self._began = None
+                self.peak_memory_mb = peak_memory_mb()
+        if self.outcome is None:
+            trainer.save_checkpoint(self.folder / f"{stage.name}.done.ckpt", weights_only=False)
+            latest.unlink(missing_ok=True)
+
+    def _data(self, stage: StageConfig) -> AblationDataModule:
+        store = self.language.stores[stage.name]
+        return AblationDataModule(
+            self.language.sources[stage.name],
+            store,
+            self.parts.encoder if store is None else None,
+            layers=self.layers,
+            batch_size=stage.batch_size or self.study.training.batch_size,
+            order_seed=seed_of("order", self.job.replicate, stage.name),
+            chat=self.language.chat,
+            group_by_length=self.language.config.group_by_length,
+        )
+
+    def _restore(self, path: Path) -> bool:
+        """Take up what a stage ended with; False where the file is torn."""
+        if not _readable(path):
+            return False
+        checkpoint = self._load(path)
+        kept = checkpoint["callbacks"].get(_Recorder.__qualname__, {})
+        self.history = [dict(row) for row in kept.get("history", [])]
+        self.before = float(kept.get("seconds", 0.0))
+        for place, row in enumerate(self.history):
+            self.tell(place, row)
+        return True
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(checkpoint["state_dict"], strict=False)
+        return checkpoint
+
+
+_ARRANGE: dict[str, Callable[[LanguageRun, Decoder], None]] = {
+    FROZEN: LanguageRun._freeze,
+    LORA: LanguageRun._lora,
+    FULL: LanguageRun._full,
+}
+
+
+def _sharded(devices: int) -> Any:
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    if devices == 1:
+        return "auto"
+    return ModelParallelStrategy(devices, 1, save_distributed_checkpoint=False)
+
+
+_PARALLEL: dict[str, Callable[[int], Any]] = {
+    "auto": lambda devices: "ddp" if devices > 1 else "auto",
+    "ddp": lambda devices: "ddp" if devices > 1 else "auto",
+    "fsdp": _sharded,
+}
+
+
+def flops_a_position(parameters: int, trains: str) -> int:
+    """Model FLOPs of a position in a training step: 2 a parameter forward, 2 backward to the activations, and 2 to the
+    weights where all of them train (arXiv 2204.02311, appendix B, without the attention's own).
+    """
+    return (6 if trains == FULL else 4) * parameters
+
+
+class _Recorder(L.Callback):
+    """The loss curve, sections of the stage as rows; ends a stage whose loss is no number."""
+
+    def __init__(self, run: LanguageRun) -> None:
+        self.run = run
+        self.steps = 1
+        self._loss: Any = 0.0
+        self._batches = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        run = self.run
+        return {
+            "history": run.history,
+            "loss": float(self._loss),
+            "batches": self._batches,
+            "seconds": run.before + run.seconds + run.clock(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.run.history = [dict(row) for row in state["history"]]
+        self._loss, self._batches = state["loss"], state["batches"]
+        self.run.before = float(state.get("seconds", 0.0))
+        for place, row in enumerate(self.run.history):
+            self.run.tell(place, row)
+
+    @property
+    def state_key(self) -> str:
+        return type(self).__qualname__
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.steps = int(trainer.estimated_stepping_batches)
+        self._seen = trainer.global_step
+        self.run.advance(self._seen)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning hands over the loss as a share of the step that is accumulated.
+        self._loss = self._loss + outputs["loss"].detach() * trainer.accumulate_grad_batches
+        self._batches += 1
+        self.run.samples += len(batch["index"])
+        words, images = int(batch["attention_mask"].sum()), batch["features"].shape[1]
+        positions = words + images * (self.run.language.chat.tokens_per_image - 1)
+        self.run.flops_seen += positions * flops_a_position(self.run.language.parameters, self.run.model.decoder.trains)
+        if trainer.global_step == self._seen:
+            return  # a batch that is accumulated
+        before, self._seen = self._seen, trainer.global_step
+        self.run.advance(self._seen - before)
+        if self._section(self._seen) > self._section(before) or self._seen == self.steps:
+            self._close(trainer)
+
+    def _section(self, step: int) -> int:
+        return step * SECTIONS // self.steps
+
+    def _close(self, trainer: L.Trainer) -> None:
+        mean = torch.as_tensor(self._loss / max(1, self._batches), device=self.run.model.decoder.device)
+        # Of all processes: one that stopped alone would leave the others waiting for its gradients.
+        loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
+        self._loss, self._batches = 0.0, 0
+        row = {"train/loss": loss, "lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
+        row |= self.run.gates()
+        self.run.history.append(row)
+        self.run.tell(len(self.run.history) - 1, row)
+        if not math.isfinite(loss):
+            self.run.outcome = DIVERGED
+            trainer.should_stop = True
+
+
+def _readable(path: Path) -> bool:
+    """Whether a checkpoint is whole; one that a kill tore is removed."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # zip, pickle and struct errors, by where it was torn
+        path.unlink(missing_ok=True)
+        return False
+    return True

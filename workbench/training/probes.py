@@ -1,0 +1,109 @@
+"""Training probes: the variants of one replicate in banks, over one pass of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fusion_workbench.study.jobs import SEARCH, Job, JobTrainer
+from fusion_workbench.study.prepare import seed_of
+from fusion_workbench.study.record import child_files, child_params, final_metrics
+
+if TYPE_CHECKING:
+    from fusion_workbench.modules.probes.bank import MemberConfig
+
+_EVAL_BATCH = 64  # nothing depends on it
+
+
+class BankTrainer(JobTrainer):
+    """Jobs as members of :class:`modules.probes.bank.FusionBank`."""
+
+    @property
+    def together(self) -> int:
+        return self.study.training.bank_size
+
+    @property
+    def units(self) -> int:
+        return self.study.training.epochs
+
+    def params(self, job: Job) -> dict[str, Any]:
+        return child_params(self.study, job.variant, job.replicate)
+
+    def train_group(
+        self, jobs: Sequence[Job], run_ids: Sequence[str], phase: str, advance: Callable[[int], None]
+    ) -> None:
+        import lightning as L
+
+        from fusion_workbench.datamodules.datamodule import AblationDataModule
+        from fusion_workbench.modules.probes.bank import FusionBank
+        from fusion_workbench.training.callbacks import BankRecorder, quiet_lightning
+
+        quiet_lightning()
+        grid = self.parts.encoder.grid()
+        layers = sorted({layer for job in jobs for layer in job.variant.cell.selection.layers})
+        bank = FusionBank([self._member(job) for job in jobs], self.parts.tasks, layers, grid)
+        data = AblationDataModule(
+            self.parts.source,
+            self.parts.store,
+            self.parts.encoder if self.parts.store is None else None,
+            layers=tuple(layers),
+            batch_size=self.study.training.batch_size,
+            order_seed=seed_of("order", jobs[0].replicate),
+            eval_batch_size=max(_EVAL_BATCH, self.study.training.batch_size),
+        )
+        training = self.study.training
+        trainer = L.Trainer(
+            max_epochs=training.epochs,
+            accelerator=training.accelerator,
+            devices=training.devices,
+            precision=training.precision,  # type: ignore[arg-type]
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            callbacks=[BankRecorder(self.tracker, run_ids, advance)],
+            default_root_dir=self.parts.folder,
+        )
+        trainer.fit(bank, data)
+        if phase != SEARCH:
+            trainer.test(bank, data, verbose=False)
+        for job, member, run_id in zip(jobs, bank.members, run_ids, strict=True):
+            metrics = final_metrics(member, self.parts, grid, phase)
+            files = child_files(member, self.parts, job.variant, phase)
+            last = member.history[-1] if member.history else {}
+            self.commit(job, run_id, member.outcome or "pruned", len(member.history), metrics, files, last)
+
+    def _member(self, job: Job) -> MemberConfig:
+        from fusion_workbench.modules.probes.bank import MemberConfig, OptimizerConfig
+        from fusion_workbench.modules.probes.probe import ProbeConfig
+
+        training, cell = self.study.training, job.variant.cell
+        return MemberConfig(
+            variant=job.variant.id,
+            label=cell.label,
+            probe=ProbeConfig(
+                strategy=cell.strategy,
+                selection=cell.selection,
+                dim=self.parts.encoder.dim,
+                options=dict(cell.options),
+                projector=training.projector,
+                width=training.width,
+                head_hidden=training.head_hidden,
+                grid=self.parts.encoder.grid(),
+            ),
+            optimizer=OptimizerConfig(
+                lr=job.variant.lr,
+                scales={
+                    "fuser": training.fuser_lr_scale,
+                    "gates": training.gates_lr_scale,
+                    "projector": training.projector_lr_scale,
+                    "head": training.head_lr_scale,
+                },
+                weight_decay=training.weight_decay,
+                warmup=training.warmup,
+                gradient_clip=training.gradient_clip,
+            ),
+            init_seed=seed_of("init", job.replicate, job.variant.id),
+            dropout_seed=seed_of("dropout", job.replicate, job.variant.id),
+        )
