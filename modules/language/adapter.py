@@ -15,6 +15,7 @@ from fusion_workbench.modules.fusion import Fusion, build
 from fusion_workbench.modules.fusion.base import Grid
 from fusion_workbench.modules.language.injection import INJECTIONS, InjectionSetting, build_injection
 from fusion_workbench.modules.language.visual import Adapter, VisualInput
+from fusion_workbench.modules.optim import others
 from fusion_workbench.modules.projector import Projector
 
 __all__ = ["Adapter", "AdapterConfig", "FusedAdapter", "VisualInput", "build_adapter", "match_scale", "seeded_adapter"]
@@ -60,9 +61,8 @@ class FusedAdapter(Adapter):
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         gates = list(self.fuser.gates())
-        ids = {id(parameter) for parameter in gates}
         return {
-            "fuser": [parameter for parameter in self.fuser.parameters() if id(parameter) not in ids],
+            "fuser": others(self.fuser.parameters(), gates),
             "gates": gates,
             "projector": list(self.projector.parameters()),
         }

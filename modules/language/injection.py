@@ -43,6 +43,7 @@ from fusion_workbench.modules import cost
 from fusion_workbench.modules.fusion.base import Grid, check_features
 from fusion_workbench.modules.language.injector import Injector
 from fusion_workbench.modules.language.visual import Adapter, VisualInput
+from fusion_workbench.modules.optim import others
 from fusion_workbench.modules.projector import Projector
 
 __all__ = [
@@ -118,9 +119,7 @@ class Injection(Adapter):
         A subclass with modules that are neither names them under ``fuser``.
         """
         gates = list(self.gates())
-        ids = {id(parameter) for parameter in gates}
-        rest = [parameter for parameter in self.parameters() if id(parameter) not in ids]
-        return {"fuser": [], "gates": gates, "projector": rest}
+        return {"fuser": [], "gates": gates, "projector": others(self.parameters(), gates)}
 
     def diagnose(self, features: Tensor, grid: Grid) -> dict[str, float]:
         """Root mean square of what each block is given, and of the input tokens, for the report."""

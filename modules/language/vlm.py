@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,10 +16,10 @@ from fusion_workbench.modules.fusion.base import Grid
 from fusion_workbench.modules.language import generation
 from fusion_workbench.modules.language.adapter import Adapter
 from fusion_workbench.modules.language.decoder import Decoder
-from fusion_workbench.modules.language.rates import Rates, cosine, parameter_groups
 from fusion_workbench.modules.language.sharding import shard
 from fusion_workbench.modules.language.splice import Side, Spliced, splice
 from fusion_workbench.modules.language.visual import VisualInput
+from fusion_workbench.modules.optim import MMFUSER_LLAVA, Recipe, make_optimizer
 
 Batch = Mapping[str, Tensor]
 
@@ -36,7 +35,7 @@ class VisionLanguageModel(L.LightningModule):
         adapter: trained.
         decoder: frozen, with LoRA or in full, as it is handed in.
         grid: rows and columns of the encoder's tokens.
-        rates: learning rates of the parts.
+        recipe: how the parts are trained; by default as MMFuser's first stage.
         layers: what the first axis of the features holds; by default the layers that the adapter uses.
         max_length: tokens of a row, images included; 0: no limit (:func:`modules.language.splice.splice`).
 
@@ -49,7 +48,7 @@ class VisionLanguageModel(L.LightningModule):
         adapter: Adapter,
         decoder: Decoder,
         grid: Grid,
-        rates: Rates | None = None,
+        recipe: Recipe = MMFUSER_LLAVA,
         *,
         layers: Sequence[int] | None = None,
         max_length: int = 0,
@@ -58,7 +57,7 @@ class VisionLanguageModel(L.LightningModule):
         self.adapter = adapter
         self.decoder = decoder
         self.grid = grid
-        self.rates = rates or Rates()
+        self.recipe = recipe
         self.max_length = max_length
         held = tuple(adapter.uses if layers is None else layers)
         if missing := [layer for layer in adapter.uses if layer not in held]:
@@ -156,11 +155,8 @@ class VisionLanguageModel(L.LightningModule):
         return self.adapter.parts() | {"language": self.decoder.trained()}
 
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups(self.parts(), self.rates)
         mixed = "mixed" in str(self.trainer.precision)  # Lightning will not clip what a fused step may unscale
-        optimizer = torch.optim.AdamW(groups, betas=self.rates.betas, eps=self.rates.eps, fused=not mixed)
-        share = functools.partial(cosine, steps=self._steps(), warmup=self.rates.warmup)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        optimizer, schedule = make_optimizer(self.parts(), self.recipe, self._steps(), fused=not mixed)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _steps(self) -> int:

@@ -11,30 +11,18 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
+from fusion_workbench.modules.optim import Recipe, gate_rms, make_optimizer, named_gates
 from fusion_workbench.modules.probes.probe import Probe, ProbeConfig, seeded_probe
 from fusion_workbench.modules.tasks import Task
 
 FINISHED, DIVERGED, OUT_OF_MEMORY, PRUNED = "finished", "diverged", "out_of_memory", "pruned"
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay to zero; one learning rate, scaled for each part of the probe."""
-
-    lr: float
-    scales: Mapping[str, float] = field(
-        default_factory=lambda: {"fuser": 1.0, "gates": 10.0, "projector": 1.0, "head": 1.0}
-    )
-    weight_decay: float = 0.01  # never on gates
-    warmup: float = 0.05
-    gradient_clip: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +32,7 @@ class MemberConfig:
     variant: str
     label: str
     probe: ProbeConfig
-    optimizer: OptimizerConfig
+    recipe: Recipe
     init_seed: int
     dropout_seed: int
 
@@ -72,7 +60,8 @@ class Member:
         self.evaluations: dict[str, Evaluation] = {}
         self.diagnostics: dict[str, float] = {}
         self.inside: dict[str, Tensor] = {}  # what the fuser does, as arrays: Fusion.inspect without its regions
-        self.gates: dict[str, list[Tensor]] = {name: [] for name in gate_parameters(self.probe)}  # one [dim] an epoch
+        gates = named_gates(self.probe.fuser, self.probe.fuser.gates())
+        self.gates: dict[str, list[Tensor]] = {name: [] for name in gates}  # one [dim] an epoch
         self.step_seconds = 0.0
         self.images = 0
         generator = torch.Generator().manual_seed(config.dropout_seed)
@@ -140,7 +129,7 @@ class FusionBank(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         total = int(self.trainer.estimated_stepping_batches)
-        pairs = [make_optimizer(member, total) for member in self.members]
+        pairs = [make_optimizer(member.probe.parts(), member.config.recipe, total) for member in self.members]
         return [optimizer for optimizer, _ in pairs], [scheduler for _, scheduler in pairs]
 
     def on_fit_start(self) -> None:
@@ -169,7 +158,7 @@ class FusionBank(L.LightningModule):
         losses = [task.loss(logits[task.name], batch) for task in self.tasks]
         loss = torch.stack(losses).sum()
         self.manual_backward(loss)
-        clip = member.config.optimizer.gradient_clip
+        clip = member.config.recipe.gradient_clip
         if clip:
             nn.utils.clip_grad_norm_(member.probe.parameters(), clip)
         optimizer.step()
@@ -196,8 +185,9 @@ class FusionBank(L.LightningModule):
             if not member.running:
                 continue
             row = {"train/loss": member.take_loss(), "lr": optimizers[number].param_groups[-1]["lr"]}
-            row |= gate_rms(member.probe)
-            for name, gate in gate_parameters(member.probe).items():
+            gates = named_gates(member.probe.fuser, member.probe.fuser.gates())
+            row |= gate_rms(gates)
+            for name, gate in gates.items():
                 member.gates[name].append(gate.detach().float().cpu().clone())
             if "val" in member.evaluations:
                 last = member.evaluations["val"]
@@ -329,20 +319,6 @@ def objective(metrics: Mapping[str, float], tasks: Sequence[Measured]) -> float:
     return sign * sum(values.values()) / len(tasks)
 
 
-def gate_parameters(probe: Probe) -> dict[str, nn.Parameter]:
-    """The fuser's gates by name; empty for strategies without."""
-    gates = {id(parameter) for parameter in probe.fuser.gates()}
-    return {name: parameter for name, parameter in probe.fuser.named_parameters() if id(parameter) in gates}
-
-
-def gate_rms(probe: Probe) -> dict[str, float]:
-    """Root mean square of each gate: how far the fuser has opened. Empty for strategies without gates."""
-    return {
-        f"gate/{name}_rms": float(parameter.detach().float().square().mean().sqrt())
-        for name, parameter in gate_parameters(probe).items()
-    }
-
-
 def loss_still_falling(history: Sequence[Mapping[str, float]]) -> float:
     """Relative drop of the training loss over the last fifth of the epochs (at least one), per epoch.
 
@@ -355,32 +331,6 @@ def loss_still_falling(history: Sequence[Mapping[str, float]]) -> float:
     span = max(1, round(len(losses) / 5))
     before, after = losses[-1 - span], losses[-1]
     return (before - after) / span / max(abs(before), 1e-12)
-
-
-def make_optimizer(
-    member: Member, total_steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW with a group for each part of the probe, and its schedule over ``total_steps``."""
-    config = member.config.optimizer
-    groups = [
-        {
-            "params": parameters,
-            "lr": config.lr * config.scales[part],
-            "weight_decay": 0.0 if part == "gates" else config.weight_decay,
-            "name": part,
-        }
-        for part, parameters in member.probe.parts().items()
-        if parameters
-    ]
-    optimizer = torch.optim.AdamW(groups, fused=True)
-    warm = max(1, round(config.warmup * total_steps))
-
-    def scale(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total_steps - warm))))
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.fusion import build
+from fusion_workbench.modules.optim import others
 from fusion_workbench.modules.tasks import Batch, Task
 
 
@@ -55,9 +56,8 @@ class Probe(nn.Module):
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """The trainable parameters by part; each part has its own learning rate."""
         gates = list(self.fuser.gates())
-        ids = {id(p) for p in gates}
         return {
-            "fuser": [p for p in self.fuser.parameters() if id(p) not in ids],
+            "fuser": others(self.fuser.parameters(), gates),
             "gates": gates,
             "projector": list(self.projector.parameters()),
             "head": list(self.heads.parameters()),

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion_workbench.core.layers import Selection
-from fusion_workbench.modules.probes.bank import Member, MemberConfig, OptimizerConfig, make_optimizer
+from fusion_workbench.modules.optim import Recipe, make_optimizer
+from fusion_workbench.modules.probes.bank import Member, MemberConfig
 from fusion_workbench.modules.probes.probe import ProbeConfig
 from fusion_workbench.modules.tasks import Digit, Read, Task
 
@@ -57,10 +58,9 @@ def main() -> None:
     trained = {}
     for name in ("deep_only", "average", "concat", "mmfuser"):
         selection = Selection(() if name == "deep_only" else levels, chosen.levels)
-        member = Member(
-            MemberConfig(name, name, ProbeConfig(name, selection, chosen.dim), OptimizerConfig(1e-3), 0, 0), TASKS
-        )
-        trained[name] = member, make_optimizer(member, 1000)[0]
+        recipe = Recipe.of(1e-3, {"gates": 10.0}, weight_decay=0.01, warmup=0.05, gradient_clip=1.0)
+        member = Member(MemberConfig(name, name, ProbeConfig(name, selection, chosen.dim), recipe, 0, 0), TASKS)
+        trained[name] = member, make_optimizer(member.probe.parts(), recipe, 1000)[0]
     times: dict[str, list[float]] = {name: [] for name in trained}
     for round_ in range(chosen.steps + 3):
         for name, (member, optimizer) in trained.items():

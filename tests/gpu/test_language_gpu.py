@@ -7,7 +7,7 @@ import torch
 from tiny_language import tiny_decoder
 from tiny_visual import Chat, Stateful, tiny_model, trainer
 
-from fusion_workbench.modules.language.rates import Rates
+from fusion_workbench.modules.optim import Recipe
 
 pytestmark = pytest.mark.gpu
 TURNS = [("<image>what? ", "cat"), ("say a. ", "a"), ("<image><image>same? ", "no")]
@@ -26,7 +26,7 @@ def test_losses_and_answers_are_those_of_the_cpu(strategy: str) -> None:
 def test_bf16_training_lowers_the_loss(trains: str) -> None:
     decoder = tiny_decoder(precision="bf16")
     {"frozen": decoder.freeze, "lora": decoder.add_lora, "full": decoder.train_fully}[trains]()
-    model = tiny_model(decoder=decoder, rates=Rates(1e-2, 1e-2, 1e-2, 1e-2))
+    model = tiny_model(decoder=decoder, recipe=Recipe.of(1e-2, warmup=0.03))
     batch = Chat().batch(TURNS)
     before = float(model.training_step(batch, 0).detach())
     trainer(max_epochs=20, accelerator="cuda", gradient_clip_val=1.0).fit(model, Stateful([batch]))

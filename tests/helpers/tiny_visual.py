@@ -15,8 +15,8 @@ from fusion_workbench.core.layers import Selection
 from fusion_workbench.core.tokens import IGNORE, IMAGE_ID
 from fusion_workbench.modules.language.adapter import AdapterConfig, seeded_adapter
 from fusion_workbench.modules.language.decoder import Decoder
-from fusion_workbench.modules.language.rates import Rates
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
+from fusion_workbench.modules.optim import MMFUSER_LLAVA, Recipe
 
 DIM, GRID, LAYERS = 16, (2, 2), (1, 2, 3)
 IMAGE = "<image>"
@@ -69,13 +69,13 @@ def tiny_model(
     *,
     family: str = "llama",
     seed: int = 0,
-    rates: Rates | None = None,
+    recipe: Recipe = MMFUSER_LLAVA,
     decoder: Decoder | None = None,
 ) -> VisionLanguageModel:
     """Seeded adapter and decoder; features as :class:`Chat` makes them."""
     decoder = decoder or tiny_decoder(family)
     config = AdapterConfig(strategy, Selection((1, 2), 3), dim=DIM, width=decoder.width, depth=decoder.depth)
-    return VisionLanguageModel(seeded_adapter(config, seed), decoder, GRID, rates, layers=LAYERS)
+    return VisionLanguageModel(seeded_adapter(config, seed), decoder, GRID, recipe, layers=LAYERS)
 
 
 class Stateful:

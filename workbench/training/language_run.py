@@ -24,8 +24,8 @@ from fusion_workbench.config.language import FROZEN, FULL, LORA, StageConfig
 from fusion_workbench.datamodules.datamodule import AblationDataModule
 from fusion_workbench.modules.language.adapter import seeded_adapter
 from fusion_workbench.modules.language.decoder import LoraOptions
-from fusion_workbench.modules.language.rates import Rates
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
+from fusion_workbench.modules.optim import Recipe, gate_rms, named_gates
 from fusion_workbench.modules.probes.bank import DIVERGED, FINISHED, OUT_OF_MEMORY, is_out_of_memory
 from fusion_workbench.study.language_parts import adapter_config, stage_rates, stage_steps
 from fusion_workbench.study.prepare import Parts, seed_of
@@ -116,11 +116,8 @@ class LanguageRun:
     def gates(self) -> Row:
         """Root mean square of each gate by its name in the adapter: how far it has opened."""
         adapter = self.model.adapter
-        names = {id(parameter): name for name, parameter in adapter.named_parameters()}
-        return {
-            f"gate/{names[id(gate)].removeprefix('fuser.')}_rms": float(gate.detach().float().square().mean().sqrt())
-            for gate in adapter.parts()["gates"]
-        }
+        gates = named_gates(adapter, adapter.parts()["gates"])
+        return gate_rms({name.removeprefix("fuser."): gate for name, gate in gates.items()})
 
     def forget(self) -> None:
         """Remove the checkpoints: the job is committed."""
@@ -161,14 +158,11 @@ class LanguageRun:
         """What trains in a stage, and how fast."""
         _ARRANGE[stage.language_model](self, self.model.decoder)
         self.model.adapter.requires_grad_(stage.connector)
-        rates = stage_rates(self.study, stage, self.job.variant.lr)
-        self.model.rates = Rates(
-            rates["projector"],
-            rates["fuser"],
-            rates["gates"],
-            rates["language"],
+        self.model.recipe = Recipe(
+            stage_rates(self.study, stage, self.job.variant.lr),
             weight_decay=stage.weight_decay,
             warmup=stage.warmup,
+            gradient_clip=self.study.training.gradient_clip,
         )
 
     def _freeze(self, decoder: Decoder) -> None:
@@ -212,7 +206,7 @@ class LanguageRun:
             use_distributed_sampler=False,  # the data module gives every process its share
             precision=training.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=stage.accumulate,
-            gradient_clip_val=training.gradient_clip or None,
+            gradient_clip_val=self.model.recipe.gradient_clip or None,
             logger=False,
             enable_checkpointing=bool(config.checkpoint_every),
             enable_progress_bar=False,

@@ -75,7 +75,8 @@ class BankTrainer(JobTrainer):
             self.commit(job, run_id, member.outcome or "pruned", len(member.history), metrics, files, last)
 
     def _member(self, job: Job) -> MemberConfig:
-        from fusion_workbench.modules.probes.bank import MemberConfig, OptimizerConfig
+        from fusion_workbench.modules.optim import Recipe
+        from fusion_workbench.modules.probes.bank import MemberConfig
         from fusion_workbench.modules.probes.probe import ProbeConfig
 
         training, cell = self.study.training, job.variant.cell
@@ -92,9 +93,9 @@ class BankTrainer(JobTrainer):
                 head_hidden=training.head_hidden,
                 grid=self.parts.encoder.grid(),
             ),
-            optimizer=OptimizerConfig(
-                lr=job.variant.lr,
-                scales={
+            recipe=Recipe.of(
+                job.variant.lr,
+                {
                     "fuser": training.fuser_lr_scale,
                     "gates": training.gates_lr_scale,
                     "projector": training.projector_lr_scale,
@@ -103,6 +104,8 @@ class BankTrainer(JobTrainer):
                 weight_decay=training.weight_decay,
                 warmup=training.warmup,
                 gradient_clip=training.gradient_clip,
+                spare_vectors=False,
+                round_warmup=True,
             ),
             init_seed=seed_of("init", job.replicate, job.variant.id),
             dropout_seed=seed_of("dropout", job.replicate, job.variant.id),

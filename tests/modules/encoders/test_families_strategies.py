@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
-from fusion_workbench.modules.probes.bank import FINISHED, FusionBank, MemberConfig, OptimizerConfig
+from fusion_workbench.modules.optim import Recipe
+from fusion_workbench.modules.probes.bank import FINISHED, FusionBank, MemberConfig
 from fusion_workbench.modules.probes.probe import ProbeConfig, seeded_probe
 from fusion_workbench.modules.tasks import Digit, Read, Task
 
@@ -61,7 +62,7 @@ def test_every_strategy_learns_on_it(family: str, tmp_path: Path) -> None:
             f"{name}{options}",
             name,
             ProbeConfig(name, Selection((1, 2), 3), encoder.dim, options, "linear", 0, 8, grid),
-            OptimizerConfig(1e-3, weight_decay=0.0),  # what moves is moved by a gradient
+            Recipe.of(1e-3, {"gates": 10.0}, warmup=0.05, gradient_clip=1.0),  # what moves is moved by a gradient
             0,
             0,
         )

@@ -9,8 +9,8 @@ import torch
 from tiny_language import tiny_decoder
 from tiny_visual import Chat, Stateful, tiny_model, trainer
 
-from fusion_workbench.modules.language.rates import Rates
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
+from fusion_workbench.modules.optim import Recipe
 
 CHAT = Chat()
 WORDS = ["cat", "dog", "7", "no", "yes", "six", "two dogs", "Red"]
@@ -22,7 +22,7 @@ def test_a_tiny_one_learns_eight_images_by_heart(strategy: str) -> None:
     decoder = tiny_decoder(width=48, depth=2)
     decoder.train_fully()
     rate = 5e-3
-    model = tiny_model(strategy, decoder=decoder, rates=Rates(rate, rate, 10 * rate, rate))
+    model = tiny_model(strategy, decoder=decoder, recipe=Recipe.of(rate, {"gates": 10.0}, warmup=0.03))
     batch = CHAT.batch([("<image>what? ", word) for word in WORDS])
     trainer(max_epochs=60, gradient_clip_val=1.0).fit(model, Stateful([batch]))
     prompts = CHAT.prompts([("<image>what? ", "")] * len(WORDS))
@@ -92,7 +92,7 @@ def test_the_embedded_pair_learns_sixteen_questions_by_heart(strategy: str) -> N
     adapter = seeded_adapter(config, 0)
     scenes = encoder.encode(np.stack([source.image("train", n) for n in range(4)]), adapter.uses)
     features = scenes.clone().repeat_interleave(4, dim=1)  # a scene a question
-    model = VisionLanguageModel(adapter, decoder, encoder.grid(), Rates(1e-3, 1e-3, 1e-2, 1e-3))
+    model = VisionLanguageModel(adapter, decoder, encoder.grid(), Recipe.of(1e-3, {"gates": 10.0}, warmup=0.03))
     batch = questions(source, decoder.tokenizer, answers=True) | {"features": features}
     halves = [{name: half(name, value, n) for name, value in batch.items()} for n in range(2)]
     trainer(max_epochs=20, gradient_clip_val=1.0).fit(model, Stateful(halves))

@@ -9,8 +9,8 @@ import torch
 from tiny_visual import Chat, tiny_model, trainer
 from torch import Tensor
 
-from fusion_workbench.modules.language.rates import Rates
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
+from fusion_workbench.modules.optim import Recipe
 
 CHAT = Chat()
 # Halves of four steps. Answers of the same length, so that the mean of two means is the mean; one half is text alone.
@@ -37,7 +37,7 @@ def joined() -> list[dict[str, Tensor]]:
 
 
 def model_of(trains: str) -> VisionLanguageModel:
-    model = tiny_model("mmfuser", rates=Rates(1e-2, 1e-2, 1e-2, 1e-2))
+    model = tiny_model("mmfuser", recipe=Recipe.of(1e-2, warmup=0.03))
     torch.manual_seed(3)
     {"frozen": model.decoder.freeze, "lora": model.decoder.add_lora, "full": model.decoder.train_fully}[trains]()
     return model

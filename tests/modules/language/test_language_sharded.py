@@ -16,8 +16,8 @@ from test_language_processes import Shared, halves, joined, model_of
 from tiny_visual import trainer
 from torch import Tensor
 
-from fusion_workbench.modules.language.rates import Rates
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
+from fusion_workbench.modules.optim import Recipe
 
 START = "spawn"  # of processes; a fork would inherit the threads of other tests
 CLIP = 0.3  # below the norm of the gradients
@@ -25,7 +25,7 @@ CLIP = 0.3  # below the norm of the gradients
 
 def gentle(trains: str) -> VisionLanguageModel:
     model = model_of(trains)
-    model.rates = Rates(1e-3, 1e-3, 1e-3, 1e-3)
+    model.recipe = Recipe.of(1e-3, warmup=0.03)
     return model
 
 

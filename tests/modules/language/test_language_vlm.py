@@ -18,8 +18,8 @@ from fusion_workbench.core.layers import Selection
 from fusion_workbench.core.tokens import IGNORE
 from fusion_workbench.modules.language import generation
 from fusion_workbench.modules.language.adapter import AdapterConfig, build_adapter, seeded_adapter
-from fusion_workbench.modules.language.rates import Rates, cosine, parameter_groups
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
+from fusion_workbench.modules.optim import Recipe
 
 CHAT = Chat()
 
@@ -59,32 +59,6 @@ def test_an_adapter_is_a_function_of_its_seed() -> None:
 def test_a_layer_that_is_not_there_is_refused() -> None:
     with pytest.raises(WorkbenchError, match=r"reads layers \[3\], and the features hold \[1, 2\]"):
         VisionLanguageModel(build_adapter(config()), tiny_decoder(), GRID, layers=[1, 2])
-
-
-# --- rates -------------------------------------------------------------------------------------------------------
-
-
-def test_the_schedule_rises_and_falls_to_zero() -> None:
-    shares = [cosine(step, 100, 0.03) for step in range(101)]
-    assert shares[:3] == pytest.approx([1 / 3, 2 / 3, 1])
-    assert shares[3] == 1
-    assert shares[3:] == sorted(shares[3:], reverse=True)
-    assert shares[100] == pytest.approx(0, abs=1e-12)
-    assert cosine(0, 1, 0.0) == 1
-
-
-def test_each_part_has_its_rate_and_vectors_never_decay() -> None:
-    model = tiny_model("mmfuser", rates=Rates(projector=1, fuser=2, gates=3, language=4, weight_decay=0.5))
-    model.decoder.train_fully()
-    groups = parameter_groups(model.parts(), model.rates)
-    rates = {group["name"]: (group["lr"], group["weight_decay"]) for group in groups}
-    assert rates["fuser"] == (2, 0.5)
-    assert rates["fuser/bare"] == (2, 0)
-    assert rates["gates/bare"] == (3, 0)
-    assert rates["projector"] == (1, 0.5)
-    assert rates["language/bare"] == (4, 0)
-    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
-    assert all(p.ndim < 2 for group in groups if group["name"].endswith("/bare") for p in group["params"])
 
 
 # --- losses ------------------------------------------------------------------------------------------------------
@@ -220,7 +194,7 @@ def fit_batches() -> Stateful:
 
 @pytest.mark.parametrize("trains", ["frozen", "lora", "full"])
 def test_training_moves_what_it_should(trains: str) -> None:
-    model = tiny_model("mmfuser", rates=Rates(projector=1e-2, fuser=1e-2, gates=1e-2, language=1e-2))
+    model = tiny_model("mmfuser", recipe=Recipe.of(1e-2, warmup=0.03))
     train = {"frozen": model.decoder.freeze, "lora": model.decoder.add_lora, "full": model.decoder.train_fully}
     train[trains]()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -248,7 +222,7 @@ class StopAt(L.Callback):
 @pytest.mark.parametrize("trains", ["frozen", "lora", "full"])
 def test_a_run_that_was_cut_in_an_epoch_ends_with_the_same_weights(trains: str, tmp_path: Any) -> None:
     def fresh() -> VisionLanguageModel:
-        model = tiny_model("mmfuser", family="gpt2", rates=Rates(1e-2, 1e-2, 1e-2, 1e-2))
+        model = tiny_model("mmfuser", family="gpt2", recipe=Recipe.of(1e-2, warmup=0.03))
         train = {"frozen": model.decoder.freeze, "lora": model.decoder.add_lora, "full": model.decoder.train_fully}
         torch.manual_seed(5)  # LoRA's own start, and dropout
         train[trains]()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_workbench.core.layers import Selection
+from fusion_workbench.modules.optim import Recipe
 from fusion_workbench.modules.probes.bank import (
     DIVERGED,
     FINISHED,
@@ -20,7 +21,6 @@ from fusion_workbench.modules.probes.bank import (
     PRUNED,
     FusionBank,
     MemberConfig,
-    OptimizerConfig,
     loss_still_falling,
 )
 from fusion_workbench.modules.probes.probe import ProbeConfig
@@ -63,7 +63,8 @@ def member(
     probe = ProbeConfig(
         strategy, Selection(levels if strategy != "deep_only" else (), query), DIM, options, width=8, head_hidden=8
     )
-    return MemberConfig(f"{strategy}{levels}{seed}", strategy, probe, OptimizerConfig(lr), seed, seed)
+    recipe = Recipe.of(lr, {"gates": 10.0}, weight_decay=0.01, warmup=0.05, gradient_clip=1.0)
+    return MemberConfig(f"{strategy}{levels}{seed}", strategy, probe, recipe, seed, seed)
 
 
 ALL = [member("deep_only"), member("average"), member("concat"), member("mmfuser"), member("concat", (1,), seed=2)]
@@ -159,7 +160,7 @@ def test_a_pruned_member_leaves_the_others_untouched() -> None:
 
 
 def test_a_diverged_member_is_taken_out_and_named() -> None:
-    wild = [*ALL[:2], replace(ALL[2], optimizer=OptimizerConfig(1e30, gradient_clip=0.0)), *ALL[3:]]
+    wild = [*ALL[:2], replace(ALL[2], recipe=Recipe.of(1e30, weight_decay=0.01, warmup=0.05)), *ALL[3:]]
     bank = fit(wild, epochs=3)
     undisturbed = fit(ALL, epochs=3)
     assert bank.members[2].outcome == DIVERGED

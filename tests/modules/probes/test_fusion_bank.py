@@ -12,7 +12,8 @@ from every_strategy import every_strategy
 from torch import Tensor
 
 from fusion_workbench.core.layers import Selection
-from fusion_workbench.modules.probes.bank import FINISHED, FusionBank, Member, MemberConfig, OptimizerConfig
+from fusion_workbench.modules.optim import Recipe
+from fusion_workbench.modules.probes.bank import FINISHED, FusionBank, Member, MemberConfig
 from fusion_workbench.modules.probes.probe import ProbeConfig, seeded_probe
 from fusion_workbench.modules.tasks import Digit, Read, Task
 
@@ -50,8 +51,8 @@ class Batches(L.LightningDataModule):
 
 def config(name: str, options: dict[str, Any], grid: tuple[int, int]) -> MemberConfig:
     probe = ProbeConfig(name, Selection(LAYERS[:-1], LAYERS[-1]), DIM, options, "mlp2x_gelu", 12, 8, grid)
-    optimizer = OptimizerConfig(1e-3, weight_decay=0.0)  # what moves is moved by a gradient
-    return MemberConfig(f"{name}{options}", name, probe, optimizer, 0, 0)
+    recipe = Recipe.of(1e-3, {"gates": 10.0}, warmup=0.05, gradient_clip=1.0)  # what moves is moved by a gradient
+    return MemberConfig(f"{name}{options}", name, probe, recipe, 0, 0)
 
 
 @pytest.fixture(scope="module", params=GRIDS)

@@ -1,0 +1,130 @@
+"""The one training recipe, of probes and of language models: parameter groups, weight decay, warm-up and schedule.
+
+Both trainers promise that everything but the strategy is equal. So what a published recipe does otherwise is a field of
+:class:`Recipe` with a name, such as :data:`MMFUSER_LLAVA`, and never a second way through the code.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from fusion_workbench.core.errors import WorkbenchError
+
+PARTS = ("fuser", "gates", "projector", "head", "language")  # of a probe: with head; of a language model: with language
+Parts = Mapping[str, Sequence[nn.Parameter]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """AdamW with linear warm-up and half a cosine down to zero.
+
+    Nothing decays, warms up or is clipped unless it is asked for: the defaults of a study stand in its configuration
+    alone.
+
+    Attributes:
+        rates: peak learning rate of each part (:data:`PARTS`).
+        weight_decay: of the matrices; gates never decay.
+        warmup: share of the steps in which the rate rises.
+        gradient_clip: norm that the gradients are clipped to; 0: none. A probe bank clips each probe by itself; a
+            language model leaves it to its trainer, as sharded gradients need it.
+        betas, eps: AdamW's.
+        warmup_offset: where the rise begins: step s, from 0, has (s + warmup_offset) / (steps of warm-up) of the peak.
+            At 1 the first step moves the weights; at 0 it has rate 0, as in transformers'
+            ``get_cosine_schedule_with_warmup``, and so in LLaVA's trainer.
+        spare_vectors: whether norms, biases and whatever else has one dimension are spared from weight decay.
+        round_warmup: the steps of warm-up are rounded, to at least one; otherwise their number is the ceiling.
+    """
+
+    rates: Mapping[str, float]
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    gradient_clip: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup_offset: int = 1
+    spare_vectors: bool = True
+    round_warmup: bool = False
+
+    @classmethod
+    def of(cls, lr: float, scales: Mapping[str, float] | None = None, **settings: Any) -> Recipe:
+        """One learning rate for all parts, times the ``scales`` of those that are named; ``settings``: other fields."""
+        return cls({part: lr * (scales or {}).get(part, 1.0) for part in PARTS}, **settings)
+
+    def rate(self, part: str) -> float:
+        """The peak learning rate of a part. Raises WorkbenchError for a part without one."""
+        if part not in self.rates:
+            raise WorkbenchError(f"no learning rate for the part '{part}'; the recipe has {', '.join(self.rates)}.")
+        return self.rates[part]
+
+    def warmup_steps(self, steps: int) -> int:
+        """How many of ``steps`` the warm-up takes."""
+        share = self.warmup * steps
+        return max(1, round(share)) if self.round_warmup else math.ceil(share)
+
+    def share(self, step: int, steps: int) -> float:
+        """The share of the peak rate at ``step``, from 0: up over the warm-up, then down to zero at ``steps``."""
+        rising = self.warmup_steps(steps)
+        if step < rising:
+            return (step + self.warmup_offset) / rising
+        done = (step - rising) / max(1, steps - rising)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+# The first stage of MMFuser (arXiv 2410.11829, section IV-A), which is LLaVA-1.5's with a rate of the fuser's own; the
+# language model's rate is that of the second stage. Neither decays weights.
+MMFUSER_LLAVA = Recipe({"projector": 1e-3, "fuser": 1e-4, "gates": 1e-3, "language": 2e-5}, warmup=0.03)
+
+
+def parameter_groups(parts: Parts, recipe: Recipe) -> list[dict[str, Any]]:
+    """Optimizer groups, in the order of ``parts``: ``PART``, which decays, and ``PART/bare``, which does not.
+
+    Raises:
+        WorkbenchError: a part that the recipe has no learning rate for.
+    """
+    groups = []
+    for part, parameters in parts.items():
+        trained = [p for p in parameters if p.requires_grad]
+        bare = [p for p in trained if part == "gates" or (recipe.spare_vectors and p.ndim < 2)]
+        decayed = others(trained, bare)
+        for name, chosen, decay in ((part, decayed, recipe.weight_decay), (f"{part}/bare", bare, 0.0)):
+            if chosen:
+                groups.append({"name": name, "params": chosen, "lr": recipe.rate(part), "weight_decay": decay})
+    return groups
+
+
+def make_optimizer(parts: Parts, recipe: Recipe, steps: int, *, fused: bool = True) -> tuple[Optimizer, LambdaLR]:
+    """The optimizer of ``parts``, and its schedule over ``steps`` optimizer steps, to be advanced after each.
+
+    Args:
+        fused: torch's fused step; False where something else unscales the gradients.
+
+    Raises:
+        WorkbenchError: a part that the recipe has no learning rate for.
+    """
+    optimizer = AdamW(parameter_groups(parts, recipe), betas=recipe.betas, eps=recipe.eps, fused=fused)
+    return optimizer, LambdaLR(optimizer, functools.partial(recipe.share, steps=steps))
+
+
+def others(parameters: Iterable[nn.Parameter], taken: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """``parameters`` without those that are ``taken``, in their order."""
+    ids = {id(parameter) for parameter in taken}
+    return [parameter for parameter in parameters if id(parameter) not in ids]
+
+
+def named_gates(fuser: nn.Module, gates: Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The gates by their names in ``fuser``; empty for strategies without."""
+    ids = {id(gate) for gate in gates}
+    return {name: parameter for name, parameter in fuser.named_parameters() if id(parameter) in ids}
+
+
+def gate_rms(gates: Mapping[str, nn.Parameter]) -> dict[str, float]:
+    """``gate/NAME_rms``: root mean square of each gate, which is how far it has opened."""
+    return {f"gate/{name}_rms": float(gate.detach().float().square().mean().sqrt()) for name, gate in gates.items()}
