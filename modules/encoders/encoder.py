@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import math
-import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.hardware import bf16_flags, cpu_flags
 from fusion_workbench.modules.encoders.families import Family, family_of, read, square
 
 Size = int | tuple[int, int]  # pixels: the side of a square, or height and width
@@ -203,13 +203,7 @@ def resolve_precision(precision: str, device: str) -> str:
 @functools.cache
 def cpu_has_bf16() -> bool:
     """Whether this CPU has bf16 dot products (AVX512_BF16, AMX or Arm's BF16), read from the kernel's flags."""
-    if platform.system() != "Linux":
-        return False
-    try:
-        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
-    except OSError:
-        return False
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(bf16_flags(cpu_flags()))
 
 
 def _read_config(name: str, revision: str | None) -> Any:

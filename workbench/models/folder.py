@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.hardware import default_device
 from fusion_workbench.models.connector_files import fill
 from fusion_workbench.models.weights import (
     UPDATES,
@@ -219,13 +220,11 @@ def load_parts(
     folder: Path, device: str | None = None, encoder: str | None = None, language: str | None = None
 ) -> tuple[VisionLanguageModel, VisionEncoder, dict[str, Any]]:
     """Model, encoder and ``config.json`` of a folder. Raises WorkbenchError, as :func:`load_model` does."""
-    import torch
-
     from fusion_workbench.modules.language.adapter import build_adapter
     from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
     config = read_model_config(folder)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     read = read_encoder(folder, config, encoder)
     adapter = build_adapter(adapter_config_of(config))
     fill(adapter, read_tensors(folder / ADAPTER), str(folder / ADAPTER))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_workbench.config.language import FROZEN, LORA, LanguageConfig, StageConfig
 from fusion_workbench.config.study import StudyConfig
 from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.hardware import default_device
 from fusion_workbench.study.prepare import store_of
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ class LanguageParts:
 
     def decoder(self) -> Decoder:
         """The language model, frozen; loaded anew at every call, since training may change it."""
-        import torch
-
         from fusion_workbench.modules.language.decoder import Decoder
 
         decoder = Decoder.load(
@@ -60,7 +59,7 @@ class LanguageParts:
             self.config.revision,
             attention=self.config.attention,
             precision=self.config.weights,
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=default_device(),
         )
         decoder.ends = self.chat.stop_ids
         if self.config.gradient_checkpointing:

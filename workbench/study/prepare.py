@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.config.study import EncoderConfig, StudyConfig, study_id
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.hardware import default_device
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.base import ConversationSource
@@ -90,7 +91,7 @@ def load_encoder(config: EncoderConfig, progress: bool = True) -> VisionEncoder:
         image_size=config.image_size,
         revision=config.revision,
         precision=config.precision,
-        device=_device(),
+        device=default_device(),
     )
     encoder.name = config.name
     return encoder
@@ -257,12 +258,6 @@ def _pixels(size: tuple[int, int]) -> str:
 def _plain(size: tuple[int, int]) -> str:
     """As a study writes it."""
     return str(size[0]) if size[0] == size[1] else f"[{size[0]},{size[1]}]"
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

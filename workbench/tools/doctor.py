@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.hardware import BF16_FLAGS, bf16_flags, cpu_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +34,6 @@ PYTHON = ">=3.11"
 SHOWN = ("torch", "lightning", "torchmetrics", "transformers", "optuna", "mlflow", "omegaconf")
 MALICIOUS = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
 GB = 10**9
-CPU_FLAGS = ("amx_bf16", "avx512_bf16")  # with either, bf16 autocast outruns float32
 
 State = Literal["ok", "warn", "bad"]
 
@@ -148,22 +148,12 @@ def _accelerator() -> Iterator[Finding]:
 
 
 def _cpu() -> Finding:
-    flags = _cpu_flags()
+    flags = cpu_flags()
     if flags is None:
         return Finding("CPU", "ok", f"{platform.machine()}; its features cannot be read here")
-    gains = [flag for flag in CPU_FLAGS if flag in flags]
-    if gains:
+    if gains := bf16_flags(flags):
         return Finding("CPU", "ok", f"{' and '.join(gains)}: bf16 autocast gains here")
-    return Finding("CPU", "ok", f"no {' or '.join(CPU_FLAGS)}: float32 is the faster precision here")
-
-
-def _cpu_flags() -> set[str] | None:
-    """What the first processor can do; None where the system does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), None)
+    return Finding("CPU", "ok", f"no {' or '.join(BF16_FLAGS)}: float32 is the faster precision here")
 
 
 def _cores() -> Finding:

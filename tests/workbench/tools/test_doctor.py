@@ -191,12 +191,13 @@ def test_a_container_s_limits_count(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"avx2", "avx512_bf16"}, "avx512_bf16: bf16 autocast gains here"),
         ({"amx_bf16", "avx512_bf16"}, "amx_bf16 and avx512_bf16: bf16 autocast gains here"),
+        ({"asimd", "bf16"}, "bf16: bf16 autocast gains here"),
         ({"avx2"}, "float32 is the faster precision here"),
         (None, "cannot be read here"),
     ],
 )
 def test_bf16_on_the_cpu(monkeypatch: pytest.MonkeyPatch, flags: set[str] | None, words: str) -> None:
-    monkeypatch.setattr(doctor, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(doctor, "cpu_flags", lambda: flags)
     assert words in doctor._cpu().what
 
 
