@@ -169,7 +169,7 @@ class VisionLanguageModel(L.LightningModule):
 
     # --- answers ------------------------------------------------------------------------------------------------
 
-    def generate(self, batch: Batch, max_new_tokens: int = 32) -> list[str]:
+    def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
         """Greedy answers to the prompts of a batch: ``input_ids``, ``attention_mask`` and ``features``."""
         with torch.no_grad():
             try:
@@ -177,7 +177,7 @@ class VisionLanguageModel(L.LightningModule):
             finally:
                 self.let_go()
 
-    def stream(self, batch: Batch, max_new_tokens: int = 256) -> Iterator[str]:
+    def stream(self, batch: Batch, max_new_tokens: int) -> Iterator[str]:
         """The same of one prompt, piece by piece."""
         with torch.no_grad():
             spliced = self.spliced(_prompt(batch), "left")

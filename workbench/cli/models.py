@@ -12,6 +12,7 @@ import typer
 
 from fusion_workbench.cli.terminal import DEFAULT_WORKSPACE, Quiet, Uri, Workspace, harmless, terminal
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.tokens import ANSWER_TOKENS, STREAM_TOKENS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +55,7 @@ def ask(
     image: Annotated[
         list[Path] | None, typer.Option("--image", "-i", help="An image file; repeatable.", show_default=False)
     ] = None,
-    max_new_tokens: MaxNewTokens = 256,
+    max_new_tokens: MaxNewTokens = STREAM_TOKENS,
     encoder: EncoderPlace = "",
     language_model: LanguagePlace = "",
     uri: Uri = "",
@@ -95,7 +96,7 @@ def predict(
     images: Annotated[
         Path | None, typer.Option("--images", help="The folder that image paths are in.", show_default=False)
     ] = None,
-    max_new_tokens: MaxNewTokens = 64,
+    max_new_tokens: MaxNewTokens = ANSWER_TOKENS,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions at once.")] = 16,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of answers if it is there.")] = False,
     encoder: EncoderPlace = "",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.tokens import BENCHMARK_TOKENS
 
 IMAGE = "<image>"
 NAME = "fusion_workbench"
@@ -46,7 +47,7 @@ class Generation:
     """How a task wants its answers: ``generation_kwargs`` of its YAML."""
 
     until: tuple[str, ...] = ()
-    max_new_tokens: int = 128
+    max_new_tokens: int = BENCHMARK_TOKENS
 
     @classmethod
     def of(cls, wanted: Mapping[str, Any], task: str, max_new_tokens: int) -> Generation:
@@ -81,7 +82,7 @@ class Answering:
     task_dict: dict[str, Any]
     cache_hook: Any
 
-    def __init__(self, model: Answers, batch_size: int = 1, max_new_tokens: int = 128) -> None:
+    def __init__(self, model: Answers, batch_size: int = 1, max_new_tokens: int = BENCHMARK_TOKENS) -> None:
         super().__init__()
         self.model = model
         self.batch_size = batch_size

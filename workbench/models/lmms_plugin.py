@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.tokens import BENCHMARK_TOKENS
 from fusion_workbench.models.lmms import Answering
 
 try:
@@ -38,7 +39,7 @@ class FusionWorkbench(Answering, lmms):  # type: ignore[misc]  # lmms-eval is un
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
-        max_new_tokens: int = 128,
+        max_new_tokens: int = BENCHMARK_TOKENS,
     ) -> None:
         if not folder:
             raise WorkbenchError("fusion_workbench needs a model folder: --model_args folder=PATH.")

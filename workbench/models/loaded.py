@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.tokens import IGNORE, IMAGE_ID
+from fusion_workbench.core.tokens import ANSWER_TOKENS, IGNORE, IMAGE_ID, STREAM_TOKENS
 from fusion_workbench.datamodules.conversations.base import ASSISTANT, USER, Conversation, Turn
 from fusion_workbench.datamodules.conversations.batches import padded_prompts
 from fusion_workbench.datamodules.conversations.chat import Chat
@@ -77,7 +77,7 @@ class LoadedModel:
         self,
         images: Sequence[Sequence[Picture]],
         questions: Sequence[str],
-        max_new_tokens: int = 64,
+        max_new_tokens: int = ANSWER_TOKENS,
         batch_size: int = 16,
     ) -> list[str]:
         """Greedy answers.
@@ -103,7 +103,7 @@ class LoadedModel:
                 said[place] = words
         return said
 
-    def stream(self, images: Sequence[Picture], question: str, max_new_tokens: int = 256) -> Iterator[str]:
+    def stream(self, images: Sequence[Picture], question: str, max_new_tokens: int = STREAM_TOKENS) -> Iterator[str]:
         """The greedy answer to one question in pieces, as they come. Raises WorkbenchError as :meth:`answer`."""
         yield from self.model.stream(self._batch([self._asked(images, question)]), max_new_tokens)
 
