@@ -40,6 +40,7 @@ def environment(record: StudyRecord) -> dict[str, str]:
         **{f"source fingerprint, {split}": value for split, value in prints.items()},
         "plan hash": tags.get("workbench.plan"),
         "commit": tags.get("workbench.commit"),
+        "numerics": tags.get("workbench.numerics"),
         "trained on": tags.get("workbench.device"),
         **{f"version of {name}": value for name, value in _mapping(tags.get("workbench.versions", "")).items()},
         **{f"setting {key}": value for key, value in _settings(record.study_yaml).items()},

@@ -288,6 +288,7 @@ def provenance(record: StudyRecord, versions: Mapping[str, Any], config_hash: st
         ("Source", str(source.get("version") or source.get("name") or "")),
         *((f"Source fingerprint, {split}", str(value)) for split, value in prints.items()),
         ("Trained on", tags.get("workbench.device", "")),
+        ("Numerics", tags.get("workbench.numerics", "")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("MLflow", f"{record.tracking_uri}, experiment {record.experiment}, run {record.run_id}"),
     ]

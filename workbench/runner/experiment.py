@@ -23,6 +23,7 @@ from fusion_workbench.runner.token_maps import log_look
 from fusion_workbench.study import provenance
 from fusion_workbench.study.jobs import FINAL, SEARCH, Job, JobTrainer
 from fusion_workbench.study.ledger import DONE, RUNNING, Ledger
+from fusion_workbench.study.numerics import open_numerics
 from fusion_workbench.study.plan_log import freeze, write_plan
 from fusion_workbench.study.prepare import Parts, flat, variant
 from fusion_workbench.study.record import describe, study_files
@@ -230,6 +231,8 @@ class Experiment:
             self.tracker.log_files(self.run_id, language_record.study_files(parts))
         self.plan = freeze(self.study, self.ledger, self.tracker, self.run_id)
         self._reconcile()
+        if mixed := open_numerics(self.ledger, self.tracker, self.run_id):
+            self.display.say(mixed)
 
     def _place(self) -> str:
         """This study's folder on this machine."""

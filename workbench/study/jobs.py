@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.study.ledger import DONE, RUNNING, Entry, Ledger
+from fusion_workbench.study.numerics import TAG, add_numerics
 from fusion_workbench.study.prepare import Parts, variant
 from fusion_workbench.study.tracking import Tracker
+from fusion_workbench.version import NUMERICS
 
 if TYPE_CHECKING:
     from fusion_workbench.study.progress import Display
@@ -138,7 +140,9 @@ class JobTrainer(ABC):
             "workbench.variant": job.variant.id,
             "workbench.phase": phase,
             "workbench.replicate": job.replicate,
+            TAG: str(NUMERICS),
         }
+        add_numerics(self.ledger, self.tracker, self.run_id)
         run_id = self.tracker.start_child(self.run_id, name, tags, self.params(job))
         self.ledger.start(job.variant.id, job.replicate, run_id)
         return run_id

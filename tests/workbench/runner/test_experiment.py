@@ -17,15 +17,19 @@ from rich.console import Console
 
 from fusion_workbench.config.study import StudyConfig, study_from_yaml
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.reports.against.environment import environment
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import ITSELF, Analysis
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.verdicts import BETTER, EQUIVALENT, WORSE
 from fusion_workbench.runner.experiment import Experiment, StudyResult
+from fusion_workbench.study import jobs, numerics
 from fusion_workbench.study.ledger import Ledger
+from fusion_workbench.study.numerics import FACT, TAG, open_numerics
 from fusion_workbench.study.prepare import Parts, prepare
 from fusion_workbench.study.progress import Display
+from fusion_workbench.version import NUMERICS
 
 STUDY = """
 name: tiny
@@ -140,6 +144,53 @@ def test_more_replicates_are_the_same_study(text: str, tmp_path: Path) -> None:
     more, _ = run(study(text, "search.learning_rates=[0.003]", "replicates=3"), tmp_path)
     assert (first.trained, more.trained, more.kept) == (6, 3, 6)
     assert more.run_id == first.run_id
+
+
+def test_a_study_that_goes_on_under_other_numerics_says_so(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tags(result: StudyResult) -> list[str | None]:
+        return [read(result).tags.get(TAG), *sorted(r.data.tags.get(TAG, "-") for r in runs(result))]
+
+    quick = ("search.learning_rates=[0.01]",)
+    told: list[str] = []
+    monkeypatch.setattr(Display, "say", lambda self, words: told.append(words))
+    config = study(text, *quick, "replicates=1")
+    first, _ = run(config, tmp_path)
+    ours = str(NUMERICS)
+    assert tags(first) == [ours] * (1 + first.trained)
+    assert environment(read(first))["numerics"] == ours
+    again, _ = run(config, tmp_path)
+    assert again.trained == 0
+    assert not [words for words in told if "numerics" in words]
+    for module in (numerics, jobs):  # a later version takes the study up
+        monkeypatch.setattr(module, "NUMERICS", NUMERICS + 1)
+    again, _ = run(config, tmp_path)
+    assert again.trained == 0
+    assert tags(again)[0] == ours  # nothing was mixed
+    begun = f"begun under numerics {NUMERICS} of the workbench; new variant-replicates are trained under {NUMERICS + 1}"
+    assert [words.startswith(begun) for words in told if "numerics" in words] == [True]
+    more, _ = run(study(text, *quick, "replicates=2"), tmp_path)
+    assert more.trained == first.trained
+    assert tags(more) == [f"{NUMERICS}, {NUMERICS + 1}", *[ours] * more.trained, *[str(NUMERICS + 1)] * more.trained]
+    assert environment(read(more))["numerics"] == f"{NUMERICS}, {NUMERICS + 1}"
+
+
+def test_a_study_of_0_1_0_was_begun_under_numerics_1(tmp_path: Path) -> None:
+    class Untracked:
+        def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
+            tagged.append(tags[TAG])
+
+    tagged: list[str] = []
+    ledger = Ledger(tmp_path / "ledger.db")
+    for expected in ([NUMERICS], [1]):
+        open_numerics(ledger, Untracked(), "run")  # type: ignore[arg-type]
+        assert ledger.fact(FACT) == expected
+        ledger.remember(FACT, None)  # as 0.1.0 left it
+        ledger.start("variant", "0", "child")
+        ledger.finish("variant", "0", "finished", {})
+    assert tagged == [str(NUMERICS), "1"]
+    ledger.close()
 
 
 def read(result: StudyResult) -> StudyRecord:

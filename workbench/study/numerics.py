@@ -1,0 +1,39 @@
+"""Under which numerics a study's rows were trained: recorded with the study, and a mixture is told."""
+
+from __future__ import annotations
+
+from fusion_workbench.study.ledger import DONE, Ledger
+from fusion_workbench.study.tracking import Tracker
+from fusion_workbench.version import NUMERICS
+
+TAG = "workbench.numerics"  # of a parent run: "1", or "1, 2" where its rows are mixed; of a child: its own
+FACT = "numerics"  # in the ledger, a list in the order of training
+
+
+def open_numerics(ledger: Ledger, tracker: Tracker, run_id: str) -> str:
+    """Record the numerics of a study that is opened, after its ledger was put right.
+
+    Returns:
+        One line where the study holds rows of other numerics than ours, else nothing.
+    """
+    rows = any(entry.state == DONE for entry in ledger.entries())
+    known = (ledger.fact(FACT) or [1]) if rows else [NUMERICS]  # 0.1.0 did not record its own, which are 1
+    _record(known, ledger, tracker, run_id)
+    if known == [NUMERICS]:
+        return ""
+    return (
+        f"begun under numerics {known[0]} of the workbench; new variant-replicates are trained under {NUMERICS}, and "
+        "their numbers do not compare exactly"
+    )
+
+
+def add_numerics(ledger: Ledger, tracker: Tracker, run_id: str) -> None:
+    """Record that rows are trained under ours."""
+    known = ledger.fact(FACT) or []
+    if NUMERICS not in known:
+        _record([*known, NUMERICS], ledger, tracker, run_id)
+
+
+def _record(numerics: list[int], ledger: Ledger, tracker: Tracker, run_id: str) -> None:
+    ledger.remember(FACT, numerics)
+    tracker.set_tags(run_id, {TAG: ", ".join(map(str, numerics))})
