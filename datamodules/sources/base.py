@@ -1,16 +1,17 @@
-"""Sources: where samples come from. Image, targets, identity, and the group that a split must not cut through."""
+"""Sources: where samples come from. Image, targets, identity, and the group that a split must not cut through.
+
+A source is built by name with :func:`datamodules.build.build_source`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
-from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.registry import Registry, check_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,49 +58,30 @@ class Source(ABC):
         """The class names of each task that the source has labels for."""
 
 
-SOURCES: dict[str, type[Source]] = {}
+SOURCES: Registry[type[Source]] = Registry(
+    "source",
+    "sources",
+    group="fusion_workbench.sources",
+    base=Source,
+    decorator="@register_source('a_name')",
+    requires=("options",),
+)
 S = TypeVar("S", bound=type[Source])
 
 
 def register_source(name: str) -> Callable[[S], S]:
-    """Class decorator: make a source known under ``name``."""
+    """Class decorator that makes a source known under ``name``.
+
+    Raises:
+        WorkbenchError: the name is taken by another class, the class is no Source or lacks something of one, or its
+            options are no dataclass with defaults.
+    """
 
     def add(cls: S) -> S:
+        SOURCES.check(name, cls)
+        check_options(f"source '{name}'", cls.options)
+        SOURCES.add(name, cls, cls)
         cls.name = name
-        SOURCES[name] = cls
         return cls
 
     return add
-
-
-def build_source(name: str, options: Mapping[str, Any], folders: Mapping[str, Path] | None = None) -> Source:
-    """The source ``name`` with ``options``; ``folders`` stands in for the embedded assets.
-
-    Raises:
-        WorkbenchError: an unknown source or option, or an option of the wrong type or value.
-    """
-    import fusion_workbench.datamodules.conversations.finescenes  # each registers itself
-    import fusion_workbench.datamodules.conversations.planted
-    import fusion_workbench.datamodules.rows.hub
-    import fusion_workbench.datamodules.rows.llava
-    import fusion_workbench.datamodules.sources.crowns
-    import fusion_workbench.datamodules.sources.finescenes
-    import fusion_workbench.datamodules.sources.planted  # noqa: F401
-
-    if name not in SOURCES:
-        raise WorkbenchError(f"unknown source '{name}'.{nearest(name, SOURCES)}")
-    cls = SOURCES[name]
-    assert is_dataclass(cls.options)
-    known = {f.name: f for f in fields(cls.options)}
-    for key, value in options.items():
-        if key not in known:
-            raise WorkbenchError(f"source.options: unknown key '{key}' of '{name}'.{nearest(key, known)}")
-        wanted = type(_default(known[key]))
-        whole = wanted is float and type(value) is int
-        if type(value) is not wanted and not whole:
-            raise WorkbenchError(f"source.options.{key} is {value!r}; it must be of type {wanted.__name__}.")
-    return cls(cls.options(**options), folders)  # type: ignore[call-arg]
-
-
-def _default(option: Field[Any]) -> Any:
-    return option.default if option.default_factory is MISSING else option.default_factory()

@@ -6,18 +6,15 @@ architecture once without weights and says which row it would need.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
-
-PLUGINS = "fusion_workbench.encoders"
+from fusion_workbench.core.registry import Registry
 
 
 def whole_image(pixels: Tensor, patch: int) -> dict[str, Tensor]:
@@ -88,7 +85,7 @@ _SIGLIP2 = Family(
     models="google/siglip2-so400m-patch16-naflex",
 )
 
-FAMILIES: dict[str, Family] = {
+_ROWS: dict[str, Family] = {
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
     "metaclip_2_vision_model": Family(
@@ -177,22 +174,38 @@ FAMILIES: dict[str, Family] = {
         models="facebook/wav2vec2-base",
     ),
 }
+
+
+def register_family(model_type: str, family: Family, *, replace: bool = False) -> Family:
+    """Make a family of one's own known. A package does it by an entry point of the group
+    ``fusion_workbench.families`` whose name is the model type and whose object is the :class:`Family`.
+
+    Args:
+        model_type: transformers' name of the architecture, ``model_type`` in its config.
+        family: the row.
+        replace: the row takes the place of the one that is known.
+
+    Raises:
+        WorkbenchError: another row is known under the name, and ``replace`` is not given.
+    """
+    row = f"Family('{family.model_class}', '{family.blocks}')"
+    FAMILIES.add(model_type, family, row, replace)
+    return family
+
+
+FAMILIES: Registry[Family] = Registry(
+    "encoder family",
+    "encoder families",
+    group="fusion_workbench.families",
+    former_group="fusion_workbench.encoders",
+    base=Family,
+    decorator="register_family('a_model_type', …)",
+    adopt=register_family,
+)
 """By transformers' ``model_type``. Two-tower models are read at their vision tower."""
 
-
-def register_family(model_type: str, family: Family) -> None:
-    """Make a family of one's own known, or replace a row. A package does it by an entry point of the group
-    ``fusion_workbench.encoders`` whose name is the model type and whose object is the :class:`Family`."""
-    FAMILIES[model_type] = family
-
-
-def load_plugins() -> None:
-    """Take up the families of other packages; one that fails is left out with a warning that names it."""
-    for entry in entry_points(group=PLUGINS):
-        try:
-            register_family(entry.name, entry.load())
-        except Exception as error:
-            warnings.warn(f"encoder plugin {entry.name} = {entry.value} is left out: {error!r}", stacklevel=2)
+for _model_type, _family in _ROWS.items():
+    register_family(_model_type, _family)
 
 
 def family_of(config: Any, name: str) -> Family:
@@ -315,6 +328,3 @@ def _look(config: Any) -> dict[str, Any]:
 def square(value: Any) -> int:
     """A side from ``224`` or from ``[224, 224]``."""
     return int(value[0] if isinstance(value, list | tuple) else value)
-
-
-load_plugins()

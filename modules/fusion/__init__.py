@@ -17,10 +17,7 @@ from fusion_workbench.modules.fusion.base import (
     StrategySpec,
     build,
     canonical_options,
-    load_plugins,
     register_strategy,
 )
 
 __all__ = ["STRATEGIES", "Fusion", "StrategySpec", "build", "canonical_options", "register_strategy"]
-
-load_plugins()

@@ -21,25 +21,23 @@ in a package that names the class under the entry-point group ``fusion_workbench
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.core.options import read_options
+from fusion_workbench.core.registry import Registry, check_options
 from fusion_workbench.modules import cost
 from fusion_workbench.modules.projector import Projector
 
 Grid = tuple[int, int]  # rows, columns
-PLUGINS = "fusion_workbench.strategies"
 LayerNorm = Literal["per_layer", "none"]  # the option ``layer_norm`` of the strategies without norms of their own
 
 
@@ -138,7 +136,13 @@ class StrategySpec:
     source: str
 
 
-STRATEGIES: dict[str, StrategySpec] = {}
+STRATEGIES: Registry[StrategySpec] = Registry(
+    "strategy",
+    "strategies",
+    group="fusion_workbench.strategies",
+    base=Fusion,
+    decorator="@register_strategy('a_name', options=AnOptionsDataclass, uses_levels=True)",
+)
 
 _F = TypeVar("_F", bound=type[Fusion])
 
@@ -149,43 +153,23 @@ def register_strategy(
     """Class decorator that makes a strategy known under ``name``.
 
     Raises:
-        WorkbenchError: the name is taken by another class.
+        WorkbenchError: the name is taken by another class, the class is no Fusion, or the options are no dataclass with
+            defaults.
     """
 
     def register(cls: _F) -> _F:
-        known = STRATEGIES.get(name)
-        if known and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise WorkbenchError(
-                f"two strategies are called '{name}': {known.cls.__module__}.{known.cls.__qualname__} and "
-                f"{cls.__module__}.{cls.__qualname__}; rename one."
-            )
-        STRATEGIES[name] = StrategySpec(name, cls, options, uses_levels, title or name, source)
+        STRATEGIES.check(name, cls)
+        check_options(f"strategy '{name}'", options)
+        STRATEGIES.add(name, StrategySpec(name, cls, options, uses_levels, title or name, source), cls)
         return cls
 
     return register
 
 
-def load_plugins() -> None:
-    """Import the strategies of other packages; one that fails is left out with a warning that names it."""
-    for entry in entry_points(group=PLUGINS):
-        try:
-            entry.load()
-        except Exception as error:
-            warnings.warn(f"strategy plugin {entry.name} = {entry.value} is left out: {error!r}", stacklevel=2)
-
-
 def spec_of(name: str) -> StrategySpec:
-    """Raises WorkbenchError for an unknown strategy, or one that needs a language model."""
-    if name not in STRATEGIES:
-        from fusion_workbench.modules.language import INJECTIONS  # which import this file
-
-        if name in INJECTIONS:
-            raise WorkbenchError(
-                f"strategy '{name}' adds to the hidden states of a language model, so a probe cannot have it; a study "
-                "with a language_model section can."
-            )
-        raise WorkbenchError(f"unknown strategy '{name}'.{nearest(name, STRATEGIES)}")
-    return STRATEGIES[name]
+    """Raises WorkbenchError for an unknown strategy; where :mod:`modules.language` is imported, its strategies are told
+    apart from unknown ones."""
+    return STRATEGIES.find(name)
 
 
 def parse_options(name: str, options: Mapping[str, Any]) -> Any:
@@ -223,10 +207,4 @@ def build(name: str, selection: Selection, dim: int, options: Mapping[str, Any] 
 
 def spec_of_class(cls: type[Fusion]) -> StrategySpec:
     """Raises WorkbenchError for a class that is not registered."""
-    for spec in STRATEGIES.values():
-        if spec.cls is cls:
-            return spec
-    raise WorkbenchError(
-        f"{cls.__module__}.{cls.__qualname__} is a Fusion and not registered; put "
-        f"@register_strategy('a_name', options=AnOptionsDataclass, uses_levels=True) above the class."
-    )
+    return STRATEGIES.of_class(cls)

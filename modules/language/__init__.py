@@ -1,6 +1,5 @@
 """A language model that sees: decoder, splice, adapters, injection, and the LightningModule that joins them."""
 
-import fusion_workbench.modules.fusion  # noqa: F401  (first: plug-ins that it loads may bring injections of their own)
 from fusion_workbench.modules.language import deepstack, internal_direct  # noqa: F401  (each registers its injection)
 from fusion_workbench.modules.language.injection import INJECTIONS
 

@@ -22,7 +22,7 @@ deeper decoder blocks. What adds them is :class:`~modules.language.injector.Inje
             added = self.options.scale * self.level(features[:-1].sum(0))
             return VisualInput(self.query(features[-1]), {self.setting.depth - 1: added})
 
-in a package that names the class under the entry-point group ``fusion_workbench.strategies``; then run
+in a package that names the class under the entry-point group ``fusion_workbench.injections``; then run
 ``workbench check-strategy my_package:LastBlock``.
 """
 
@@ -36,11 +36,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.core.options import read_options
+from fusion_workbench.core.registry import Registry, check_options
 from fusion_workbench.modules import cost
-from fusion_workbench.modules.fusion.base import Grid, check_features
+from fusion_workbench.modules.fusion.base import STRATEGIES, Grid, check_features
 from fusion_workbench.modules.language.injector import Injector
 from fusion_workbench.modules.language.visual import Adapter, VisualInput
 from fusion_workbench.modules.optim import others
@@ -158,7 +159,18 @@ class InjectionSpec:
     source: str
 
 
-INJECTIONS: dict[str, InjectionSpec] = {}
+INJECTIONS: Registry[InjectionSpec] = Registry(
+    "injection",
+    "strategies",  # a study names both kinds in one list, so they share their names
+    group="fusion_workbench.injections",
+    base=Injection,
+    decorator="@register_injection('a_name', options=AnOptionsDataclass)",
+    beside=STRATEGIES,  # whose group held injections too before they had one of their own
+    elsewhere=(
+        "strategy '{name}' adds to the hidden states of a language model, so a probe cannot have it; a study with a "
+        "language_model section can."
+    ),
+)
 
 _I = TypeVar("_I", bound=type[Injection])
 
@@ -169,19 +181,14 @@ def register_injection(
     """Class decorator that makes an injection known under ``name``.
 
     Raises:
-        WorkbenchError: the name is taken by another class, or by a fusion strategy.
+        WorkbenchError: the name is taken by another class or by a fusion strategy, the class is no Injection, or the
+            options are no dataclass with defaults.
     """
 
     def register(cls: _I) -> _I:
-        from fusion_workbench.modules.fusion.base import STRATEGIES
-
-        taken = INJECTIONS.get(name) or STRATEGIES.get(name)
-        if taken and (taken.cls.__module__, taken.cls.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise WorkbenchError(
-                f"two strategies are called '{name}': {taken.cls.__module__}.{taken.cls.__qualname__} and "
-                f"{cls.__module__}.{cls.__qualname__}; rename one."
-            )
-        INJECTIONS[name] = InjectionSpec(name, cls, options, uses_levels, title or name, source)
+        INJECTIONS.check(name, cls)
+        check_options(f"injection '{name}'", options)
+        INJECTIONS.add(name, InjectionSpec(name, cls, options, uses_levels, title or name, source), cls)
         return cls
 
     return register
@@ -189,20 +196,12 @@ def register_injection(
 
 def injection_spec(name: str) -> InjectionSpec:
     """Raises WorkbenchError for an unknown injection."""
-    if name not in INJECTIONS:
-        raise WorkbenchError(f"unknown injection '{name}'.{nearest(name, INJECTIONS)}")
-    return INJECTIONS[name]
+    return INJECTIONS.find(name)
 
 
 def injection_of_class(cls: type[Injection]) -> InjectionSpec:
     """Raises WorkbenchError for a class that is not registered."""
-    for spec in INJECTIONS.values():
-        if spec.cls is cls:
-            return spec
-    raise WorkbenchError(
-        f"{cls.__module__}.{cls.__qualname__} is an Injection and not registered; put "
-        f"@register_injection('a_name', options=AnOptionsDataclass) above the class."
-    )
+    return INJECTIONS.of_class(cls)
 
 
 def canonical_injection(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.registry import Registry
 
 Batch = Mapping[str, Tensor]
 Array = np.ndarray[Any, Any]
@@ -87,16 +88,27 @@ class Task(ABC):
         return (value - self.chance) / span if span else 0.0
 
 
-TASKS: dict[str, type[Task]] = {}
+TASKS: Registry[type[Task]] = Registry(
+    "task",
+    "tasks",
+    group="fusion_workbench.tasks",
+    base=Task,
+    decorator="@register_task('a_name')",
+    requires=("title", "needs"),
+)
 T = TypeVar("T", bound=type[Task])
 
 
 def register_task(name: str) -> Callable[[T], T]:
-    """Class decorator: make a task known under ``name``."""
+    """Class decorator that makes a task known under ``name``.
+
+    Raises:
+        WorkbenchError: the name is taken by another class, or the class is no Task or lacks something of one.
+    """
 
     def add(cls: T) -> T:
+        TASKS.add(name, cls, cls)
         cls.name = name
-        TASKS[name] = cls
         return cls
 
     return add
@@ -108,13 +120,12 @@ def build_task(name: str, classes: Mapping[str, list[str]], targets: Targets) ->
     Raises:
         WorkbenchError: an unknown task, or one that the source gives no targets for.
     """
-    if name not in TASKS:
-        raise WorkbenchError(f"unknown task '{name}'.{nearest(name, TASKS)}")
-    missing = [target for target in TASKS[name].needs if target not in targets]
+    kind = TASKS.find(name)
+    missing = [target for target in kind.needs if target not in targets]
     if missing:
         served = sorted(task for task, cls in TASKS.items() if all(target in targets for target in cls.needs))
         raise WorkbenchError(
             f"task '{name}' needs the targets {', '.join(missing)}, which this source does not give; it serves "
             f"{', '.join(served) or 'no task that is known'}."
         )
-    return TASKS[name](len(classes.get(name, ())), targets)
+    return kind(len(classes.get(name, ())), targets)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from fusion_workbench.config.study import EncoderConfig
-from fusion_workbench.datamodules.sources.base import build_source
+from fusion_workbench.datamodules.build import build_source
 from fusion_workbench.datamodules.store.store import FeatureStore
 from fusion_workbench.study.prepare import load_encoder
 

@@ -108,9 +108,9 @@ def prepare_language(
         WorkbenchError: no such language model, a source without conversations, a task that is not asked, an extra that
             is not installed.
     """
+    from fusion_workbench.datamodules.build import build_source
     from fusion_workbench.datamodules.conversations.base import ConversationSource
     from fusion_workbench.datamodules.conversations.chat import Chat
-    from fusion_workbench.datamodules.sources.base import build_source
 
     config = study.language_model
     assert config is not None
@@ -168,7 +168,7 @@ def answer_tasks(study: StudyConfig, source: ConversationSource) -> list[AnswerT
     Raises:
         WorkbenchError: a task that the source does not ask, or an unknown metric.
     """
-    from fusion_workbench.modules.answers.metrics import METRICS
+    from fusion_workbench.modules.answers.metrics import find_metric
     from fusion_workbench.modules.answers.task import AnswerTask
 
     asked, where = source.metrics(), f"source '{study.source.name}'"
@@ -178,12 +178,11 @@ def answer_tasks(study: StudyConfig, source: ConversationSource) -> list[AnswerT
             raise WorkbenchError(f"tasks names '{name}' twice; name it once.")
         if name not in asked:
             raise WorkbenchError(f"tasks: '{name}' is no kind of question of the {where}.{nearest(name, asked)}")
-        if asked[name] not in METRICS:
-            raise WorkbenchError(f"{where}: unknown metric '{asked[name]}'.{nearest(asked[name], METRICS)}")
+        metric = find_metric(asked[name], where)
         taught = [c.references for c in source.conversations("val") if c.task == name]
         if not taught or not any(c.task == name for c in source.conversations("test")):
             raise WorkbenchError(f"tasks: '{study.source.name}' asks no '{name}' in its validation or its test split.")
-        tasks.append(AnswerTask(name, METRICS[asked[name]], TITLES.get(name, name), taught))
+        tasks.append(AnswerTask(name, metric, TITLES.get(name, name), taught))
     return tasks
 
 

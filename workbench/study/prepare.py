@@ -104,10 +104,9 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
         WorkbenchError: anything in the study that cannot work: unknown names, layers out of range, options of the
             wrong type, an image size that the source does not make, a task without labels.
     """
-    from fusion_workbench.core.errors import nearest
-    from fusion_workbench.datamodules.sources.base import build_source
+    from fusion_workbench.datamodules.build import build_source
     from fusion_workbench.modules.encoders.encoder import both
-    from fusion_workbench.modules.fusion.base import spec_of
+    from fusion_workbench.modules.fusion.base import STRATEGIES, spec_of
     from fusion_workbench.modules.projector import Projector
     from fusion_workbench.modules.tasks import build_task
     from fusion_workbench.sweeps.space import build_space
@@ -116,8 +115,10 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
     for strategy in study.strategies:
         if strategy.name not in traits:
             if study.language_model is None:
+                import fusion_workbench.modules.language  # noqa: F401  (the strategies that only a language model can have)
+
                 spec_of(strategy.name)  # raises, and says where a language model is all that is missing
-            raise WorkbenchError(f"unknown strategy '{strategy.name}'.{nearest(strategy.name, traits)}")
+            raise STRATEGIES.unknown(strategy.name, traits)
         traits[strategy.name].canonical(strategy.options)
     if study.language_model is None:
         _check_tasks(study.tasks)
@@ -169,12 +170,10 @@ def _with_language(
 
 
 def _check_tasks(names: Sequence[str]) -> None:
-    from fusion_workbench.core.errors import nearest
     from fusion_workbench.modules.tasks import TASKS
 
     for task in names:
-        if task not in TASKS:
-            raise WorkbenchError(f"unknown task '{task}'.{nearest(task, TASKS)}")
+        TASKS.find(task)
 
 
 def strategy_traits(language: bool = False) -> dict[str, Any]:

@@ -34,8 +34,8 @@ def conversation_source(name: str, options: Mapping[str, Any]) -> ConversationSo
     Raises:
         WorkbenchError: one that has none, and what ``build_source`` finds.
     """
+    from fusion_workbench.datamodules.build import SOURCES, build_source
     from fusion_workbench.datamodules.conversations.base import ConversationSource
-    from fusion_workbench.datamodules.sources.base import SOURCES, build_source
 
     source = build_source(name, options)
     if not isinstance(source, ConversationSource):

@@ -71,8 +71,9 @@ class Row:
 
 def rows() -> list[Row]:
     """``deep_only`` to compare with, then every injection and its other forms; nothing is computed in full."""
+    names = list(INJECTIONS)  # before: what plug-ins make when they are loaded is no matter of shapes alone
     with torch.device("meta"):  # shapes are enough to count
-        found = [_row(name, options) for name in INJECTIONS for options in ({}, *VARIATIONS.get(name, ()))]
+        found = [_row(name, options) for name in names for options in ({}, *VARIATIONS.get(name, ()))]
         return [_plain(), *sorted(found, key=lambda row: (row.costs[0], row.name))]
 
 

@@ -145,7 +145,7 @@ def check_strategy(console: Console, target: str, options: Mapping[str, Any] | N
     if ":" in target and not checked.cls.__module__.startswith("fusion_workbench.modules."):
         console.print(
             "studies find it once its package is installed and names it in pyproject.toml:\n"
-            f'  [project.entry-points."fusion_workbench.strategies"]\n  {name} = "{target}"',
+            f'  [project.entry-points."{checked.group}"]\n  {name} = "{target}"',
             markup=False,
             highlight=False,
         )
@@ -158,6 +158,7 @@ class _Checked:
     cls: type[nn.Module]
     base: str
     findings: Sequence[Finding]
+    group: str  # of entry points
     of: str = ""  # which studies can have it
 
 
@@ -169,9 +170,9 @@ def _check(target: str, options: Mapping[str, Any] | None) -> _Checked:
     cls = class_of(target) if ":" in target else getattr(INJECTIONS.get(target), "cls", None)
     if cls is None or not issubclass(cls, Injection):
         name = name_of(target)
-        return _Checked(name, STRATEGIES[name].cls, "Fusion", check(name, options))
+        return _Checked(name, STRATEGIES[name].cls, "Fusion", check(name, options), STRATEGIES.group)
     name = injection_of_class(cls).name
-    return _Checked(name, cls, "Injection", check_injection(name, options), " of language models")
+    return _Checked(name, cls, "Injection", check_injection(name, options), INJECTIONS.group, " of language models")
 
 
 def _row(spec: StrategySpec, options: Mapping[str, Any]) -> Row:

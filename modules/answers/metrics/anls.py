@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torchmetrics.functional.text import edit_distance
 
-from fusion_workbench.modules.answers.metrics.base import AnswerMetric
+from fusion_workbench.modules.answers.metrics.base import AnswerMetric, register_metric
 
 THRESHOLD = 0.5  # below it the wrong text was read, not the right one badly
 
@@ -27,6 +27,7 @@ def similarity(prediction: str, answer: str) -> float:
     return found if found >= THRESHOLD else 0.0
 
 
+@register_metric("anls")
 class Anls(AnswerMetric):
     """The best :func:`similarity` to a right answer; its mean over questions is the average normalised Levenshtein
     similarity.
@@ -34,7 +35,6 @@ class Anls(AnswerMetric):
     Half right counts 0.5, as in the published programs; the paper's equation 1 has it count nothing.
     """
 
-    name = "anls"
     title = "ANLS"
     source = "ST-VQA (Biten et al., ICCV 2019, arXiv 1905.13648), equation 1; DocVQA (arXiv 2007.00398)"
 

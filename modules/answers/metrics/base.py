@@ -1,10 +1,12 @@
-"""What a metric of answers is."""
+"""What a metric of answers is, and the registry of them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, TypeVar
+
+from fusion_workbench.core.registry import Registry
 
 
 class AnswerMetric(ABC):
@@ -47,3 +49,39 @@ class AnswerMetric(ABC):
     def details(self, scores: Sequence[float], statistics: Mapping[str, Sequence[float]]) -> dict[str, float]:
         """What else is usually reported beside the metric, by name."""
         return {}
+
+
+METRICS: Registry[AnswerMetric] = Registry(
+    "answer metric",
+    "answer metrics",
+    group="fusion_workbench.metrics",
+    base=AnswerMetric,
+    decorator="@register_metric('a_name')",
+    requires=("title", "source"),
+)
+M = TypeVar("M", bound=type[AnswerMetric])
+
+
+def register_metric(name: str) -> Callable[[M], M]:
+    """Class decorator that makes a metric known under ``name``.
+
+    Raises:
+        WorkbenchError: the name is taken by another class, or the class is no AnswerMetric or lacks something of one.
+    """
+
+    def add(cls: M) -> M:
+        METRICS.check(name, cls)
+        cls.name = name
+        METRICS.add(name, cls(), cls)
+        return cls
+
+    return add
+
+
+def find_metric(name: str, where: str = "") -> AnswerMetric:
+    """The metric of this name; ``where`` is what names it, for the message.
+
+    Raises:
+        WorkbenchError: there is none.
+    """
+    return METRICS.find(name, where)

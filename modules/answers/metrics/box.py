@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from fusion_workbench.modules.answers.metrics.base import AnswerMetric
+from fusion_workbench.modules.answers.metrics.base import AnswerMetric, register_metric
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -52,6 +52,7 @@ def _area(box: Box) -> float:
     return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
+@register_metric("box_iou50")
 class BoxIoU50(AnswerMetric):
     """Whether the box that is said covers a right one with an IoU of at least one half. No box is wrong.
 
@@ -59,7 +60,6 @@ class BoxIoU50(AnswerMetric):
     predictions in the same units, so pad the answers (:func:`to_square`) if the images are padded.
     """
 
-    name = "box_iou50"
     title = "box, IoU ≥ 0.5"
     source = "RefCOCO (Yu et al., ECCV 2016, arXiv 1608.00272); written as in LLaVA-1.5 (arXiv 2310.03744)"
 

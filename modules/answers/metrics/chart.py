@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fusion_workbench.modules.answers.metrics.base import AnswerMetric
+from fusion_workbench.modules.answers.metrics.base import AnswerMetric, register_metric
 
 TOLERANCE = 0.05  # relative
 
@@ -20,10 +20,10 @@ def number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+@register_metric("relaxed_accuracy")
 class RelaxedAccuracy(AnswerMetric):
     """A number within 5 % of a right one, or, where either is none or the right one is 0, the same text in any case."""
 
-    name = "relaxed_accuracy"
     title = "relaxed accuracy, 5 %"
     source = "ChartQA (Masry et al., ACL Findings 2022, arXiv 2203.10244), section 5.1; PlotQA (WACV 2020)"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from fusion_workbench.modules.answers.metrics.base import AnswerMetric
+from fusion_workbench.modules.answers.metrics.base import AnswerMetric, register_metric
 
 _OPENING = " \"'`“”‘’«»([{"
 _CLOSING = " \"'`“”‘’«»)]}.,;:!?…"
@@ -23,10 +23,10 @@ def plain(text: str) -> str:
     return words.lstrip(_OPENING).rstrip(_CLOSING) or words
 
 
+@register_metric("exact_match")
 class ExactMatch(AnswerMetric):
     """Whether the answer, as :func:`plain` text, is one of the right ones."""
 
-    name = "exact_match"
     title = "exact match"
     source = "ours; GQA's accuracy (Hudson and Manning, CVPR 2019) on plain text"
 
@@ -35,13 +35,13 @@ class ExactMatch(AnswerMetric):
         return float(any(said == plain(answer) for answer in answers))
 
 
+@register_metric("ocrbench")
 class Containment(AnswerMetric):
     """OCRBench: whether a right answer is part of what was said, in lower case, line breaks being spaces.
 
     An empty answer would be part of everything: it counts only where nothing was said.
     """
 
-    name = "ocrbench"
     title = "contains the answer (OCRBench)"
     source = "OCRBench (Liu et al., arXiv 2305.07895), OCRBench/example.py in Yuliang-Liu/MultimodalOCR"
 
@@ -53,10 +53,10 @@ class Containment(AnswerMetric):
         return text.lower().strip().replace("\n", " ")
 
 
+@register_metric("ocrbench_formula")
 class FormulaContainment(Containment):
     """OCRBench's rule for handwritten formulas (its subset HME100k): case counts, spaces do not."""
 
-    name = "ocrbench_formula"
     title = "contains the formula (OCRBench)"
 
     def fold(self, text: str) -> str:

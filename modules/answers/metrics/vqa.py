@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from fusion_workbench.modules.answers.metrics.base import AnswerMetric
+from fusion_workbench.modules.answers.metrics.base import AnswerMetric, register_metric
 
 FULL = 3  # so many people who gave the answer make it fully right
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -55,6 +55,7 @@ def normalise(text: str) -> str:
     return " ".join(_REPAIRED.get(word, word) for word in words if word not in _ARTICLES)
 
 
+@register_metric("vqa_accuracy")
 class VqaAccuracy(AnswerMetric):
     """min(people who gave this answer / 3, 1), averaged over the subsets that leave one person out.
 
@@ -62,7 +63,6 @@ class VqaAccuracy(AnswerMetric):
     the answers are taken as alternatives, and one of them is right.
     """
 
-    name = "vqa_accuracy"
     title = "VQA accuracy"
     source = "VQA (Antol et al., ICCV 2015), as https://visualqa.org/evaluation.html computes it"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fusion_workbench.modules.answers.metrics.base import AnswerMetric
+from fusion_workbench.modules.answers.metrics.base import AnswerMetric, register_metric
 
 _NO = frozenset(("No", "no", "not"))
 
@@ -18,6 +18,7 @@ def says_yes(text: str) -> bool:
     return _NO.isdisjoint(words)
 
 
+@register_metric("yes_no_f1")
 class YesNoF1(AnswerMetric):
     """F1 of "yes": 2TP / (2TP + FP + FN), each a sum over questions, so that it can be resampled.
 
@@ -25,7 +26,6 @@ class YesNoF1(AnswerMetric):
     BinaryF1Score is the same number over a whole split.
     """
 
-    name = "yes_no_f1"
     title = "F1 of yes"
     source = "POPE (Li et al., EMNLP 2023, arXiv 2305.10355), section 5"
     ratio = ("twice_hits", "hits_and_calls")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.build import build_source
 from fusion_workbench.datamodules.conversations.base import ASSISTANT, IMAGE, USER, Conversation, ConversationSource
 from fusion_workbench.datamodules.conversations.finescenes import (
     KINDS,
@@ -20,7 +21,7 @@ from fusion_workbench.datamodules.conversations.finescenes import (
     FineScenesQuestions,
     QuestionsOptions,
 )
-from fusion_workbench.datamodules.sources.base import SPLITS, build_source
+from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.datamodules.sources.finescenes import FineScenes, FineScenesOptions, Layout, Placed
 from fusion_workbench.datamodules.sources.finescenes_parts import CLASSES
 

@@ -17,9 +17,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.build import build_source
 from fusion_workbench.datamodules.conversations.base import IMAGE
 from fusion_workbench.datamodules.rows.hub import HubDataset
-from fusion_workbench.datamodules.sources.base import SPLITS, build_source
+from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.datamodules.transforms import load_image, squared
 
 Columns = dict[str, list[Any]]
@@ -210,7 +211,7 @@ def test_mistakes(saved: Path, tmp_path: Path, options: dict[str, Any], message:
 def test_without_datasets_it_says_what_to_install() -> None:
     program = (
         "import sys; sys.modules['datasets'] = None\n"
-        "from fusion_workbench.datamodules.sources.base import build_source\n"
+        "from fusion_workbench.datamodules.build import build_source\n"
         "from fusion_workbench.core.errors import WorkbenchError\n"
         "build_source('finescenes_questions', {})\n"
         "try: build_source('hf_dataset', {'path': 'x'})\n"

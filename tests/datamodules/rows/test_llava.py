@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from llava_files import caption, picture, row, write
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.build import build_source
 from fusion_workbench.datamodules.conversations.base import ConversationSource, Turn
 from fusion_workbench.datamodules.rows.held_out import components, hold_out
 from fusion_workbench.datamodules.rows.llava import Llava
-from fusion_workbench.datamodules.sources.base import SPLITS, build_source
+from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.datamodules.transforms import load_image, squared
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.datamodules.sources.base import SPLITS, build_source
+from fusion_workbench.datamodules.build import build_source
+from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.datamodules.sources.crowns import PHOTOGRAPHS, SEEN, Crowns, CrownsOptions, Tile
 
 # sha256 over the first 16 tiles of each split: another Pillow, or another machine, must cut the same.

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.datamodules.sources.base import SPLITS, build_source
+from fusion_workbench.datamodules.build import build_source
+from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.datamodules.sources.finescenes import (
     CONTRAST,
     DIGIT_SIDE,
@@ -53,7 +54,7 @@ def test_the_same_bytes_as_on_every_machine(scenes: FineScenes, split: str) -> N
 
 def test_the_same_in_another_process_and_whatever_the_size() -> None:
     program = (
-        "import hashlib; from fusion_workbench.datamodules.sources.base import build_source\n"
+        "import hashlib; from fusion_workbench.datamodules.build import build_source\n"
         "s = build_source('finescenes', {'train': 40})\n"
         "print(hashlib.sha256(s.image('train', 33).tobytes()).hexdigest())"
     )

@@ -8,7 +8,7 @@ import torch
 
 from fusion_workbench.config.study import EncoderConfig
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.datamodules.sources.base import build_source
+from fusion_workbench.datamodules.build import build_source
 from fusion_workbench.modules.encoders.planted import PlantedEncoder
 from fusion_workbench.study.prepare import load_encoder
 

@@ -11,10 +11,11 @@ import torch
 from every_strategy import every_strategy
 from torch import Tensor, nn
 
+from fusion_workbench.core import registry
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.cost import parameters
-from fusion_workbench.modules.fusion import STRATEGIES, Fusion, base, build, canonical_options, register_strategy
+from fusion_workbench.modules.fusion import STRATEGIES, Fusion, build, canonical_options, register_strategy
 from fusion_workbench.modules.fusion.contract import check, check_target, name_of, pick, require
 
 SELECTION = Selection((1, 3), 6)
@@ -107,7 +108,7 @@ class Square(Sound):  # takes every grid for a square
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_the_contract_notices(cls: type[Fusion], broken: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "STRATEGIES", {})
+    monkeypatch.setattr(STRATEGIES, "_members", {})
     register_strategy("mine", options=NoOptions, uses_levels=True)(cls)
     if broken is None:
         assert all(finding.kept for finding in check("mine"))
@@ -127,7 +128,7 @@ def test_checking_leaves_the_random_state_alone() -> None:
 
 def test_a_class_is_found_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package of the user's own: by decorator, unregistered, and with mistakes in it."""
-    monkeypatch.setattr(base, "STRATEGIES", dict(STRATEGIES))
+    monkeypatch.setattr(STRATEGIES, "_members", STRATEGIES._members.copy())
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "their_fusion.py").write_text(
         """
@@ -236,7 +237,7 @@ class WordOptions:
 
 
 def test_a_set_of_words_takes_its_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "STRATEGIES", {})
+    monkeypatch.setattr(STRATEGIES, "_members", {})
     register_strategy("words", options=WordOptions, uses_levels=True)(Sound)
     for options in ({"form": "round", "size": "small"}, {"form": None, "size": 3}):
         assert canonical_options("words", options) == options
@@ -247,7 +248,7 @@ def test_a_set_of_words_takes_its_words_alone(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_one_name_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "STRATEGIES", dict(STRATEGIES))
+    monkeypatch.setattr(STRATEGIES, "_members", STRATEGIES._members.copy())
     with pytest.raises(WorkbenchError, match="two strategies are called 'concat'"):
         register_strategy("concat", options=NoOptions, uses_levels=True)(Sound)
 
@@ -259,9 +260,12 @@ def test_a_broken_plugin_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) 
         def load(self) -> None:
             raise ModuleNotFoundError("No module named 'nowhere'")
 
-    monkeypatch.setattr(base, "entry_points", lambda group: [Entry()] if group == base.PLUGINS else [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry()] if group == STRATEGIES.group else [])
+    monkeypatch.setattr(STRATEGIES, "_loaded", False)
+    monkeypatch.setattr(STRATEGIES, "_failed", {})
     with pytest.warns(UserWarning, match=r"plugin broken = nowhere:Nothing is left out.*No module named 'nowhere'"):
-        base.load_plugins()
+        STRATEGIES.load()
+    assert "concat" in STRATEGIES
 
 
 def test_every_strategy_builds_without_memory() -> None:

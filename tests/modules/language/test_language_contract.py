@@ -122,7 +122,7 @@ BROKEN = {
 
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Injection]], str]:
-    monkeypatch.setattr(injection, "INJECTIONS", INJECTIONS.copy())
+    monkeypatch.setattr(INJECTIONS, "_members", INJECTIONS._members.copy())
 
     def under(cls: type[Injection]) -> str:
         register_injection(cls.__name__.lower(), options=Options)(cls)

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from fusion_workbench.cli.main import app
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.build import build_source
 from fusion_workbench.datamodules.conversations.base import Conversation, ConversationSource
 from fusion_workbench.datamodules.rows.hub import HubDataset
 from fusion_workbench.datamodules.rows.llava import Llava
-from fusion_workbench.datamodules.sources.base import SPLITS, build_source
+from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.tools.data_export import conversation_source, export
 
 SMALL = {"train": 6, "val": 3, "test": 4, "size": 56, "glyphs": 3}

@@ -16,7 +16,7 @@ from rich.console import Console
 from fusion_workbench.config.study import load_study
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.modules.cost import flops, parameters
-from fusion_workbench.modules.fusion import STRATEGIES, base
+from fusion_workbench.modules.fusion import STRATEGIES
 from fusion_workbench.modules.language import INJECTIONS, injection
 from fusion_workbench.modules.language.injection import build_injection
 from fusion_workbench.modules.probes.probe import Probe, ProbeConfig
@@ -106,8 +106,7 @@ def test_the_terminal_shows_every_strategy() -> None:
 
 
 def test_one_of_their_own_in_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "STRATEGIES", STRATEGIES.copy())
-    monkeypatch.setattr("fusion_workbench.tools.strategies.STRATEGIES", base.STRATEGIES)
+    monkeypatch.setattr(STRATEGIES, "_members", STRATEGIES._members.copy())
     (tmp_path / "strategy_of_mine.py").write_text(THEIRS.format(name="mine"))
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
@@ -152,7 +151,7 @@ def test_a_study_of_probes_with_an_injection_is_refused_at_once(tmp_path: Path) 
 
 def test_an_injection_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example at the head of modules/language/injection.py, and one that injects what nobody asked for."""
-    monkeypatch.setattr(injection, "INJECTIONS", INJECTIONS.copy())
+    monkeypatch.setattr(INJECTIONS, "_members", INJECTIONS._members.copy())
     example = re.search(r"    @dataclass.*?\{self.setting.depth - 1: added\}\)\n", injection.__doc__ or "", re.DOTALL)
     assert example
     head = (
@@ -179,8 +178,7 @@ def test_an_injection_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_example_of_the_docs_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "STRATEGIES", STRATEGIES.copy())
-    monkeypatch.setattr("fusion_workbench.tools.strategies.STRATEGIES", base.STRATEGIES)
+    monkeypatch.setattr(STRATEGIES, "_members", STRATEGIES._members.copy())
     code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert code
     (tmp_path / "example_of_the_docs.py").write_text(code[1])
