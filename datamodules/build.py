@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.datamodules.conversations import finescenes as questions
-from fusion_workbench.datamodules.conversations import planted as planted_questions  # noqa: F401  (each registers its source)
-from fusion_workbench.datamodules.rows import hub, llava  # noqa: F401  (each registers its source)
-from fusion_workbench.datamodules.sources import crowns, finescenes, planted  # noqa: F401  (each registers its source)
+from fusion_workbench.datamodules.conversations import finescenes as questions  # noqa: F401  (each registers its source)
+from fusion_workbench.datamodules.conversations import planted as planted_questions  # noqa: F401
+from fusion_workbench.datamodules.rows import hub, llava  # noqa: F401
+from fusion_workbench.datamodules.sources import crowns, finescenes, planted  # noqa: F401
 from fusion_workbench.datamodules.sources.base import SOURCES, Source
 
 __all__ = ["SOURCES", "build_source"]

@@ -95,6 +95,7 @@ TASKS: Registry[type[Task]] = Registry(
     base=Task,
     decorator="@register_task('a_name')",
     requires=("title", "needs"),
+    words={"direction": ("maximize", "minimize")},
 )
 T = TypeVar("T", bound=type[Task])
 

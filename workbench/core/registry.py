@@ -38,6 +38,7 @@ class Registry(Mapping[str, T]):
         base: a registered class is a subclass of it.
         decorator: what to put above a class, for messages.
         requires: attributes that a registered class has.
+        words: attributes of a registered class that are one of these words.
         former_group: a group of entry points that is read as well, under which an earlier version looked.
         adopt: registers an instance of ``base`` that an entry point names, under the entry point's name.
         beside: a registry with which this one shares its names: none is taken in both, and the plug-ins of the other
@@ -54,6 +55,7 @@ class Registry(Mapping[str, T]):
         base: type[Any],
         decorator: str,
         requires: Sequence[str] = (),
+        words: Mapping[str, Sequence[str]] | None = None,
         former_group: str = "",
         adopt: Callable[[str, Any], object] | None = None,
         beside: Registry[Any] | None = None,
@@ -61,7 +63,7 @@ class Registry(Mapping[str, T]):
     ) -> None:
         self.kind, self.plural, self.base, self.elsewhere = kind, plural, base, elsewhere
         self.group, self._groups = group, (group, former_group) if former_group else (group,)
-        self._decorator, self._requires, self._adopt = decorator, tuple(requires), adopt
+        self._decorator, self._requires, self._words, self._adopt = decorator, requires, dict(words or {}), adopt
         self._members: dict[str, _Registered[T]] = {}
         self._failed: dict[str, str] = {}  # name of an entry point → why it is left out
         self._loaded = False
@@ -82,7 +84,7 @@ class Registry(Mapping[str, T]):
         """
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
             raise WorkbenchError(
-                f"a {self.kind} cannot be called {name!r}; a name has letters, digits, '_', '-' and '.' alone."
+                f"the {self.kind} name {name!r} cannot be had; a name has letters, digits, '_', '-' and '.' alone."
             )
         for registry in (self, *self._siblings):
             registered = registry._members.get(name)
@@ -103,6 +105,9 @@ class Registry(Mapping[str, T]):
         missing = [attribute for attribute in self._requires if not hasattr(cls, attribute)]
         if missing:
             raise WorkbenchError(f"{where} lacks {', '.join(missing)}.")
+        for attribute, words in self._words.items():
+            if (value := getattr(cls, attribute)) not in words:
+                raise WorkbenchError(f"{where} has {attribute} = {value!r}.{nearest(value, words)}")
 
     def add(self, name: str, member: T, origin: type[Any] | str, replace: bool = False) -> None:
         """Make ``member`` known under ``name``. The same class again, as of a module that is run twice, replaces it.
@@ -193,10 +198,11 @@ class Registry(Mapping[str, T]):
         if self._adopt is not None and isinstance(target, self.base):
             self._adopt(entry.name, target)
         elif isinstance(target, type):
-            home = next((one for one in (self, *self._siblings) if issubclass(target, one.base)), None)
-            if home is None:
-                raise WorkbenchError(f"{_full_name(target)} is not a subclass of {_full_name(self.base)}")
-            home.of_class(target)
+            homes = [registry for registry in (self, *self._siblings) if issubclass(target, registry.base)]
+            if not homes:
+                raise WorkbenchError(f"{_full_name(target)} is not a subclass of {_full_name(self.base)}.")
+            if not any(known.origin is target for registry in homes for known in registry._members.values()):
+                homes[0].of_class(target)  # raises, and says what to put above it
 
     def _failure(self, entry: EntryPoint, error: Exception) -> str:
         """One line: which plug-in, of which distribution, and what it raised."""

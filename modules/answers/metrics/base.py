@@ -58,6 +58,7 @@ METRICS: Registry[AnswerMetric] = Registry(
     base=AnswerMetric,
     decorator="@register_metric('a_name')",
     requires=("title", "source"),
+    words={"direction": ("maximize", "minimize")},
 )
 M = TypeVar("M", bound=type[AnswerMetric])
 

@@ -1,0 +1,1 @@
+"""One of each kind that a package of your own can add to the workbench."""

@@ -1,0 +1,3 @@
+from fusion_workbench.modules.encoders.families import Family, register_family
+
+VIT_MSN = register_family("vit_msn", Family("ViTMSNModel", "encoder.layer", models="facebook/vit-msn-small"))
