@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fusion_workbench.config.history import as_first
 from fusion_workbench.config.study import SelectionConfig, StrategyConfig, StudyConfig, digest
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import LayerRef, Selection, parse_layer
@@ -38,7 +39,8 @@ class Cell:
     @property
     def family(self) -> str:
         """Equal for cells that differ in their selection alone: what shares a learning rate and a budget."""
-        return digest({"strategy": self.strategy, "options": dict(self.options), "alias": self.alias})
+        options = as_first(dict(self.options), self.strategy)
+        return digest({"strategy": self.strategy, "options": options, "alias": self.alias})
 
     @property
     def id(self) -> str:
@@ -47,7 +49,7 @@ class Cell:
                 "strategy": self.strategy,
                 "levels": list(self.selection.levels),
                 "query": self.selection.query,
-                "options": dict(self.options),
+                "options": as_first(dict(self.options), self.strategy),
                 "alias": self.alias,
             }
         )
@@ -68,7 +70,8 @@ class Variant:
 
     @property
     def id(self) -> str:
-        return digest({"cell": self.cell.id, "lr": self.lr, "training": dict(self.training)})
+        training = as_first({"training": dict(self.training)})["training"]
+        return digest({"cell": self.cell.id, "lr": self.lr, "training": training})
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fusion_workbench.reports.reading.records import StudyRecord
 # Told by the cells, the question or the place themselves.
 _TOLD = frozenset({"name", "question", "strategies", "selections", "single_layers", "baselines", "space", "tracking"})
 _TOLD |= {"plan"}  # by its hash
+_TOLD |= {"schema"}  # by the settings that it gave
 
 
 @dataclass(frozen=True)

@@ -128,9 +128,11 @@ def store_build(
 ) -> None:
     """Encode what a study needs, ahead of running it."""
     from fusion_workbench.config.study import load_study
+    from fusion_workbench.study.identity import as_begun
     from fusion_workbench.tools.stores import build
 
-    build(terminal(), load_study(study, overrides or []), workspace, progress=not quiet)
+    begun = as_begun(lambda schema: load_study(study, overrides or [], schema), workspace)
+    build(terminal(), begun, workspace, progress=not quiet)
 
 
 @store_app.command("verify")

@@ -26,6 +26,7 @@ from fusion_workbench.cli.terminal import (
     Uri,
     Workspace,
     harmless,
+    tell_old_names,
     terminal,
 )
 from fusion_workbench.core.errors import WorkbenchError
@@ -94,8 +95,10 @@ def quickstart(
     """Assets, a real ablation on real images, MLflow, the report: the whole way in some minutes."""
     from fusion_workbench.assets import home as assets
     from fusion_workbench.config.study import load_study
+    from fusion_workbench.study.identity import as_begun
 
-    study = load_study("quickstart", [*(SMALL if small else ()), *(overrides or [])])
+    words = [*(SMALL if small else ()), *(overrides or [])]
+    study = as_begun(lambda schema: load_study("quickstart", words, schema), workspace)
     assets.ensure("encoder", "photographs", "digits", "typefaces", progress=not quiet)
     _run(study, workspace, quiet)
 
@@ -114,10 +117,11 @@ def sweep(
 ) -> None:
     """Run a study, or go on with it: what was finished is kept. Ends with its report."""
     from fusion_workbench.config.study import load_study
+    from fusion_workbench.study.identity import as_begun
 
     words = shlex.join([study, *(overrides or [])])
     _run(
-        load_study(study, overrides or []),
+        as_begun(lambda schema: load_study(study, overrides or [], schema), workspace),
         workspace,
         quiet,
         plan=f"workbench sweep {words}" if plan else "",
@@ -143,17 +147,21 @@ def train(
 ) -> None:
     """Train one variant (by default one replicate) and track it, without a search."""
     from fusion_workbench.config.study import SelectionConfig, StrategyConfig, load_study
+    from fusion_workbench.study.identity import as_begun
 
-    base = load_study(study)
-    known = next((s for s in base.strategies if s.name == strategy), StrategyConfig(name=strategy))
-    base.strategies = [StrategyConfig(name=strategy, options=known.options)]
-    base.selections = [SelectionConfig([x for x in levels.split(",") if x], query or None)]
-    base.space, base.single_layers, base.baselines, base.replicates = None, [], False, 1
-    base.plan.confirm = []
-    base.search.learning_rates = [lr]
-    base.question = f"What does {strategy} reach on its own?"
-    base.name = f"train-{strategy}"
-    _run(_overridden(base, overrides or []), workspace, quiet, report=False)
+    def alone(schema: int) -> StudyConfig:
+        base = load_study(study, [word for word in overrides or [] if word.startswith("schema=")], schema)
+        known = next((s for s in base.strategies if s.name == strategy), StrategyConfig(name=strategy))
+        base.strategies = [StrategyConfig(name=strategy, options=known.options)]
+        base.selections = [SelectionConfig([x for x in levels.split(",") if x], query or None)]
+        base.space, base.single_layers, base.baselines, base.replicates = None, [], False, 1
+        base.plan.confirm = []
+        base.search.learning_rates = [lr]
+        base.question = f"What does {strategy} reach on its own?"
+        base.name = f"train-{strategy}"
+        return _overridden(base, overrides or [])
+
+    _run(as_begun(alone, workspace), workspace, quiet, report=False)
 
 
 @app.command()
@@ -312,6 +320,7 @@ def _fail(message: str, status: int = 2) -> NoReturn:
 def main() -> None:
     """The console script: what a user did wrong is one line and status 2, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tell_old_names()
     try:
         app()
     except WorkbenchError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,3 +46,18 @@ _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u20
 def harmless(text: str) -> str:
     """Words of a file or a model, without what would move a terminal's cursor, colours or reading direction."""
     return _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def tell_old_names() -> None:
+    """A key by an old name is told in one line, without the place in our code that noticed it."""
+    from fusion_workbench.config.aliases import OldName
+
+    shown = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, OldName):
+            typer.echo(f"note: {harmless(str(message))}", err=True)
+        else:
+            shown(message, category, *place, **more)
+
+    warnings.showwarning = tell

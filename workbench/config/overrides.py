@@ -10,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from fusion_workbench.config.aliases import rename_override
 from fusion_workbench.core.errors import WorkbenchError, nearest
 
 
@@ -28,14 +29,20 @@ def _pair(override: str) -> tuple[str, Any]:
         raise WorkbenchError(f"override '{override}': the value is not valid YAML.") from None
 
 
-def apply_override(config: Any, override: str) -> None:
-    """Set one ``key=value`` in a structured config. Raises WorkbenchError for an unknown key or a wrong type."""
+def apply_override(config: Any, override: str) -> tuple[str, Any]:
+    """Set one ``key=value`` in a structured config; returns the key by its name of today, and the value.
+
+    Raises:
+        WorkbenchError: an unknown key or a wrong type.
+    """
     key, parsed = _pair(override)
+    key = rename_override(key, parsed)
     _check_override_key(config, key)
     try:
         OmegaConf.update(config, key, parsed, merge=True)
     except (OmegaConfBaseException, IndexError, TypeError) as error:
         raise WorkbenchError(explain(error, f"override '{override}'")) from None
+    return key, parsed
 
 
 def _check_override_key(config: Any, key: str) -> None:

@@ -7,6 +7,7 @@ any work starts.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -19,8 +20,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fusion_workbench.config.aliases import rename_keys
+from fusion_workbench.config.history import VERSIONS, KeyPath, defaults_before, newest, path_of, places
 from fusion_workbench.config.language import (
-    NOT_IDENTITY,
     LanguageConfig,
     LoraSettings,
     StageConfig,
@@ -133,6 +135,7 @@ class StudyConfig:
 
     name: str = "???"
     question: str = ""
+    schema: int = field(default_factory=newest)  # the version of the study file that it was begun under
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     tasks: list[str] = field(default_factory=lambda: ["read", "digit"])
@@ -149,18 +152,16 @@ class StudyConfig:
     language_model: LanguageConfig | None = None  # given: the cells are multimodal language models, not probes
 
 
-# What may change without making it another study: it moves no result of any variant-replicate.
-_NOT_IDENTITY = ("name", "question", "replicates", "plan", "tracking", "training.bank_size", "encoder.batch_size")
-
-
 def bundled() -> dict[str, Path]:
     """The study files that come with the workbench, by name."""
     folder = Path(str(resources.files("fusion_workbench.sweeps")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> StudyConfig:
+def load_study(name_or_path: str, overrides: Sequence[str] = (), schema: int | None = None) -> StudyConfig:
     """Read a study by bundled name or path, apply ``key=value`` overrides, check it.
+
+    ``schema``: as for :func:`study_from_yaml`.
 
     Raises:
         WorkbenchError: no such file, unreadable YAML, a wrong key, type or value.
@@ -175,11 +176,17 @@ def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> StudyConfig:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise WorkbenchError(f"{path} cannot be read as a study file: {error}.") from None
-    return study_from_yaml(text, where=str(path), overrides=overrides, default_name=path.stem)
+    return study_from_yaml(text, where=str(path), overrides=overrides, default_name=path.stem, schema=schema)
 
 
-def study_from_yaml(text: str, where: str, overrides: Sequence[str] = (), default_name: str = "study") -> StudyConfig:
-    """A checked study from YAML ``text``; ``where`` names it in errors. Raises WorkbenchError."""
+def study_from_yaml(
+    text: str, where: str, overrides: Sequence[str] = (), default_name: str = "study", schema: int | None = None
+) -> StudyConfig:
+    """A checked study from YAML ``text``; ``where`` names it in errors. Raises WorkbenchError.
+
+    ``schema`` is the version whose defaults stand in for what is not written (None: the newest), unless the study names
+    one itself. :func:`study.identity.as_begun` finds the one that a study was begun under.
+    """
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -190,21 +197,55 @@ def study_from_yaml(text: str, where: str, overrides: Sequence[str] = (), defaul
     if not isinstance(raw, dict):
         raise WorkbenchError(f"{where}: a study file is a mapping of keys such as name, strategies, selections.")
     raw.setdefault("name", default_name)
+    rename_keys(raw, where)
     _check_keys(raw, StudyConfig, where)
-    schema: DictConfig = OmegaConf.structured(StudyConfig)
+    defaults: DictConfig = OmegaConf.structured(StudyConfig)
     try:
-        config = OmegaConf.merge(schema, OmegaConf.create(raw))
+        config = OmegaConf.merge(defaults, OmegaConf.create(raw))
     except OmegaConfBaseException as error:
         raise WorkbenchError(explain(error, where)) from None
+    written: set[KeyPath] = set()
+    _note(written, (), raw)
     for override in overrides:
-        apply_override(config, override)
+        key, value = apply_override(config, override)
+        _note(written, path_of(key), value)
+    _begin_under(config, written, schema or newest(), where)
     try:
         study = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise WorkbenchError(explain(error, where)) from None
     assert isinstance(study, StudyConfig)
+    for number, strategy in enumerate(study.strategies):
+        for plain in (strategy.options, strategy.choices):
+            rename_keys(plain, f"{where}: strategies[{number}]", strategy.name)
     check(study, where)
     return study
+
+
+def _note(written: set[KeyPath], path: KeyPath, value: Any) -> None:
+    """Add the keys that ``value`` at ``path`` gives to ``written``; all but a mapping replaces what was there."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _note(written, (*path, str(key)), inner)
+        return
+    written -= {known for known in written if known[: len(path)] == path}
+    written.add(path)
+    for number, item in enumerate(value if isinstance(value, list) else ()):
+        if isinstance(item, dict):
+            _note(written, (*path, str(number)), item)
+
+
+def _begin_under(config: Any, written: set[KeyPath], schema: int, where: str) -> None:
+    """Give ``config`` the defaults of a version of the schema, its own or ``schema``, for all that is not written."""
+    config.schema = config.schema if ("schema",) in written else schema
+    if config.schema not in VERSIONS:
+        raise WorkbenchError(
+            f"{where}: schema is {config.schema}; this workbench knows {', '.join(map(str, sorted(VERSIONS)))}."
+        )
+    for key, value in defaults_before(config.schema).items():
+        for place, holder in places(config, path_of(key)):
+            if not any(known[: len(place)] == place for known in written):
+                holder[place[-1]] = copy.deepcopy(value)
 
 
 def _check_keys(raw: Any, schema: type, where: str, prefix: str = "") -> None:
@@ -290,7 +331,7 @@ def check(study: StudyConfig, where: str = "study") -> None:
                 f"{where}: training.width is {study.training.width}; before a language model tokens are as wide as its "
                 "embeddings, so leave it at 0."
             )
-        _check_unread(study.training, where)
+        _check_unread(study, where)
     if not study.name or any(not (c.isalnum() or c in "-_.") for c in study.name) or study.name.startswith("."):
         raise WorkbenchError(
             f"{where}: name '{study.name}' must be letters, digits, '-', '_' and '.', as it names a folder."
@@ -307,11 +348,12 @@ _UNREAD = dict.fromkeys(("epochs", "weight_decay", "warmup"), "set {name} of eac
 _UNREAD |= dict.fromkeys(("head_hidden", "head_lr_scale"), "leave it out, since a language model has no heads")
 
 
-def _check_unread(training: TrainingConfig, where: str) -> None:
+def _check_unread(study: StudyConfig, where: str) -> None:
     """What a study of language models would not read is not let pass as if it did."""
+    before = defaults_before(study.schema)
     for name, instead in _UNREAD.items():
-        value = getattr(training, name)
-        if value != getattr(TrainingConfig, name):
+        value = getattr(study.training, name)
+        if value != before.get(f"training.{name}", getattr(TrainingConfig, name)):
             raise WorkbenchError(
                 f"{where}: training.{name} is {value}, which is of probes alone; {instead.format(name=name)}."
             )
@@ -338,20 +380,6 @@ def to_dict(study: StudyConfig) -> dict[str, Any]:
 def to_yaml(study: StudyConfig) -> str:
     """The whole resolved study, ready to run again."""
     return yaml.safe_dump(to_dict(study), sort_keys=False, allow_unicode=True)
-
-
-def study_id(study: StudyConfig) -> str:
-    """16 hex digits over everything in the config that can move a result; more replicates are the same study."""
-    plain = to_dict(study)
-    for key in _NOT_IDENTITY:
-        head, _, tail = key.partition(".")
-        if tail:
-            plain[head].pop(tail)
-        else:
-            plain.pop(head)
-    for key in NOT_IDENTITY if "language_model" in plain else ():
-        plain["language_model"].pop(key)
-    return digest(plain)
 
 
 def digest(value: Any) -> str:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from fusion_workbench.config.study import SelectionConfig, StrategyConfig
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
+from fusion_workbench.study.identity import variant
 from fusion_workbench.study.jobs import CONFIRM, SEARCH, Job, JobTrainer, fresh
 from fusion_workbench.study.plan_log import write_plan
-from fusion_workbench.study.prepare import Parts, variant
+from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.record import describe
 from fusion_workbench.study.tracking import to_json
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from fusion_workbench.config.history import defaults_before, newest, path_of, places
+from fusion_workbench.config.study import to_dict
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fusion_workbench.config.study import StudyConfig
     from fusion_workbench.study.prepare import Parts
 
 
@@ -34,6 +38,20 @@ def _steps(parts: Parts) -> str:
     )
 
 
+def _begun(study: StudyConfig) -> str:
+    """What an earlier version of the study file gave a study, where today's would give something else; or nothing."""
+    plain = to_dict(study)
+    kept = [
+        f"{'.'.join(place)} {holder[place[-1]]}"
+        for key, before in defaults_before(study.schema).items()
+        for place, holder in places(plain, path_of(key))
+        if holder[place[-1]] == before
+    ]
+    if not kept:
+        return ""
+    return f"  begun      under schema {study.schema}, and keeps {', '.join(kept)}; schema={newest()} begins it anew\n"
+
+
 def show_plan(console: Console, parts: Parts) -> None:
     """Print cells, trainings, steps and disk use. Raises WorkbenchError when the features would not fit on the disk."""
     from rich.markup import escape
@@ -53,6 +71,7 @@ def show_plan(console: Console, parts: Parts) -> None:
     console.print(f"[bold]{study.name}[/]  {escape(study.question)}", highlight=False)
     more = "" if planner.exhaustive else f", and up to {study.search.budget} sampled for each strategy"
     console.print(
+        f"{escape(_begun(study))}"
         f"  cells      {sum(per_strategy.values())} ({cells}){more}\n"
         f"  training   {study.replicates} replicates + {searched} runs for the learning rate "
         f"({', '.join(f'{r:g}' for r in rates)}); "

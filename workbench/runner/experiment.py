@@ -21,11 +21,12 @@ from fusion_workbench.runner.confirm import Confirmer
 from fusion_workbench.runner.layer_analysis import log_layers
 from fusion_workbench.runner.token_maps import log_look
 from fusion_workbench.study import provenance
+from fusion_workbench.study.identity import LEDGER, remember_schema, variant
 from fusion_workbench.study.jobs import FINAL, SEARCH, Job, JobTrainer
 from fusion_workbench.study.ledger import DONE, RUNNING, Ledger
 from fusion_workbench.study.numerics import open_numerics
 from fusion_workbench.study.plan_log import freeze, write_plan
-from fusion_workbench.study.prepare import Parts, flat, variant
+from fusion_workbench.study.prepare import Parts, flat
 from fusion_workbench.study.record import describe, study_files
 from fusion_workbench.study.tracking import Tracker, default_uri, to_json
 
@@ -90,7 +91,7 @@ class Experiment:
             uri = self.study.tracking.uri or default_uri(self.parts.workspace)
             with self.display.step("opening MLflow"):
                 self.tracker = Tracker(uri, self.study.tracking.experiment, self.parts.workspace / "mlartifacts")
-            self.ledger = Ledger(folder / "ledger.db")
+            self.ledger = Ledger(folder / LEDGER)
             with self.display.step("reconciling ledger, MLflow and Optuna"):
                 self._open()
                 self.banks = trainer_of(self.parts)(self.parts, self.tracker, self.ledger, self.run_id, self.display)
@@ -219,6 +220,7 @@ class Experiment:
             from fusion_workbench.training.language_record import check_words
 
             check_words(parts, self.ledger)
+        remember_schema(self.study, self.ledger)
         known = self.ledger.fact("run_id")
         self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known, self._place(), tags)
         self.ledger.remember("run_id", self.run_id)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fusion_workbench.config.study import digest
-from fusion_workbench.study.prepare import Parts, seed_of
+from fusion_workbench.study.identity import seed_of
+from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.tracking import Tracker, to_json
 
 if TYPE_CHECKING:

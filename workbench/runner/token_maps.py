@@ -33,7 +33,8 @@ from fusion_workbench.runner.token_map_choice import (
     choose_examples,
     choose_layers,
 )
-from fusion_workbench.study.prepare import Parts, seed_of
+from fusion_workbench.study.identity import seed_of
+from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.tracking import Tracker, to_json
 
 if TYPE_CHECKING:

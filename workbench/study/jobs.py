@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_workbench.study.identity import variant
 from fusion_workbench.study.ledger import DONE, RUNNING, Entry, Ledger
 from fusion_workbench.study.numerics import TAG, add_numerics
-from fusion_workbench.study.prepare import Parts, variant
+from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.tracking import Tracker
 from fusion_workbench.version import NUMERICS
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.config.study import EncoderConfig, StudyConfig, study_id
+from fusion_workbench.config.history import defaults_before, newest
+from fusion_workbench.config.study import EncoderConfig, StudyConfig
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.hardware import default_device
+from fusion_workbench.study.identity import folder_of, study_id
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.base import ConversationSource
@@ -21,11 +21,7 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
     from fusion_workbench.modules.tasks import Task
     from fusion_workbench.study.language_parts import LanguageParts
-    from fusion_workbench.sweeps.space import Cell, Space, Variant
-
-
-# Settings of the training of probes that a stage of a language model has its own of, or none.
-_PROBES_ALONE = ("epochs", "width", "head_hidden", "head_lr_scale", "weight_decay", "warmup")
+    from fusion_workbench.sweeps.space import Space
 
 
 @dataclass
@@ -68,7 +64,7 @@ class Parts:
     @property
     def folder(self) -> Path:
         """The study's own folder: ledger, Optuna journal, resolved YAML."""
-        return self.workspace / "studies" / f"{self.study.name}-{self.study_id}"
+        return folder_of(self.workspace, self.study.name, self.study_id)
 
 
 def load_encoder(config: EncoderConfig, progress: bool = True) -> VisionEncoder:
@@ -111,7 +107,7 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
     from fusion_workbench.modules.tasks import build_task
     from fusion_workbench.sweeps.space import build_space
 
-    traits = strategy_traits(study.language_model is not None)
+    traits = strategy_traits(study.language_model is not None, study.schema)
     for strategy in study.strategies:
         if strategy.name not in traits:
             if study.language_model is None:
@@ -176,54 +172,27 @@ def _check_tasks(names: Sequence[str]) -> None:
         TASKS.find(task)
 
 
-def strategy_traits(language: bool = False) -> dict[str, Any]:
-    """What the planner knows of each registered strategy; with a language model, of those that inject into it too."""
+def strategy_traits(language: bool = False, schema: int | None = None) -> dict[str, Any]:
+    """What the planner knows of each registered strategy; with a language model, of those that inject into it too.
+
+    ``schema``: the version of the study file whose defaults the options have; None: the newest.
+    """
     from fusion_workbench.modules.fusion import STRATEGIES, canonical_options
     from fusion_workbench.sweeps.space import Traits
 
-    traits = {name: Traits(spec.uses_levels, partial(canonical_options, name)) for name, spec in STRATEGIES.items()}
+    def traits_of(
+        name: str, uses_levels: bool, canonical: Callable[[str, Mapping[str, Any]], dict[str, Any]]
+    ) -> Traits:
+        before = defaults_before(schema or newest(), name)
+        return Traits(uses_levels, lambda options: canonical(name, {**before, **options}))
+
+    traits = {name: traits_of(name, spec.uses_levels, canonical_options) for name, spec in STRATEGIES.items()}
     if language:
         from fusion_workbench.modules.language.injection import INJECTIONS, canonical_injection
 
         for name, injection in INJECTIONS.items():
-            traits[name] = Traits(injection.uses_levels, partial(canonical_injection, name))
+            traits[name] = traits_of(name, injection.uses_levels, canonical_injection)
     return traits
-
-
-def training_identity(study: StudyConfig) -> dict[str, Any]:
-    """The training settings that move a variant's weights: all but where it runs and beside whom."""
-    from fusion_workbench.config.study import to_dict
-
-    plain: dict[str, Any] = dict(to_dict(study)["training"])
-    for name in ("bank_size", "accelerator", "devices", "live"):
-        plain.pop(name)
-    plain["tasks"] = ",".join(study.tasks)
-    if study.language_model is not None:
-        for name in _PROBES_ALONE:
-            plain.pop(name)
-        plain["language_model"] = language_identity(study)
-    return plain
-
-
-def language_identity(study: StudyConfig) -> str:
-    """16 hex digits over everything about the language model that moves a weight or an answer."""
-    from fusion_workbench.config.language import NOT_IDENTITY
-    from fusion_workbench.config.study import digest, to_dict
-
-    plain = {key: value for key, value in to_dict(study)["language_model"].items() if key not in NOT_IDENTITY}
-    return digest(plain)
-
-
-def variant(study: StudyConfig, cell: Cell, lr: float) -> Variant:
-    """A cell at a learning rate, under the study's training."""
-    from fusion_workbench.sweeps.space import Variant
-
-    return Variant(cell, lr, tuple(sorted(training_identity(study).items())))
-
-
-def seed_of(*parts: str) -> int:
-    """A 63-bit seed from words: the same on every machine."""
-    return int.from_bytes(hashlib.sha256("|".join(parts).encode()).digest()[:8], "big") >> 1
 
 
 def _check_builds(space: Space, dim: int) -> None:

@@ -14,7 +14,8 @@ import torch
 import yaml
 
 from fusion_workbench.config.study import StudyConfig, to_yaml
-from fusion_workbench.study.prepare import Parts, training_identity
+from fusion_workbench.study.identity import training_identity
+from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.tracking import to_json
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from torch import Tensor
 from fusion_workbench.datamodules.conversations.batches import padded_prompts
 from fusion_workbench.datamodules.store.encoding import draw
 from fusion_workbench.modules.encoders.encoder import both
-from fusion_workbench.study.prepare import Parts, seed_of
+from fusion_workbench.study.identity import seed_of
+from fusion_workbench.study.prepare import Parts
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.base import Conversation

@@ -27,8 +27,9 @@ from fusion_workbench.modules.language.decoder import LoraOptions
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.modules.optim import Recipe, gate_rms, named_gates
 from fusion_workbench.modules.probes.bank import DIVERGED, FINISHED, OUT_OF_MEMORY, is_out_of_memory
+from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.language_parts import adapter_config, stage_rates, stage_steps
-from fusion_workbench.study.prepare import Parts, seed_of
+from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.record import peak_memory_mb
 
 if TYPE_CHECKING:

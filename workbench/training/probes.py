@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.jobs import SEARCH, Job, JobTrainer
-from fusion_workbench.study.prepare import seed_of
 from fusion_workbench.study.record import child_files, child_params, final_metrics
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fusion_workbench.config.study import bundled, load_study, study_from_yaml, study_id, to_yaml
+from fusion_workbench.config.study import bundled, load_study, study_from_yaml, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.study.identity import study_id
 
 GOOD = """
 name: mine

@@ -109,8 +109,8 @@ def test_the_report_of_language_models(text: str, tmp_path: Path) -> None:
 
 def test_a_run_that_was_cut_off_goes_on_where_it_was(text: str, tmp_path: Path) -> None:
     """The weights are those of a run that was left alone, bit for bit, in the middle of an epoch and of the stages."""
+    from fusion_workbench.study.identity import variant
     from fusion_workbench.study.jobs import Job
-    from fusion_workbench.study.prepare import variant
     from fusion_workbench.training.language_run import LanguageRun
 
     stages = "language_model.stages=[{name: align, epochs: 2}, {name: tune, language_model: full, lr_scale: 0.1}]"
@@ -257,8 +257,8 @@ def test_an_answer_ends_where_the_template_ends_it(text: str, tiny_language: Pat
 
 
 def test_accumulated_batches_do_not_lower_the_loss_that_is_shown(text: str, tmp_path: Path) -> None:
+    from fusion_workbench.study.identity import variant
     from fusion_workbench.study.jobs import Job
-    from fusion_workbench.study.prepare import variant
     from fusion_workbench.training.language_run import LanguageRun
 
     losses = []
@@ -280,8 +280,8 @@ def test_accumulated_batches_do_not_lower_the_loss_that_is_shown(text: str, tmp_
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_teach_what_one_would(text: str, tmp_path: Path, parallel: str) -> None:
     """Two processes with half of each batch end with the weights of one with the whole."""
+    from fusion_workbench.study.identity import variant
     from fusion_workbench.study.jobs import Job
-    from fusion_workbench.study.prepare import variant
     from fusion_workbench.training.distributed import teach
     from fusion_workbench.training.language_run import LanguageRun
 

@@ -26,8 +26,9 @@ from fusion_workbench.modules.maps import pca_rgb
 from fusion_workbench.runner.experiment import Experiment
 from fusion_workbench.runner.token_map_choice import choose_cells, choose_examples, choose_layers
 from fusion_workbench.runner.token_maps import Look, log_look
+from fusion_workbench.study.identity import variant
 from fusion_workbench.study.ledger import Ledger
-from fusion_workbench.study.prepare import Parts, prepare, variant
+from fusion_workbench.study.prepare import Parts, prepare
 from fusion_workbench.study.progress import Display
 from fusion_workbench.study.tracking import Tracker
 from fusion_workbench.sweeps.space import Cell, Variant

@@ -1,0 +1,61 @@
+"""Old names of keys, which go on working: told once as deprecated, and an error beside the new name."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from fusion_workbench.config.history import KeyPath, changes_after, move, path_of, places
+from fusion_workbench.core.errors import WorkbenchError
+
+
+class OldName(FutureWarning):
+    """A study says a key by a name that it had in an earlier version."""
+
+
+def rename_keys(plain: dict[str, Any], where: str, strategy: str = "") -> None:
+    """Give the keys of a study file, or of a strategy's options, the names of today; ``where`` names it in messages.
+
+    Raises:
+        WorkbenchError: a key under its old and its new name.
+    """
+    for changes in changes_after(0, strategy):
+        for new, old in changes.renamed.items():
+            _rename(plain, path_of(old), path_of(new), where, old, new)
+
+
+def rename_override(key: str, value: Any) -> str:
+    """The name of today of an override's key. Old names inside of ``value``, a mapping or a list, are renamed in place.
+
+    Raises:
+        WorkbenchError: a key under its old and its new name.
+    """
+    where = f"override '{key}'"
+    for changes in changes_after(0):
+        for new, old in changes.renamed.items():
+            path, start, goal = path_of(key), path_of(old), path_of(new)
+            shared = list(zip(start, path, strict=False))
+            if not all(part == named or (not part and named.isdigit()) for part, named in shared):
+                continue
+            if len(path) >= len(start):  # the key itself, or what is inside of it
+                _tell(where, old, new)
+                numbers = iter([named for part, named in shared if not part])
+                key = ".".join((*(part or next(numbers) for part in goal), *path[len(start) :]))
+            elif start[: len(path)] == goal[: len(path)]:
+                _rename(value, start[len(path) :], goal[len(path) :], where, old, new)
+    return key
+
+
+def _rename(plain: Any, start: KeyPath, goal: KeyPath, where: str, old: str, new: str) -> None:
+    if start[:-1] == goal[:-1]:
+        both = any(start[-1] in holder and goal[-1] in holder for _, holder in places(plain, start))
+    else:
+        both = all(any(path[-1] in holder for _, holder in places(plain, path)) for path in (start, goal))
+    if both:
+        raise WorkbenchError(f"{where}: '{old}' is the old name of '{new}'; give one of the two.")
+    if move(plain, start, goal):
+        _tell(where, old, new)
+
+
+def _tell(where: str, old: str, new: str) -> None:
+    warnings.warn(f"{where}: '{old}' is called '{new}' now; the old name is deprecated.", OldName, stacklevel=2)

@@ -1,0 +1,164 @@
+"""What each version of the study file changed, so that a study that was begun under an earlier one stays what it is.
+
+A study is known by a hash over its resolved configuration. So that a later key, default or name does not move the hash
+of a study that did not ask for it, every change of the schema is written down in :data:`VERSIONS`, and
+
+* the hash is taken of what version 1 would have written (:func:`as_first`): a key that was added later is absent while
+  it has its neutral value, a renamed key has its first name;
+* a study that was begun under an earlier version keeps that version's defaults (:func:`defaults_before`);
+* an old name goes on working (:mod:`config.aliases`).
+
+Keys are written with dots; ``[]`` stands for every entry of a list, as in ``language_model.stages[].warmup``. No key
+is ever removed: a file that names it must go on meaning what it meant.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+KeyPath = tuple[str, ...]  # of a key: its parts; an entry of a list by its number, every entry by the empty string
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a version changed against the one before it, in its own names."""
+
+    renamed: Mapping[str, str] = field(default_factory=dict)  # new name → old name
+    added: Mapping[str, Any] = field(default_factory=dict)  # key → the value that means "as before"
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # key → (default before, default since)
+
+
+NONE = Changes()
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version: changes of the study file, and of the options of strategies by the strategy's name."""
+
+    study: Changes = NONE
+    strategies: Mapping[str, Changes] = field(default_factory=dict)
+
+
+# How to write a change down (tests/workbench/test_identity.py tells when one is missing):
+# - a key, or an option of a strategy, is new: add it to `added` of the newest version, with the value that means "as
+#   before"; where its default is another one, add (as before, default) to `changed` as well;
+# - a default is another one: add (before, since) to `changed` of a *new* version, unless the newest is unreleased;
+# - a key has another name: add new → old to `renamed` of the newest version.
+VERSIONS: dict[int, Version] = {
+    1: Version(),  # workbench 0.1.0
+}
+
+
+def newest() -> int:
+    """The version that new studies are begun under."""
+    return max(VERSIONS)
+
+
+def changes_after(version: int, strategy: str = "") -> list[Changes]:
+    """What the versions after ``version`` changed, oldest first: of the study file, or of a strategy's options."""
+    later = [VERSIONS[number] for number in sorted(VERSIONS) if number > version]
+    return [entry.strategies.get(strategy, NONE) if strategy else entry.study for entry in later]
+
+
+def as_first(plain: Mapping[str, Any], strategy: str = "") -> dict[str, Any]:
+    """What version 1 would have written for ``plain``, a configuration or a strategy's options: what is hashed.
+
+    Later keys are absent while they are neutral, and all keys have their first names. ``plain`` itself is left alone.
+    """
+    first: dict[str, Any] = copy.deepcopy(dict(plain))
+    for changes in reversed(changes_after(0, strategy)):
+        for key, neutral in changes.added.items():
+            for _, holder in list(places(first, path_of(key))):
+                name = path_of(key)[-1]
+                if name in holder and _alike(holder[name], neutral):
+                    del holder[name]
+        for new, old in changes.renamed.items():
+            move(first, path_of(new), path_of(old))
+    return first
+
+
+def defaults_before(version: int, strategy: str = "") -> dict[str, Any]:
+    """The defaults of ``version`` that are others today, by the names that keys have today."""
+    found: dict[str, Any] = {}
+    for changes in changes_after(version, strategy):
+        found = {_new_name(key, changes.renamed): value for key, value in found.items()}
+        for key, (before, _) in changes.changed.items():
+            found.setdefault(key, before)
+    return found
+
+
+def option_defaults_moved(version: int, strategy: str) -> dict[str, Any]:
+    """The defaults of a strategy's options that ``version`` has and version 1 had not, by their first names."""
+    found: dict[str, Any] = {}
+    for number in sorted(VERSIONS):
+        changes = VERSIONS[number].strategies.get(strategy, NONE)
+        found = {_new_name(key, changes.renamed): value for key, value in found.items()}
+        if number <= version:
+            found |= {key: since for key, (_, since) in changes.changed.items()}
+    return as_first(found, strategy)
+
+
+def _new_name(key: str, renamed: Mapping[str, str]) -> str:
+    """What ``key`` is called after it, or a section above it, was renamed."""
+    for new, old in renamed.items():
+        if key == old or key.startswith((f"{old}.", f"{old}[")):
+            return new + key.removeprefix(old)
+    return key
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are hashed alike: 1 and true are not."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+# --- keys and their places --------------------------------------------------------------------------------------
+
+
+def path_of(key: str) -> KeyPath:
+    """``stages[].warmup`` → ``("stages", "", "warmup")``, ``stages[0].warmup`` → ``("stages", "0", "warmup")``."""
+    return tuple(key.replace("[", ".").replace("]", "").split("."))
+
+
+def places(node: Any, path: KeyPath, above: KeyPath = ()) -> Iterator[tuple[KeyPath, MutableMapping[str, Any]]]:
+    """Every place in ``node`` that ``path`` stands for, with the mapping that has, or could have, the key there."""
+    head, rest = path[0], path[1:]
+    if not head:
+        if isinstance(node, Sequence) and not isinstance(node, str):
+            for number, item in enumerate(node):
+                yield from places(item, rest, (*above, str(number)))
+    elif isinstance(node, MutableMapping):
+        if not rest:
+            yield (*above, head), node
+        elif head in node:
+            yield from places(node[head], rest, (*above, head))
+
+
+def move(plain: Any, start: KeyPath, goal: KeyPath) -> bool:
+    """Call a key otherwise wherever it is present; whether it was present at all.
+
+    From one section into another (not out of lists), a missing section is made and an emptied one is dropped.
+    """
+    found = [(place, holder) for place, holder in places(plain, start) if start[-1] in holder]
+    for place, holder in found:
+        value = holder.pop(start[-1])
+        if start[:-1] == goal[:-1]:
+            holder[goal[-1]] = value
+            continue
+        _drop_empty(plain, place[:-1])
+        node: Any = plain
+        for part in goal[:-1]:
+            node = node.setdefault(part, {})
+        node[goal[-1]] = value
+    return bool(found)
+
+
+def _drop_empty(plain: Any, section: KeyPath) -> None:
+    for depth in range(len(section), 0, -1):
+        ((_, holder),) = places(plain, section[:depth])
+        if holder[section[depth - 1]]:
+            return
+        del holder[section[depth - 1]]

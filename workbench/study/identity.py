@@ -1,0 +1,131 @@
+"""What makes a study, a variant and a seed the same again: hashes of what was asked for, which no later version moves.
+
+Hashed is what version 1 of the study file would have written (:mod:`config.history`), with the defaults of
+the version that the study was begun under.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_workbench.config.history import VERSIONS, as_first, newest, option_defaults_moved
+from fusion_workbench.config.language import NOT_IDENTITY as _NOT_OF_LANGUAGE
+from fusion_workbench.config.study import StudyConfig, digest, to_dict
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.study.ledger import Ledger
+
+if TYPE_CHECKING:
+    from fusion_workbench.sweeps.space import Cell, Variant
+
+# What may change without making it another study: it moves no result of any variant-replicate.
+_NOT_OF_STUDY = ("name", "question", "schema", "replicates", "plan", "tracking")
+_NOT_OF_STUDY += ("training.bank_size", "encoder.batch_size")
+# Where a variant is trained, and beside whom, makes it no other.
+_NOT_OF_VARIANT = ("bank_size", "accelerator", "devices", "live")
+# Settings of the training of probes that a stage of a language model has its own of, or none.
+_PROBES_ALONE = ("epochs", "width", "head_hidden", "head_lr_scale", "weight_decay", "warmup")
+# Strategies that a study may train without naming them: baselines and controls.
+_UNNAMED = ("concat", "deep_only", "matched")
+
+LEDGER = "ledger.db"
+
+
+def study_id(study: StudyConfig) -> str:
+    """16 hex digits over everything in the config that can move a result; more replicates are the same study."""
+    plain = to_dict(study)
+    for key in _NOT_OF_STUDY:
+        head, _, tail = key.partition(".")
+        if tail:
+            plain[head].pop(tail)
+        else:
+            plain.pop(head)
+    for key in _NOT_OF_LANGUAGE if "language_model" in plain else ():
+        plain["language_model"].pop(key)
+    for strategy in plain["strategies"]:
+        for part in ("options", "choices"):
+            strategy[part] = as_first(strategy[part], strategy["name"])
+    first = as_first(plain)
+    names = sorted({*_UNNAMED, *(strategy.name for strategy in study.strategies)})
+    moved = {name: defaults for name in names if (defaults := option_defaults_moved(study.schema, name))}
+    return digest(first | ({"option_defaults": moved} if moved else {}))
+
+
+def folder_of(workspace: Path, name: str, identity: str) -> Path:
+    """A study's own folder: ledger, Optuna journal, resolved YAML."""
+    return workspace / "studies" / f"{name}-{identity}"
+
+
+def as_begun(make: Callable[[int], StudyConfig], workspace: Path) -> StudyConfig:
+    """A study under the version of the schema that it was begun under in ``workspace``; a new one under the newest.
+
+    Args:
+        make: the study, with the defaults of a version for all that its user did not write.
+        workspace: the folder whose ``studies`` are looked through.
+
+    Raises:
+        WorkbenchError: as ``make`` under the newest version, or a ledger that cannot be opened.
+    """
+    made: dict[int, StudyConfig] = {}
+    for version in sorted(VERSIONS, reverse=True):
+        try:
+            study = make(version)
+        except WorkbenchError:  # of an earlier version: then no study was begun under it
+            if version == newest():
+                raise
+            continue
+        made.setdefault(study.schema, study)  # one alone where the user names the version
+    for study in made.values():
+        ledger = folder_of(workspace, study.name, study_id(study)) / LEDGER
+        if ledger.is_file():
+            # Where versions differ in the plan alone, say, the ids are the same, and the ledger knows which it was.
+            begun = made.get(_begun_under(ledger), study)
+            return begun if study_id(begun) == study_id(study) else study
+    return made[max(made)]
+
+
+def _begun_under(path: Path) -> int:
+    ledger = Ledger(path)
+    try:
+        return int(ledger.fact("schema") or 1)
+    finally:
+        ledger.close()
+
+
+def remember_schema(study: StudyConfig, ledger: Ledger) -> None:
+    """Keep with the study, once, the version that it was begun under; one that says nothing is of version 1."""
+    if ledger.fact("schema") is None:
+        ledger.remember("schema", 1 if ledger.fact("run_id") is not None else study.schema)
+
+
+def variant(study: StudyConfig, cell: Cell, lr: float) -> Variant:
+    """A cell at a learning rate, under the study's training."""
+    from fusion_workbench.sweeps.space import Variant
+
+    return Variant(cell, lr, tuple(sorted(training_identity(study).items())))
+
+
+def training_identity(study: StudyConfig) -> dict[str, Any]:
+    """The training settings that move a variant's weights: all but where it runs and beside whom."""
+    plain: dict[str, Any] = dict(to_dict(study)["training"])
+    for name in _NOT_OF_VARIANT:
+        plain.pop(name)
+    plain["tasks"] = ",".join(study.tasks)
+    if study.language_model is not None:
+        for name in _PROBES_ALONE:
+            plain.pop(name)
+        plain["language_model"] = language_identity(study)
+    return plain
+
+
+def language_identity(study: StudyConfig) -> str:
+    """16 hex digits over everything about the language model that moves a weight or an answer."""
+    plain = {k: v for k, v in to_dict(study)["language_model"].items() if k not in _NOT_OF_LANGUAGE}
+    return digest(as_first({"language_model": plain})["language_model"])
+
+
+def seed_of(*parts: str) -> int:
+    """A 63-bit seed from words: the same on every machine."""
+    return int.from_bytes(hashlib.sha256("|".join(parts).encode()).digest()[:8], "big") >> 1
