@@ -206,9 +206,13 @@ def study_from_yaml(
         raise WorkbenchError(explain(error, where)) from None
     written: set[KeyPath] = set()
     _note(written, (), raw)
+    typed: dict[KeyPath, KeyPath] = {}
     for override in overrides:
         key, value = apply_override(config, override)
         _note(written, path_of(key), value)
+        name = path_of(override.partition("=")[0])
+        if typed.setdefault(path_of(key), name) != name:
+            raise WorkbenchError(f"override '{override}': '{key}' is given by its old name too; give one of the two.")
     _begin_under(config, written, schema or newest(), where)
     try:
         study = OmegaConf.to_object(config)
@@ -353,7 +357,7 @@ def _check_unread(study: StudyConfig, where: str) -> None:
     before = defaults_before(study.schema)
     for name, instead in _UNREAD.items():
         value = getattr(study.training, name)
-        if value != before.get(f"training.{name}", getattr(TrainingConfig, name)):
+        if value != before.get(f"training.{name}", getattr(type(study.training), name)):
             raise WorkbenchError(
                 f"{where}: training.{name} is {value}, which is of probes alone; {instead.format(name=name)}."
             )

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from fusion_workbench.sweeps.space import Cell, Variant
 
 # What may change without making it another study: it moves no result of any variant-replicate.
-_NOT_OF_STUDY = ("name", "question", "schema", "replicates", "plan", "tracking")
-_NOT_OF_STUDY += ("training.bank_size", "encoder.batch_size")
+_NOT_OF_STUDY = (
+    *("name", "question", "schema", "replicates", "plan", "tracking"),
+    *("training.bank_size", "encoder.batch_size"),
+)
 # Where a variant is trained, and beside whom, makes it no other.
 _NOT_OF_VARIANT = ("bank_size", "accelerator", "devices", "live")
 # Settings of the training of probes that a stage of a language model has its own of, or none.
