@@ -8,30 +8,26 @@ from typing import TYPE_CHECKING
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.conversations.base import ConversationSource
 from fusion_workbench.datamodules.conversations.batches import ConversationBatches, PromptBatches
+from fusion_workbench.datamodules.features import Features, Fetch
 from fusion_workbench.datamodules.loader import Batch, Resumption, TrainingLoader, whole
-from fusion_workbench.datamodules.order import EpochBatches, EpochOrder, LengthGroupedOrder, Order
-from fusion_workbench.datamodules.store.encoding import EncoderLike, draw
+from fusion_workbench.datamodules.order import EpochBatches, EpochOrder, LengthGroupedOrder, Order, check_batch
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.chat import Chat
     from fusion_workbench.datamodules.sources.base import Source
-    from fusion_workbench.datamodules.store.shards import StoredFeatures
-    from fusion_workbench.datamodules.store.store import FeatureStore
 
 
 class SplitBatches(Dataset[Batch]):
     """One split, fetched a whole batch at a time: with features from the store, or images to be encoded."""
 
-    def __init__(self, source: Source, split: str, features: StoredFeatures | None) -> None:
+    def __init__(self, source: Source, split: str, fetch: Fetch) -> None:
         self.source = source
         self.split = split
-        self.features = features
+        self.fetch = fetch
         self.targets = {name: torch.from_numpy(values) for name, values in source.targets(split).items()}
 
     def __len__(self) -> int:
@@ -39,10 +35,7 @@ class SplitBatches(Dataset[Batch]):
 
     def __getitems__(self, examples: list[int]) -> Batch:
         index = torch.tensor(examples)
-        batch = {"index": index} | {name: values[index] for name, values in self.targets.items()}
-        if self.features is not None:
-            return {"features": self.features.rows(index)} | batch
-        return {"images": torch.from_numpy(draw(self.source, self.split, examples))} | batch
+        return self.fetch(index) | {"index": index} | {name: values[index] for name, values in self.targets.items()}
 
 
 class AblationDataModule(L.LightningDataModule):
@@ -68,9 +61,7 @@ class AblationDataModule(L.LightningDataModule):
     ``use_distributed_sampler=False``, so that every process evaluates everything, each example once.
 
     Args:
-        source: what the examples are.
-        features: the store to read, or None for live features.
-        encoder: the encoder of live features, or None to read the store.
+        features: of the source whose examples are batched: :class:`StoreFeatures` or :class:`LiveFeatures`.
         layers: the order of the first axis of the features.
         batch_size: of training, in each process.
         order_seed: decides the order of training.
@@ -87,9 +78,7 @@ class AblationDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        source: Source,
-        features: FeatureStore | None,
-        encoder: EncoderLike | None,
+        features: Features,
         layers: Sequence[int],
         batch_size: int,
         order_seed: int,
@@ -99,13 +88,10 @@ class AblationDataModule(L.LightningDataModule):
         group_by_length: bool = False,
     ) -> None:
         super().__init__()
-        if (features is None) == (encoder is None):
-            raise ValueError("features come from the store or live from the encoder: give one of the two")
         if group_by_length and chat is None:
             raise ValueError("only conversations can be grouped by length")
-        self.source = source
-        self.store = features
-        self.encoder = encoder
+        self.features = features
+        self.source = features.source
         self.layers = tuple(layers)
         self.batch_size = batch_size
         self.order_seed = order_seed
@@ -121,18 +107,12 @@ class AblationDataModule(L.LightningDataModule):
         examples = self._split("train")
         processes = self.trainer.world_size if self.trainer is not None else 1
         rank = self.trainer.global_rank if self.trainer is not None else 0
-        size, together = len(examples), self.batch_size * processes
-        if size < together:
-            each = f" in each of {processes} processes" if processes > 1 else ""
-            left_out = len(self.left_out) if self.chat is not None else 0
-            without = f" ({left_out} left out for their length)" if left_out else ""
-            raise WorkbenchError(
-                f"training.batch_size is {self.batch_size}{each}, and there are {size} training examples{without}."
-            )
+        size = len(examples)
+        check_batch(size, self.batch_size, processes, len(self.left_out) if self.chat is not None else 0)
         order: Order = EpochOrder(size, self.order_seed)
         if self.group_by_length:
             spoken = self._conversations("train")
-            order = LengthGroupedOrder(spoken.lengths, spoken.text_only, together, self.order_seed)
+            order = LengthGroupedOrder(spoken.lengths, spoken.text_only, self.batch_size * processes, self.order_seed)
         batches = EpochBatches(order, self.batch_size, rank, processes)
         self._training = TrainingLoader(examples, batches, self.num_workers, self._resumption)
         return self._training
@@ -185,33 +165,21 @@ class AblationDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Encodes live batches, on the device where they now are."""
-        if self.encoder is None:
-            return batch
-        images = batch.pop("images")
-        if isinstance(self.encoder, nn.Module):
-            self.encoder.to(images.device)
-        if not len(images):  # text alone
-            rows, columns = self.encoder.grid(self.encoder.image_size)
-            empty = torch.empty(len(self.layers), 0, rows * columns, self.encoder.dim, device=images.device)
-            return {"features": empty, **batch}
-        features = self.encoder.encode(images, self.layers)
-        if features.is_inference() and not torch.is_inference_mode_enabled():
-            features = features.clone()  # autograd may not keep a tensor that was made in inference mode
-        return {"features": features, **batch}
+        return self.features.complete(batch, self.layers)
 
     def _loader(self, split: str, batch_size: int) -> DataLoader[Batch]:
         return DataLoader(self._split(split), batch_size=batch_size, num_workers=self.num_workers, collate_fn=whole)
 
     def _split(self, split: str) -> SplitBatches | ConversationBatches:
         if split not in self._splits:
-            features = None if self.store is None else self.store.features(split, self.layers)
+            fetch = self.features.split(split, self.layers).fetch
             if self.chat is None:
-                self._splits[split] = SplitBatches(self.source, split, features)
+                self._splits[split] = SplitBatches(self.source, split, fetch)
             else:
                 if not isinstance(self.source, ConversationSource):
                     raise ValueError("a chat needs a source of conversations")
                 cut = split == "train"
-                self._splits[split] = ConversationBatches(self.source, split, self.chat, features, cut)
+                self._splits[split] = ConversationBatches(self.source, split, self.chat, fetch, cut)
         return self._splits[split]
 
     def _conversations(self, split: str) -> ConversationBatches:

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+from fusion_workbench.core.errors import WorkbenchError
+
 
 class Order(Protocol):
     """A permutation of the examples for each epoch."""
@@ -120,3 +122,24 @@ def _shuffled(examples: Sequence[int], generator: torch.Generator) -> list[int]:
 def _generator(name: str) -> torch.Generator:
     digest = hashlib.sha256(name.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def check_batch(
+    size: int, batch_size: int, processes: int = 1, left_out: int = 0, setting: str = "training.batch_size"
+) -> None:
+    """Hold ``batch_size``, of each of ``processes``, against the ``size`` examples of the training split.
+
+    Args:
+        left_out: examples that are too long to be among ``size``.
+        setting: where the batch size stands, for the message.
+
+    Raises:
+        WorkbenchError: an epoch would hold less than one batch.
+    """
+    if size >= batch_size * processes:
+        return
+    each = f" in each of {processes} processes" if processes > 1 else ""
+    without = f" ({left_out} left out for their length)" if left_out else ""
+    raise WorkbenchError(
+        f"{setting} is {batch_size}{each}, and there are {size} training examples{without}; a batch must fit into them."
+    )

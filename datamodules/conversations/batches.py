@@ -13,12 +13,11 @@ from torch.utils.data import Dataset
 
 from fusion_workbench.core.tokens import IGNORE, IMAGE_ID
 from fusion_workbench.datamodules.loader import Batch
-from fusion_workbench.datamodules.store.encoding import draw
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.base import ConversationSource
     from fusion_workbench.datamodules.conversations.chat import Chat
-    from fusion_workbench.datamodules.store.shards import StoredFeatures
+    from fusion_workbench.datamodules.features import Fetch
 
 
 class ConversationBatches(Dataset[Batch]):
@@ -35,13 +34,9 @@ class ConversationBatches(Dataset[Batch]):
         cut: how many of the kept are not whole.
     """
 
-    def __init__(
-        self, source: ConversationSource, split: str, chat: Chat, features: StoredFeatures | None, cut: bool
-    ) -> None:
-        self.source = source
-        self.split = split
+    def __init__(self, source: ConversationSource, split: str, chat: Chat, fetch: Fetch, cut: bool) -> None:
         self.chat = chat
-        self.features = features
+        self.fetch = fetch
         self.conversations = source.conversations(split)
         self.left_out: list[int] = []
         self.numbers: list[int] = []
@@ -103,14 +98,7 @@ class ConversationBatches(Dataset[Batch]):
             for number, ids in zip(numbers, rows, strict=True)
             for image in self.conversations[number].images[: int((ids == IMAGE_ID).sum())]
         ]
-        index = torch.tensor(numbers)
-        if self.features is not None:
-            return {"features": self.features.rows(torch.tensor(images, dtype=torch.int64)), "index": index}
-        if images:
-            return {"images": torch.from_numpy(draw(self.source, self.split, images)), "index": index}
-        size = self.source.image_size
-        height, width = size if isinstance(size, tuple) else (size, size)
-        return {"images": torch.empty(0, height, width, 3, dtype=torch.uint8), "index": index}
+        return self.fetch(torch.tensor(images, dtype=torch.int64)) | {"index": torch.tensor(numbers)}
 
 
 class PromptBatches(Dataset[Batch]):

@@ -18,7 +18,7 @@ import torch
 from fusion_workbench.config.study import EncoderConfig
 from fusion_workbench.datamodules.build import build_source
 from fusion_workbench.datamodules.store.store import FeatureStore
-from fusion_workbench.study.prepare import load_encoder
+from fusion_workbench.study.encoder_store import load_encoder
 
 
 def main() -> None:

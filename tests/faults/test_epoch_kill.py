@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from fusion_workbench.datamodules.datamodule import AblationDataModule
+from fusion_workbench.datamodules.features import LiveFeatures
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the process that is killed"),
@@ -92,7 +93,7 @@ def train(folder: Path, processes: int, batch_size: int, dies: int = 0, checkpoi
         num_sanity_val_steps=0,
         default_root_dir=folder,
     )
-    data = AblationDataModule(source, None, encoder, (1,), batch_size, order_seed=3)  # type: ignore[arg-type]
+    data = AblationDataModule(LiveFeatures(encoder, source), (1,), batch_size, order_seed=3)  # type: ignore[arg-type]
     trainer.fit(Listener(folder, dies), data, ckpt_path=checkpoint, weights_only=True)
 
 

@@ -158,7 +158,7 @@ def from_connector_file(
     from fusion_workbench.config.study import EncoderConfig
     from fusion_workbench.modules.language.adapter import AdapterConfig, FusedAdapter, build_adapter
     from fusion_workbench.modules.language.decoder import Decoder
-    from fusion_workbench.study.prepare import load_encoder
+    from fusion_workbench.study.encoder_store import load_encoder
 
     found = read_connector_file(file)
     read = load_encoder(EncoderConfig(encoder, image_size=0, precision="float32"), progress=False)

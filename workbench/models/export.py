@@ -130,7 +130,7 @@ def load_connector(folder: str | Path, device: str | None = None, encoder: str |
     from fusion_workbench.core.layers import Selection
     from fusion_workbench.modules.connector import VisualConnector
     from fusion_workbench.modules.fusion import build
-    from fusion_workbench.study.prepare import load_encoder
+    from fusion_workbench.study.encoder_store import load_encoder
 
     folder = Path(folder)
     config = read_config(folder)

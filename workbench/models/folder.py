@@ -167,7 +167,7 @@ def read_encoder(folder: Path, config: Mapping[str, Any], name: str | None = Non
         WorkbenchError: it is not there, or another.
     """
     from fusion_workbench.config.study import EncoderConfig
-    from fusion_workbench.study.prepare import load_encoder
+    from fusion_workbench.study.encoder_store import load_encoder
 
     wanted = config["encoder"]
     place = name or _place(folder, wanted["encoder"])

@@ -172,13 +172,15 @@ class Confirmer:
 
     def _without(self, fusion: Cell) -> Iterator[Contender]:
         """The fusion without each of its layers; without its query, its highest level asks."""
+        from fusion_workbench.modules.meta import on_meta
+
         for layer in fusion.selection.layers:
             rest = [other for other in fusion.selection.layers if other != layer]
             selection = Selection(tuple(rest[:-1]), rest[-1])
             try:
                 if selection.levels:
                     cell = self._cell(fusion.strategy, selection, dict(fusion.options), fusion.alias)
-                    self._builds(cell)
+                    on_meta(self.parts.models.build, cell)
                 else:
                     cell = self._cell("deep_only", selection, {})
             except WorkbenchError as error:
@@ -200,31 +202,15 @@ class Confirmer:
             f"{key}={to_json(value) if not isinstance(value, str) else value}" for key, value in changed.items()
         )
 
-    def _builds(self, cell: Cell) -> None:
-        """Raises WorkbenchError for a cell that cannot be built."""
-        if self.parts.language is None:
-            self._projector_size(cell)
-            return
-        import torch
-
-        from fusion_workbench.modules.language.adapter import build_adapter
-        from fusion_workbench.study.language_parts import adapter_config
-
-        encoder = self.parts.encoder
-        with torch.device("meta"):
-            build_adapter(adapter_config(self.parts.study, cell, encoder.dim, encoder.grid(), self.parts.language))
-
     def _projector_size(self, cell: Cell) -> int:
         """Parameters of the cell's projector, built without memory."""
-        import torch
-
         from fusion_workbench.modules.cost import parameters
         from fusion_workbench.modules.fusion import build
+        from fusion_workbench.modules.meta import on_meta
 
         encoder, training = self.parts.encoder, self.parts.study.training
-        with torch.device("meta"):
-            fuser = build(cell.strategy, cell.selection, encoder.dim, dict(cell.options))
-            return parameters(fuser.projector(training.projector, self.parts.width, encoder.grid()))
+        fuser = on_meta(build, cell.strategy, cell.selection, encoder.dim, dict(cell.options))
+        return parameters(on_meta(fuser.projector, training.projector, self.parts.width, encoder.grid()))
 
     # --- learning rates ---------------------------------------------------------------------------------------------
 

@@ -159,7 +159,7 @@ class Experiment:
 
     def _build_store(self, planner: Planner) -> None:
         layers = planner.layers()
-        for store in {id(s): s for s in self.parts.stores if s is not None}.values():
+        for store in self.parts.stores:
             # Of a stage's own source the training split alone is read; it need not have others.
             self._fill(store, layers, SPLITS if store is self.parts.store else ("train",))
 

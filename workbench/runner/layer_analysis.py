@@ -9,12 +9,11 @@ end a study that fails to make them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from fusion_workbench.config.study import digest
 from fusion_workbench.study.identity import seed_of
@@ -80,28 +79,17 @@ def similarity(parts: Parts, layers: Sequence[int]) -> dict[str, Any]:
     from fusion_workbench.modules.similarity import FEWEST, MinibatchCKA, some_tokens
 
     generator = torch.Generator().manual_seed(seed_of("similarity", parts.source.fingerprint(SPLIT)))
-    most = _LIVE_IMAGES if parts.store is None else _IMAGES
+    most = _LIVE_IMAGES if parts.features.store is None else _IMAGES
     order = torch.randperm(parts.source.size(SPLIT), generator=generator)[:most]
     cka = MinibatchCKA(len(layers))
-    for features in _features(parts, layers, order):
-        examples = some_tokens(features, _TOKENS, generator).float().cpu()
+    features = parts.features.split(SPLIT, layers)
+    for index in torch.split(order, _BATCH):
+        examples = some_tokens(features.rows(index), _TOKENS, generator).float().cpu()
         if examples.shape[1] >= FEWEST:
             cka.add(torch.nn.functional.layer_norm(examples, examples.shape[-1:]))
     matrix = [[value if math.isfinite(value) else None for value in row] for row in cka.matrix().tolist()]
     facts = {"estimate": "linear CKA, unbiased, minibatches", "normalised": True, "split": "validation"}
     return facts | {"layers": list(layers), "images": len(order), "tokens": cka.examples, "matrix": matrix}
-
-
-def _features(parts: Parts, layers: Sequence[int], order: Tensor) -> Iterator[Tensor]:
-    """Minibatches ``[layers, B, T, dim]`` of the images ``order``, from the store or from the encoder."""
-    stored = None if parts.store is None else parts.store.features(SPLIT, layers)
-    for index in torch.split(order, _BATCH):
-        if stored is not None:
-            yield stored.rows(index)
-        else:
-            from fusion_workbench.datamodules.store.encoding import draw
-
-            yield parts.encoder.encode(draw(parts.source, SPLIT, index.tolist()), layers)
 
 
 # --- importance -----------------------------------------------------------------------------------------------------
@@ -113,20 +101,12 @@ def importances(parts: Parts, values: Sequence[tuple[Cell, float]], of: str) -> 
 
     found = importance(
         [
-            Told(_uses(parts, cell), cell.strategy, cell.selection.query, value)
+            Told(frozenset(parts.layers_read(cell)), cell.strategy, cell.selection.query, value)
             for cell, value in values
             if not cell.alias  # a cell counts once, whatever it is called
         ]
     )
     return asdict(found) | {"split": "validation", "values": of}
-
-
-def _uses(parts: Parts, cell: Cell) -> frozenset[int]:
-    """The layers that the cell's fuser reads; a control may name levels and read none."""
-    from fusion_workbench.modules.fusion import build
-
-    with torch.device("meta"):
-        return frozenset(build(cell.strategy, cell.selection, parts.encoder.dim, dict(cell.options)).uses)
 
 
 def _values(

@@ -145,7 +145,7 @@ class Look:
             seed = seed_of("look", self.parts.study_id)
             examples = choose_examples(scores, signs, chosen.baseline, chosen.featured, seed)
             images = np.stack([self.parts.source.image("test", e.index) for e in examples])
-            maps = self._maps(chosen, images, Path(folder))
+            maps = self._maps(chosen, [e.index for e in examples], Path(folder))
         rows, columns = self.parts.encoder.grid()
         files: Files = {f"look/{m.name}": _strip(m.maps.colours, columns) for m in maps}
         for m in maps:
@@ -168,10 +168,7 @@ class Look:
 
     def _fuses(self, cell: Cell) -> bool:
         """Whether the cell's fuser reads more than one layer."""
-        from fusion_workbench.modules.fusion import build
-
-        with torch.device("meta"):
-            return len(build(cell.strategy, cell.selection, self.parts.encoder.dim, dict(cell.options)).uses) > 1
+        return len(self.parts.layers_read(cell)) > 1
 
     # --- what was measured --------------------------------------------------------------------------------------
 
@@ -259,15 +256,15 @@ class Look:
 
     # --- maps ---------------------------------------------------------------------------------------------------
 
-    def _maps(self, chosen: ChosenCells, images: np.ndarray[Any, Any], folder: Path) -> list[_Map]:
-        """Layers before fusion, then cells after it; PCA over all images of a column together."""
+    def _maps(self, chosen: ChosenCells, examples: Sequence[int], folder: Path) -> list[_Map]:
+        """Layers before fusion, then cells after it, of test images; PCA over all of a column together."""
         from fusion_workbench.modules.maps import on_grid, pca_rgb, share_maps
 
         first = [i for i in dict.fromkeys([chosen.featured, *chosen.shown, chosen.baseline]) if i is not None]
         shown_cells = [self.cells[i] for i in first]
         shown_layers = choose_layers(shown_cells)
         layers = sorted({layer for cell in shown_cells for layer in cell.selection.layers} | set(shown_layers))
-        features = self._encode(images, layers)  # [layers, B, T, dim]
+        features = self._features(examples, layers)  # [layers, B, T, dim]
         queries = {cell.selection.query for cell in shown_cells}
         maps = [
             _Map(
@@ -292,10 +289,13 @@ class Look:
             maps.append(_Map(f"cell-{cell.id}.png", facts, pca_rgb(on_cells), shares, cell.selection.levels))
         return maps
 
-    def _encode(self, images: np.ndarray[Any, Any], layers: Sequence[int]) -> Tensor:
-        encoder = self.parts.encoder
-        chunks = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-        return torch.cat([encoder.encode(chunk, layers).float().cpu() for chunk in chunks], dim=1)
+    def _features(self, examples: Sequence[int], layers: Sequence[int]) -> Tensor:
+        """``[layers, B, T, dim]``, float32 on the CPU; live, as the store's bf16 would be seen in the maps."""
+        from fusion_workbench.datamodules.features import LiveFeatures
+
+        test = LiveFeatures(self.parts.encoder, self.parts.source).split("test", layers)
+        chunks = torch.split(torch.tensor(examples), _BATCH)
+        return torch.cat([test.rows(index).float().cpu() for index in chunks], dim=1)
 
     def _fuser(self, cell: Cell, weights: Path) -> Any:
         """The trained fuser, on the CPU."""

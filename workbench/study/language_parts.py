@@ -12,24 +12,25 @@ from fusion_workbench.config.language import FROZEN, LORA, LanguageConfig, Stage
 from fusion_workbench.config.study import StudyConfig
 from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.core.hardware import default_device
-from fusion_workbench.study.prepare import store_of
+from fusion_workbench.study.cell_models import CellModels
+from fusion_workbench.study.encoder_store import features_of
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.base import ConversationSource
     from fusion_workbench.datamodules.conversations.chat import Chat
-    from fusion_workbench.datamodules.sources.base import Source
-    from fusion_workbench.datamodules.store.store import FeatureStore
+    from fusion_workbench.datamodules.features import Features
     from fusion_workbench.modules.answers.task import AnswerTask
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
-    from fusion_workbench.modules.language.adapter import Adapter
+    from fusion_workbench.modules.language.adapter import Adapter, AdapterConfig
     from fusion_workbench.modules.language.decoder import Decoder
-    from fusion_workbench.sweeps.space import Cell, Space
+    from fusion_workbench.modules.tasks import Task
+    from fusion_workbench.sweeps.space import Cell
 
 TITLES = {"read": "reading", "count": "counting", "position": "position", "digit": "digit", "answer": "answers"}
 
 
 @dataclass
-class LanguageParts:
+class LanguageParts(CellModels):
     """The language model of a study, and what it is taught and asked.
 
     Attributes:
@@ -37,7 +38,9 @@ class LanguageParts:
         chat: conversations to tokens.
         width, depth, parameters: channels, blocks and parameters of the language model.
         tasks: the kinds of question.
-        sources, stores: of each stage by name; the study's own unless the stage has one.
+        sources, features: of each stage by name; the study's own unless the stage has one.
+        dim, grid: channels of the encoder, and rows and columns of its tokens.
+        projector: its kind.
     """
 
     config: LanguageConfig
@@ -48,7 +51,39 @@ class LanguageParts:
     parameters: int
     tasks: list[AnswerTask]
     sources: dict[str, ConversationSource]
-    stores: dict[str, FeatureStore | None]
+    features: dict[str, Features]
+    dim: int
+    grid: tuple[int, int]
+    projector: str
+
+    @property
+    def measured(self) -> Sequence[Task | AnswerTask]:
+        return self.tasks
+
+    @property
+    def stage_features(self) -> Mapping[str, Features]:
+        return self.features
+
+    def build(self, cell: Cell) -> Adapter:
+        from fusion_workbench.modules.language.adapter import build_adapter
+
+        return build_adapter(self.adapter_config(cell))
+
+    def adapter_config(self, cell: Cell) -> AdapterConfig:
+        """What :func:`modules.language.adapter.build_adapter` makes of a cell."""
+        from fusion_workbench.modules.language.adapter import AdapterConfig
+
+        return AdapterConfig(
+            strategy=cell.strategy,
+            selection=cell.selection,
+            dim=self.dim,
+            width=self.width,
+            depth=self.depth,
+            options=dict(cell.options),
+            projector=self.projector,
+            grid=self.grid,
+            projector_norm=self.config.projector_norm,
+        )
 
     def decoder(self) -> Decoder:
         """The language model, frozen; loaded anew at every call, since training may change it."""
@@ -95,14 +130,12 @@ class LanguageParts:
 
 
 def prepare_language(
-    study: StudyConfig,
-    encoder: VisionEncoder,
-    source: Source,
-    store: FeatureStore | None,
-    workspace: Path,
-    progress: bool,
+    study: StudyConfig, encoder: VisionEncoder, features: Features, workspace: Path, progress: bool
 ) -> LanguageParts:
     """Everything of the study's language model but its weights.
+
+    Args:
+        features: of the study's own source.
 
     Raises:
         WorkbenchError: no such language model, a source without conversations, a task that is not asked, an extra that
@@ -112,7 +145,7 @@ def prepare_language(
     from fusion_workbench.datamodules.conversations.base import ConversationSource
     from fusion_workbench.datamodules.conversations.chat import Chat
 
-    config = study.language_model
+    config, source = study.language_model, features.source
     assert config is not None
     if not isinstance(source, ConversationSource):
         raise WorkbenchError(
@@ -133,8 +166,9 @@ def prepare_language(
             )
         _fits(own, stage, study, encoder)
         sources[stage.name] = own
-    stores = {
-        name: store if own is source else store_of(study, workspace, encoder, own) for name, own in sources.items()
+    by_stage = {
+        name: features if own is source else features_of(study, workspace, encoder, own)
+        for name, own in sources.items()
     }
     grid = encoder.grid()
     _room(config, grid[0] * grid[1], model.get_text_config())
@@ -142,7 +176,18 @@ def prepare_language(
     text = model.get_text_config()
     tasks = answer_tasks(study, source)
     return LanguageParts(
-        config, path, chat, text.hidden_size, text.num_hidden_layers, _parameters(model), tasks, sources, stores
+        config,
+        path,
+        chat,
+        text.hidden_size,
+        text.num_hidden_layers,
+        _parameters(model),
+        tasks,
+        sources,
+        by_stage,
+        encoder.dim,
+        grid,
+        study.training.projector,
     )
 
 
@@ -154,11 +199,11 @@ def _spread(numbers: Sequence[int], wanted: int) -> list[int]:
 
 def _parameters(config: Any) -> int:
     """Of the language model, from its config alone."""
-    import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    from fusion_workbench.modules.meta import on_meta
+
+    model: Any = on_meta(AutoModelForCausalLM.from_config, config, trust_remote_code=False)
     return sum(p.numel() for p in model.parameters())
 
 
@@ -186,34 +231,6 @@ def answer_tasks(study: StudyConfig, source: ConversationSource) -> list[AnswerT
     return tasks
 
 
-def adapter_config(study: StudyConfig, cell: Cell, dim: int, grid: tuple[int, int], language: LanguageParts) -> Any:
-    """What :func:`modules.language.adapter.build_adapter` makes of a cell."""
-    from fusion_workbench.modules.language.adapter import AdapterConfig
-
-    return AdapterConfig(
-        strategy=cell.strategy,
-        selection=cell.selection,
-        dim=dim,
-        width=language.width,
-        depth=language.depth,
-        options=dict(cell.options),
-        projector=study.training.projector,
-        grid=grid,
-        projector_norm=language.config.projector_norm,
-    )
-
-
-def check_adapters(study: StudyConfig, space: Space, encoder: VisionEncoder, language: LanguageParts) -> None:
-    """Every listed cell's adapter is built once on no memory at all, so that wrong options are found now."""
-    import torch
-
-    from fusion_workbench.modules.language.adapter import build_adapter
-
-    with torch.device("meta"):
-        for cell in space.listed:
-            build_adapter(adapter_config(study, cell, encoder.dim, encoder.grid(), language))
-
-
 def parameters_of(adapter: Adapter) -> dict[str, int]:
     """Parameters by part: fuser (with its gates) and projector."""
     parts = {name: sum(p.numel() for p in own) for name, own in adapter.parts().items()}
@@ -221,6 +238,7 @@ def parameters_of(adapter: Adapter) -> dict[str, int]:
 
 
 def _fits(source: ConversationSource, stage: StageConfig, study: StudyConfig, encoder: VisionEncoder) -> None:
+    from fusion_workbench.datamodules.order import check_batch
     from fusion_workbench.modules.encoders.encoder import both
 
     if both(source.image_size) != both(encoder.image_size):
@@ -228,12 +246,13 @@ def _fits(source: ConversationSource, stage: StageConfig, study: StudyConfig, en
             f"stage '{stage.name}': its images are {both(source.image_size)} px and the encoder reads "
             f"{both(encoder.image_size)} px; set encoder.image_size, or the size in the source's options."
         )
-    size, batch = len(source.conversations("train")), stage.batch_size or study.training.batch_size
-    if size < batch:
-        raise WorkbenchError(
-            f"stage '{stage.name}' has batches of {batch}, and its source {size} training conversations; a batch must "
-            "fit into them."
-        )
+    own = "batch_size" if stage.batch_size else "training.batch_size"
+    check_batch(
+        len(source.conversations("train")),
+        stage.batch_size or study.training.batch_size,
+        study.training.devices,
+        setting=f"stage '{stage.name}': {own}",
+    )
 
 
 def _room(config: LanguageConfig, tokens: int, model: Any) -> None:

@@ -1,4 +1,7 @@
-"""From a study's configuration to the parts that run it, with everything that can be wrong found before any work."""
+"""From a study's configuration to the parts that run it, with everything that can be wrong found before any work.
+
+Four steps, each a function of its own: names → encoder → space → data.
+"""
 
 from __future__ import annotations
 
@@ -8,50 +11,75 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.config.history import defaults_before, newest
-from fusion_workbench.config.study import EncoderConfig, StudyConfig
+from fusion_workbench.config.study import StudyConfig
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.hardware import default_device
+from fusion_workbench.study.cell_models import CellModels, ProbeModels
+from fusion_workbench.study.encoder_store import features_of, load_encoder
 from fusion_workbench.study.identity import folder_of, study_id
+from fusion_workbench.study.language_parts import LanguageParts, prepare_language
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.base import ConversationSource
+    from fusion_workbench.datamodules.features import Features
     from fusion_workbench.datamodules.sources.base import Source
     from fusion_workbench.datamodules.store.store import FeatureStore
     from fusion_workbench.modules.answers.task import AnswerTask
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
     from fusion_workbench.modules.tasks import Task
-    from fusion_workbench.study.language_parts import LanguageParts
-    from fusion_workbench.sweeps.space import Space
+    from fusion_workbench.sweeps.space import Cell, Space
 
 
 @dataclass
 class Parts:
-    """A study, ready to run."""
+    """A study, ready to run.
+
+    Attributes:
+        features: of the study's source, from the store or live.
+        models: what the cells become: probes, or multimodal language models.
+    """
 
     study: StudyConfig
     study_id: str
     workspace: Path
     encoder: VisionEncoder
-    source: Source
-    tasks: list[Task]  # of probes; none of a language model
     space: Space
-    store: FeatureStore | None  # None: every batch is encoded anew
-    language: LanguageParts | None = None  # None: the cells are probes
+    features: Features
+    models: CellModels
+
+    @property
+    def source(self) -> Source:
+        return self.features.source
+
+    @property
+    def store(self) -> FeatureStore | None:
+        """Where the study's features lie; None where every batch is encoded anew."""
+        return self.features.store
+
+    @property
+    def stores(self) -> list[FeatureStore]:
+        """The store of the study's source, and those of stages that have a source of their own."""
+        every = [self.features, *self.models.stage_features.values()]
+        return list({id(f.store): f.store for f in every if f.store is not None}.values())
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Of probes; none of a language model."""
+        return self.models.tasks if isinstance(self.models, ProbeModels) else []
+
+    @property
+    def language(self) -> LanguageParts | None:
+        """The language model; None where the cells are probes."""
+        return self.models if isinstance(self.models, LanguageParts) else None
 
     @property
     def measured(self) -> Sequence[Task | AnswerTask]:
         """What is read off the tokens, or asked: the measures of the report."""
-        return self.language.tasks if self.language else self.tasks
+        return self.models.measured
 
     @property
     def width(self) -> int:
         """Channels of the tokens that leave a projector."""
-        return self.language.width if self.language else self.study.training.width or self.encoder.dim
-
-    @property
-    def stores(self) -> list[FeatureStore | None]:
-        """The store of the study's source, and those of stages that have a source of their own."""
-        return [self.store, *(self.language.stores.values() if self.language else ())]
+        return self.models.width
 
     @property
     def conversations(self) -> ConversationSource:
@@ -66,31 +94,11 @@ class Parts:
         """The study's own folder: ledger, Optuna journal, resolved YAML."""
         return folder_of(self.workspace, self.study.name, self.study_id)
 
+    def layers_read(self, cell: Cell) -> tuple[int, ...]:
+        """The layers that the cell's fuser reads; a control may name levels and read none."""
+        from fusion_workbench.modules.meta import on_meta
 
-def load_encoder(config: EncoderConfig, progress: bool = True) -> VisionEncoder:
-    """The encoder that a config names. ``assets:encoder`` is fetched and converted on first use."""
-    from fusion_workbench.assets import home as assets
-    from fusion_workbench.modules.encoders.encoder import VisionEncoder
-
-    name = config.name
-    if name.startswith("planted:"):
-        from fusion_workbench.modules.encoders.planted import PlantedEncoder
-
-        return PlantedEncoder(name, image_size=config.image_size)
-    if name.startswith("assets:"):
-        piece = name.removeprefix("assets:")
-        if piece != "encoder":
-            raise WorkbenchError(f"encoder.name is '{name}'; the embedded encoder is 'assets:encoder'.")
-        name = str(assets.ensure(piece, progress=progress)[piece])
-    encoder = VisionEncoder(
-        name,
-        image_size=config.image_size,
-        revision=config.revision,
-        precision=config.precision,
-        device=default_device(),
-    )
-    encoder.name = config.name
-    return encoder
+        return on_meta(self.models.build, cell).uses
 
 
 def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts:
@@ -100,12 +108,26 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
         WorkbenchError: anything in the study that cannot work: unknown names, layers out of range, options of the
             wrong type, an image size that the source does not make, a task without labels.
     """
-    from fusion_workbench.datamodules.build import build_source
-    from fusion_workbench.modules.encoders.encoder import both
+    traits = prepare_names(study)
+    _writable(workspace)
+    encoder = load_encoder(study.encoder, progress)
+    space = prepare_space(study, encoder, traits)
+    features, models = prepare_data(study, workspace, encoder, progress)
+    check_builds(space, models)
+    return Parts(study, study_id(study), workspace, encoder, space, features, models)
+
+
+def prepare_names(study: StudyConfig) -> dict[str, Any]:
+    """Hold strategies with their options, tasks and projector against what there is; nothing is built.
+
+    Returns:
+        What the planner knows of each strategy that the study may name, :class:`sweeps.space.Traits` by name.
+
+    Raises:
+        WorkbenchError: an unknown name or option, or a value of the wrong type.
+    """
     from fusion_workbench.modules.fusion.base import STRATEGIES, spec_of
     from fusion_workbench.modules.projector import Projector
-    from fusion_workbench.modules.tasks import build_task
-    from fusion_workbench.sweeps.space import build_space
 
     traits = strategy_traits(study.language_model is not None, study.schema)
     for strategy in study.strategies:
@@ -119,50 +141,67 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
     if study.language_model is None:
         _check_tasks(study.tasks)
     Projector(study.training.projector, 1, 1)
-    _writable(workspace)
-    encoder = load_encoder(study.encoder, progress)
-    space = build_space(study, encoder.depth, traits)
+    return traits
+
+
+def prepare_space(study: StudyConfig, encoder: VisionEncoder, traits: Mapping[str, Any]) -> Space:
+    """The study's cells, with layers as numbers of ``encoder``.
+
+    Raises:
+        WorkbenchError: a layer that the encoder does not have, or one that is named twice.
+    """
+    from fusion_workbench.sweeps.space import build_space
+
+    return build_space(study, encoder.depth, traits)
+
+
+def prepare_data(
+    study: StudyConfig, workspace: Path, encoder: VisionEncoder, progress: bool = True
+) -> tuple[Features, CellModels]:
+    """The features of the study's source, and what is learned from them. Nothing is encoded yet.
+
+    Raises:
+        WorkbenchError: an unknown source or option, images of another size than ``encoder`` reads, a task without
+            labels, a batch that is larger than the training split; of a language model as :func:`prepare_language`.
+    """
+    from fusion_workbench.datamodules.build import build_source
+    from fusion_workbench.datamodules.order import check_batch
+    from fusion_workbench.modules.tasks import build_task
+
     source = build_source(study.source.name, study.source.options)
+    _check_image_size(study.source.name, source, encoder)
+    features = features_of(study, workspace, encoder, source)
+    if study.language_model is not None:
+        return features, prepare_language(study, encoder, features, workspace, progress)
+    classes, targets, training = source.classes(), source.targets("train"), study.training
+    tasks = [build_task(name, classes, targets) for name in study.tasks]
+    check_batch(source.size("train"), training.batch_size, training.devices)
+    models = ProbeModels(tasks, encoder.dim, encoder.grid(), training.projector, training.width or encoder.dim)
+    return features, models
+
+
+def check_builds(space: Space, models: CellModels) -> None:
+    """Every listed cell is built once on no memory at all, so that wrong options are found now.
+
+    Raises:
+        WorkbenchError: a cell that cannot be built.
+    """
+    from fusion_workbench.modules.meta import on_meta
+
+    for cell in space.listed:
+        on_meta(models.build, cell)
+
+
+def _check_image_size(name: str, source: Source, encoder: VisionEncoder) -> None:
+    from fusion_workbench.modules.encoders.encoder import both
+
     made, read = both(source.image_size), both(encoder.image_size)
     if made != read:
         raise WorkbenchError(
-            f"the source '{study.source.name}' makes images of {_pixels(made)} px and the encoder reads "
+            f"the source '{name}' makes images of {_pixels(made)} px and the encoder reads "
             f"{_pixels(read)} px; set encoder.image_size={_plain(made)}, or let the source make {_plain(read)} "
             "(source.options.size)."
         )
-    if study.language_model is not None:
-        return _with_language(study, workspace, encoder, source, space, progress)
-    classes, targets = source.classes(), source.targets("train")
-    tasks = [build_task(name, classes, targets) for name in study.tasks]
-    if source.size("train") < study.training.batch_size:
-        raise WorkbenchError(
-            f"training.batch_size is {study.training.batch_size}, and the source has {source.size('train')} training "
-            "examples; a batch must fit into them."
-        )
-    _check_builds(space, encoder.dim)
-    store = store_of(study, workspace, encoder, source)
-    return Parts(study, study_id(study), workspace, encoder, source, tasks, space, store)
-
-
-def store_of(study: StudyConfig, workspace: Path, encoder: VisionEncoder, source: Source) -> FeatureStore | None:
-    """The feature store of a source's images; None where every batch is encoded anew."""
-    if study.training.live:
-        return None
-    from fusion_workbench.datamodules.store.store import FeatureStore
-
-    return FeatureStore(workspace / "store", encoder, source)
-
-
-def _with_language(
-    study: StudyConfig, workspace: Path, encoder: VisionEncoder, source: Source, space: Space, progress: bool
-) -> Parts:
-    """The rest of :func:`prepare` for a study of language models."""
-    from fusion_workbench.study.language_parts import check_adapters, prepare_language
-
-    store = store_of(study, workspace, encoder, source)
-    language = prepare_language(study, encoder, source, store, workspace, progress)
-    check_adapters(study, space, encoder, language)
-    return Parts(study, study_id(study), workspace, encoder, source, [], space, store, language)
 
 
 def _check_tasks(names: Sequence[str]) -> None:
@@ -193,17 +232,6 @@ def strategy_traits(language: bool = False, schema: int | None = None) -> dict[s
         for name, injection in INJECTIONS.items():
             traits[name] = traits_of(name, injection.uses_levels, canonical_injection)
     return traits
-
-
-def _check_builds(space: Space, dim: int) -> None:
-    """Every listed cell's fuser is built once on no memory at all, so that wrong options are found now."""
-    import torch
-
-    from fusion_workbench.modules.fusion import build
-
-    with torch.device("meta"):
-        for cell in space.listed:
-            build(cell.strategy, cell.selection, dim, dict(cell.options))
 
 
 def _writable(folder: Path) -> None:

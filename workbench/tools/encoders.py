@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fusion_workbench.config.study import EncoderConfig
 from fusion_workbench.core.layers import notations
-from fusion_workbench.study.prepare import load_encoder
+from fusion_workbench.study.encoder_store import load_encoder
 
 if TYPE_CHECKING:
     from rich.console import Console

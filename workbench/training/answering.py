@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from fusion_workbench.datamodules.conversations.batches import padded_prompts
-from fusion_workbench.datamodules.store.encoding import draw
 from fusion_workbench.modules.encoders.encoder import both
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.prepare import Parts
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.base import Conversation
+    from fusion_workbench.datamodules.features import SplitFeatures
     from fusion_workbench.modules.answers.task import AnswerTask
     from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
@@ -113,6 +113,7 @@ class Asker:
         listed = source.conversations(split)
         asked = [listed[n] for n in self.language.questions(source, split)]
         shown = _IMAGES[images](self, split, asked)
+        features = self.parts.features.split(split, self.layers)
         said = [""] * len(asked)
         prompts = [self.language.chat.prompt(question) for question in asked]
         order = sorted(range(len(asked)), key=lambda place: len(prompts[place]))  # alike lengths waste no padding
@@ -120,7 +121,7 @@ class Asker:
         for start in range(0, len(order), size):
             places = order[start : start + size]
             rows = [row for place in places for row in shown[place]]
-            batch = self._batch([prompts[place] for place in places], self._features(split, rows))
+            batch = self._batch([prompts[place] for place in places], self._features(features, rows))
             answers = self.model.generate(batch, self.language.config.max_new_tokens)
             for place, answer in zip(places, answers, strict=True):
                 said[place] = answer
@@ -156,16 +157,12 @@ class Asker:
         other = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle: no image stays
         return [tuple(other[row] for row in question.images) for question in asked]
 
-    def _features(self, split: str, rows: Sequence[int]) -> Tensor:
+    def _features(self, features: SplitFeatures, rows: Sequence[int]) -> Tensor:
         """``[layers, N, T, dim]``; row -1 is the blank image."""
-        encoder, source = self.parts.encoder, self.parts.source
+        encoder = self.parts.encoder
         real = sorted({row for row in rows if row >= 0})
         place = {row: number for number, row in enumerate(real)}
-        states = []
-        if real and self.parts.store is not None:
-            states.append(self.parts.store.features(split, self.layers).rows(torch.tensor(real)))
-        elif real:
-            states.append(encoder.encode(draw(source, split, real), self.layers))
+        states = [features.rows(torch.tensor(real))] if real else []
         if len(real) < len(set(rows)) or not rows:
             height, width = both(encoder.image_size)
             blank = encoder.encode(np.full((1, height, width, 3), _GREY, np.uint8), self.layers)

@@ -28,7 +28,7 @@ from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.modules.optim import Recipe, gate_rms, named_gates
 from fusion_workbench.modules.probes.bank import DIVERGED, FINISHED, OUT_OF_MEMORY, is_out_of_memory
 from fusion_workbench.study.identity import seed_of
-from fusion_workbench.study.language_parts import adapter_config, stage_rates, stage_steps
+from fusion_workbench.study.language_parts import stage_rates, stage_steps
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.record import peak_memory_mb
 
@@ -130,9 +130,8 @@ class LanguageRun:
         cell, encoder = self.job.variant.cell, self.parts.encoder
         language = self.language
         decoder = language.decoder() if language.trains_words or self._shards else language.frozen
-        config = adapter_config(self.study, cell, encoder.dim, encoder.grid(), language)
         # A fresh projector speaks louder than any word that a frozen model has read.
-        config = replace(config, output_rms=decoder.embedding_rms())
+        config = replace(language.adapter_config(cell), output_rms=decoder.embedding_rms())
         self.adapter_config = config
         adapter = seeded_adapter(config, seed_of("init", self.job.replicate, self.job.variant.id))
         return VisionLanguageModel(
@@ -237,11 +236,8 @@ class LanguageRun:
             latest.unlink(missing_ok=True)
 
     def _data(self, stage: StageConfig) -> AblationDataModule:
-        store = self.language.stores[stage.name]
         return AblationDataModule(
-            self.language.sources[stage.name],
-            store,
-            self.parts.encoder if store is None else None,
+            self.language.features[stage.name],
             layers=self.layers,
             batch_size=stage.batch_size or self.study.training.batch_size,
             order_seed=seed_of("order", self.job.replicate, stage.name),

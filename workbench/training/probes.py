@@ -43,9 +43,7 @@ class BankTrainer(JobTrainer):
         layers = sorted({layer for job in jobs for layer in job.variant.cell.selection.layers})
         bank = FusionBank([self._member(job) for job in jobs], self.parts.tasks, layers, grid)
         data = AblationDataModule(
-            self.parts.source,
-            self.parts.store,
-            self.parts.encoder if self.parts.store is None else None,
+            self.parts.features,
             layers=tuple(layers),
             batch_size=self.study.training.batch_size,
             order_seed=seed_of("order", jobs[0].replicate),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.tokens import IGNORE, IMAGE_ID
 from fusion_workbench.datamodules.datamodule import AblationDataModule
+from fusion_workbench.datamodules.features import LiveFeatures, StoreFeatures
 from fusion_workbench.datamodules.store.store import FeatureStore
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
 
@@ -40,7 +41,7 @@ def make(tmp_path: Path, vision: VisionEncoder) -> Make:
         source = changed.pop("source", None) or TalkSource()
         store = FeatureStore(tmp_path, vision, source, torch.float32, shard_size=8, console=Console(quiet=True))
         arguments = {"layers": LAYERS, "batch_size": 4, "order_seed": 5, "chat": tiny_chat()} | changed
-        return AblationDataModule(source, None if live else store, vision if live else None, **arguments)
+        return AblationDataModule(LiveFeatures(vision, source) if live else StoreFeatures(store), **arguments)
 
     return make
 

@@ -10,7 +10,7 @@ from fusion_workbench.config.study import EncoderConfig
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.build import build_source
 from fusion_workbench.modules.encoders.planted import PlantedEncoder
-from fusion_workbench.study.prepare import load_encoder
+from fusion_workbench.study.encoder_store import load_encoder
 
 
 def states(name: str, images: int = 900) -> tuple[torch.Tensor, np.ndarray]:

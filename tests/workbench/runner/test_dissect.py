@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from test_look import Done, done
 
+from fusion_workbench.datamodules.features import LiveFeatures
 from fusion_workbench.modules.similarity import hsic
 from fusion_workbench.reports.reading.layers import read_importance, read_similarity
 from fusion_workbench.runner import layer_analysis as dissect
@@ -54,7 +55,7 @@ def test_similarity_is_that_of_the_validation_tokens(done: Done, monkeypatch: py
     states = done.parts.encoder.encode(images, [1, 2, 3]).flatten(1, 2)
     direct = hsic(torch.nn.functional.layer_norm(states, states.shape[-1:]))
     expected = direct / (direct.diagonal()[:, None] * direct.diagonal()).sqrt()
-    live = similarity(replace(done.parts, store=None), [1, 2, 3])
+    live = similarity(replace(done.parts, features=LiveFeatures(done.parts.encoder, done.parts.source)), [1, 2, 3])
     assert live["tokens"] == 8 * 64
     assert np.allclose(live["matrix"], expected.numpy(), atol=1e-5)
     assert np.allclose(similarity(done.parts, [1, 2, 3])["matrix"], expected.numpy(), atol=0.01)  # bf16

@@ -233,7 +233,7 @@ def test_of_a_stages_own_source_the_training_split_alone_is_encoded(text: str, t
 
     experiment = Experiment(parts, Display(Console(file=io.StringIO()), progress=False))
     experiment._build_store(cast(Planner, Planned()))
-    store, whole = parts.language.stores["captions"], parts.store
+    store, whole = parts.language.features["captions"].store, parts.store
     assert store is not None
     assert whole is not None
     assert not store.plan([3], ["train"]).passes
