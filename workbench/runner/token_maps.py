@@ -290,7 +290,7 @@ class Look:
         return maps
 
     def _features(self, examples: Sequence[int], layers: Sequence[int]) -> Tensor:
-        """``[layers, B, T, dim]``, float32 on the CPU; live, as the store's bf16 would be seen in the maps."""
+        """``[layers, B, T, dim]``, float32 on the CPU; live, as the store's bf16 would move the maps' last digits."""
         from fusion_workbench.datamodules.features import LiveFeatures
 
         test = LiveFeatures(self.parts.encoder, self.parts.source).split("test", layers)
