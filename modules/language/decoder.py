@@ -22,12 +22,13 @@ Trains = Literal["frozen", "lora", "full"]
 class LoraOptions:
     """Low-rank updates ``W + alpha / rank · B A`` of the linear maps (LoRA, arXiv 2106.09685, eq. 3).
 
-    ``targets`` are names of linear layers within a block, such as ``q_proj``; none: all of them.
+    ``targets`` are names of linear layers within a block, such as ``q_proj``; none: all of them. The defaults of a
+    study stand in its configuration (``language_model.lora``) alone.
     """
 
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
+    rank: int
+    alpha: int
+    dropout: float
     targets: tuple[str, ...] = ()
 
 
@@ -174,7 +175,7 @@ class Decoder(nn.Module):
         self._store(torch.float32)
         self.model.requires_grad_(True)
 
-    def add_lora(self, options: LoraOptions | None = None) -> None:
+    def add_lora(self, options: LoraOptions) -> None:
         """Low-rank updates are trained, in float32, and nothing else.
 
         Raises:
@@ -189,12 +190,11 @@ class Decoder(nn.Module):
             ) from None
         self._without_lora("add_lora")
         self.freeze()
-        chosen = options or LoraOptions()
         config = LoraConfig(
-            r=chosen.rank,
-            lora_alpha=chosen.alpha,
-            lora_dropout=chosen.dropout,
-            target_modules=self._targets(chosen.targets),
+            r=options.rank,
+            lora_alpha=options.alpha,
+            lora_dropout=options.dropout,
+            target_modules=self._targets(options.targets),
             fan_in_fan_out=any(_is_conv1d(module) for module in self.layers.modules()),
         )
         self._tuner = [LoraModel(self.model, config, "default")]

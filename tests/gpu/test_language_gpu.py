@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_language import tiny_decoder
+from tiny_language import LORA, tiny_decoder
 from tiny_visual import Chat, Stateful, tiny_model, trainer
 
 from fusion_workbench.modules.optim import Recipe
@@ -25,7 +25,7 @@ def test_losses_and_answers_are_those_of_the_cpu(strategy: str) -> None:
 @pytest.mark.parametrize("trains", ["frozen", "lora", "full"])
 def test_bf16_training_lowers_the_loss(trains: str) -> None:
     decoder = tiny_decoder(precision="bf16")
-    {"frozen": decoder.freeze, "lora": decoder.add_lora, "full": decoder.train_fully}[trains]()
+    {"frozen": decoder.freeze, "lora": lambda: decoder.add_lora(LORA), "full": decoder.train_fully}[trains]()
     model = tiny_model(decoder=decoder, recipe=Recipe.of(1e-2, warmup=0.03))
     batch = Chat().batch(TURNS)
     before = float(model.training_step(batch, 0).detach())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from fusion_workbench.modules.language.decoder import Decoder
+from fusion_workbench.modules.language.decoder import Decoder, LoraOptions
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,?!:\n"
 SPECIAL = ("<pad>", "<end>", "<unk>")
@@ -68,6 +68,7 @@ def _gpt2(width: int, depth: int) -> Any:
 
 BUILDERS = {"llama": _llama, "qwen2": _qwen2, "gpt2": _gpt2}
 FAMILIES = tuple(BUILDERS)
+LORA = LoraOptions(rank=16, alpha=32, dropout=0.0)
 
 
 def tiny_decoder(

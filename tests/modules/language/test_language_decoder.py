@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_language import DEPTH, FAMILIES, WIDTH, tiny_decoder
+from tiny_language import DEPTH, FAMILIES, LORA, WIDTH, tiny_decoder
 from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.modules.language.decoder import Decoder, LoraOptions
+from fusion_workbench.modules.language.decoder import Decoder
 
 
 def given(decoder: Decoder, requires_grad: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,7 +31,7 @@ def test_its_parts_are_found(family: str) -> None:
     assert decoder.pad_id == 0
     assert not decoder.trained()
     blocks = list(decoder.layers)
-    decoder.add_lora()
+    decoder.add_lora(LORA)
     assert list(decoder.layers) == blocks
 
 
@@ -49,7 +50,7 @@ def test_lora_starts_as_the_model_learns_and_merges(family: str) -> None:
     decoder = tiny_decoder(family)
     before = decoder(*given(decoder))
     names = set(decoder.state_dict())
-    decoder.add_lora(LoraOptions(rank=2))
+    decoder.add_lora(replace(LORA, rank=2))
     assert torch.allclose(decoder(*given(decoder)), before, atol=1e-6)
     assert {id(p) for p in decoder.trained()} == {id(p) for p in decoder.lora_parameters()}
     linear = {"llama": 7, "qwen2": 7, "gpt2": 4}[family]
@@ -67,12 +68,12 @@ def test_lora_starts_as_the_model_learns_and_merges(family: str) -> None:
 def test_lora_of_named_maps_alone() -> None:
     pytest.importorskip("peft")
     decoder = tiny_decoder()
-    decoder.add_lora(LoraOptions(targets=("q_proj", "v_proj")))
+    decoder.add_lora(replace(LORA, targets=("q_proj", "v_proj")))
     assert len(decoder.trained()) == 2 * DEPTH * 2
     with pytest.raises(WorkbenchError, match="merge them before"):
-        decoder.add_lora()
+        decoder.add_lora(LORA)
     with pytest.raises(WorkbenchError, match=r"'query' is not in the language model's blocks: \['down_proj'"):
-        tiny_decoder().add_lora(LoraOptions(targets=("query",)))
+        tiny_decoder().add_lora(replace(LORA, targets=("query",)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

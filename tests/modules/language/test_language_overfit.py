@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_language import tiny_decoder
+from tiny_language import LORA, tiny_decoder
 from tiny_visual import Chat, Stateful, tiny_model, trainer
 
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
@@ -85,7 +85,7 @@ def test_the_embedded_pair_learns_sixteen_questions_by_heart(strategy: str) -> N
     source = FineScenes(FineScenesOptions(train=4, glyphs=2, fewest=1, size=56))
     decoder = Decoder.load(str(folders["language-model"]))
     torch.manual_seed(0)
-    decoder.add_lora()
+    decoder.add_lora(LORA)
     config = AdapterConfig(
         strategy, Selection((3, 6), 9), encoder.dim, decoder.width, decoder.depth, output_rms=decoder.embedding_rms()
     )

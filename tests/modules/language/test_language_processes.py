@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tiny_language import LORA
 from tiny_visual import Chat, tiny_model, trainer
 from torch import Tensor
 
@@ -39,7 +40,9 @@ def joined() -> list[dict[str, Tensor]]:
 def model_of(trains: str) -> VisionLanguageModel:
     model = tiny_model("mmfuser", recipe=Recipe.of(1e-2, warmup=0.03))
     torch.manual_seed(3)
-    {"frozen": model.decoder.freeze, "lora": model.decoder.add_lora, "full": model.decoder.train_fully}[trains]()
+    {"frozen": model.decoder.freeze, "lora": lambda: model.decoder.add_lora(LORA), "full": model.decoder.train_fully}[
+        trains
+    ]()
     return model
 
 

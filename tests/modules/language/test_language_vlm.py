@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_language import FAMILIES, WIDTH, tiny_decoder
+from tiny_language import FAMILIES, LORA, WIDTH, tiny_decoder
 from tiny_visual import DIM, GRID, LAYERS, Chat, Stateful, tiny_model, trainer
 from torch import Tensor
 
@@ -195,7 +195,11 @@ def fit_batches() -> Stateful:
 @pytest.mark.parametrize("trains", ["frozen", "lora", "full"])
 def test_training_moves_what_it_should(trains: str) -> None:
     model = tiny_model("mmfuser", recipe=Recipe.of(1e-2, warmup=0.03))
-    train = {"frozen": model.decoder.freeze, "lora": model.decoder.add_lora, "full": model.decoder.train_fully}
+    train = {
+        "frozen": model.decoder.freeze,
+        "lora": lambda: model.decoder.add_lora(LORA),
+        "full": model.decoder.train_fully,
+    }
     train[trains]()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainer(max_epochs=1).fit(model, fit_batches())
@@ -223,7 +227,11 @@ class StopAt(L.Callback):
 def test_a_run_that_was_cut_in_an_epoch_ends_with_the_same_weights(trains: str, tmp_path: Any) -> None:
     def fresh() -> VisionLanguageModel:
         model = tiny_model("mmfuser", family="gpt2", recipe=Recipe.of(1e-2, warmup=0.03))
-        train = {"frozen": model.decoder.freeze, "lora": model.decoder.add_lora, "full": model.decoder.train_fully}
+        train = {
+            "frozen": model.decoder.freeze,
+            "lora": lambda: model.decoder.add_lora(LORA),
+            "full": model.decoder.train_fully,
+        }
         torch.manual_seed(5)  # LoRA's own start, and dropout
         train[trains]()
         return model

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_language import tiny_decoder, tiny_tokenizer
+from tiny_language import LORA, tiny_decoder, tiny_tokenizer
 from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError
@@ -216,7 +216,7 @@ def test_a_head_that_does_more_is_found(tiny_clip: Path) -> None:
 def test_lora_is_merged_into_the_stock_form(tiny_clip: Path) -> None:
     pytest.importorskip("peft")
     encoder, model = ours(tiny_clip, "deep_only", [2], {})
-    model.decoder.add_lora()
+    model.decoder.add_lora(LORA)
     for parameter in model.decoder.lora_parameters():
         nn.init.normal_(parameter, std=0.2)
     stock = to_stock(encoder, model.adapter.fuser, model.adapter.projector, model.decoder, IMAGE_TOKEN)

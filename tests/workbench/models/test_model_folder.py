@@ -78,7 +78,7 @@ def test_lora_is_kept_as_peft_does(tiny_clip: Path, language: Path, tmp_path: Pa
     from fusion_workbench.modules.language.decoder import LoraOptions
 
     model, encoder, described = build_model(tiny_clip, language)
-    model.decoder.add_lora(LoraOptions(rank=3, alpha=6, targets=("q_proj", "down_proj")))
+    model.decoder.add_lora(LoraOptions(rank=3, alpha=6, dropout=0.0, targets=("q_proj", "down_proj")))
     for parameter in model.decoder.lora_parameters():
         nn.init.normal_(parameter, std=0.3)
     folder = tmp_path / "model"
