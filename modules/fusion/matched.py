@@ -19,13 +19,13 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules import cost
 from fusion_workbench.modules.fusion.base import Fusion, Grid, build, register_strategy
+from fusion_workbench.modules.meta import on_meta
 from fusion_workbench.modules.projector import Projector
 
 GRID: Grid = (24, 24)  # where FLOPs are counted unless the grid is handed in
@@ -80,17 +80,15 @@ class Matched(Fusion):
         flops, grid = self.options.budget == "flops", grid or GRID
         unit = 2 * grid[0] * grid[1] * (self.dim + width) if flops else self.dim + width + 1
         fixed = 0 if flops else width
-        with torch.device("meta"):
-            budget = cost_of(self._other(), kind, width, grid)[flops]
-            plain = cost_of(self, kind, width, grid, super().projector(kind, width))[flops]
+        budget = on_meta(cost_of, self._other(), kind, width, grid)[flops]
+        plain = on_meta(cost_of, self, kind, width, grid, on_meta(super().projector, kind, width))[flops]
         if 2 * abs(budget - plain) <= unit:
             return super().projector(kind, width)
         return Projector(kind, self.dim, width, hidden=max(1, round((budget - fixed) / unit)))
 
     def _other(self) -> Fusion:
         """The strategy whose budget is met, without memory: shapes are enough to count."""
-        with torch.device("meta"):
-            return build(self.options.like, self.selection, self.dim, self.like_options)
+        return on_meta(build, self.options.like, self.selection, self.dim, self.like_options)
 
 
 def cost_of(fuser: Fusion, kind: str, width: int, grid: Grid, projector: nn.Module | None = None) -> tuple[int, int]:

@@ -131,7 +131,7 @@ class Experiment:
         done = [self.ledger.find(job.variant.id, job.replicate) for job in jobs]
         self.failed = sum(1 for entry in done if entry is None or not entry.finished)
         self.failed += Confirmer(self.parts, self.banks, cells, rates).run(self.plan["confirm"])
-        if self.parts.language is None:
+        if self.banks.token_maps:
             log_look(self.parts, self.tracker, self.run_id, variants, self.ledger, self.display)
         log_layers(self.parts, self.tracker, self.run_id, variants, planner, self.ledger, self.display)
 
@@ -216,21 +216,15 @@ class Experiment:
             "workbench.versions": to_json(provenance.versions()),
             "workbench.device": provenance.device(),
         }
-        if parts.language is not None:
-            from fusion_workbench.training.language_record import check_words
-
-            check_words(parts, self.ledger)
+        trainer = trainer_of(parts)
+        trainer.check_unchanged(parts, self.ledger)
         remember_schema(self.study, self.ledger)
         known = self.ledger.fact("run_id")
         self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known, self._place(), tags)
         self.ledger.remember("run_id", self.run_id)
         if known != self.run_id:
             self.tracker.log_params(self.run_id, flat(to_dict(self.study)))
-        self.tracker.log_files(self.run_id, study_files(parts))
-        if parts.language is not None:
-            from fusion_workbench.training import language_record
-
-            self.tracker.log_files(self.run_id, language_record.study_files(parts))
+        self.tracker.log_files(self.run_id, study_files(parts) | trainer.study_files(parts))
         self.plan = freeze(self.study, self.ledger, self.tracker, self.run_id)
         self._reconcile()
         if mixed := open_numerics(self.ledger, self.tracker, self.run_id):

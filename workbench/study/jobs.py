@@ -56,6 +56,7 @@ class JobTrainer(ABC):
     """
 
     unit: str = "variant-epochs"  # what the progress bar counts
+    token_maps: bool = False  # whether what it trains can be shown on test images
 
     @property
     def together(self) -> int:
@@ -70,6 +71,19 @@ class JobTrainer(ABC):
         self.run_id = run_id
         self.display = display
         self.trained = 0
+
+    @classmethod  # noqa: B027 - nothing to check where the study's id tells it all
+    def check_unchanged(cls, parts: Parts, ledger: Ledger) -> None:
+        """Hold what is trained on against the study's earlier runs, where the study's id does not tell.
+
+        Raises:
+            WorkbenchError: it is something else now.
+        """
+
+    @classmethod
+    def study_files(cls, parts: Parts) -> dict[str, str | bytes]:
+        """Artifacts of the parent run that studies of this kind alone have, by their path."""
+        return {}
 
     @property
     @abstractmethod

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules import cost
 from fusion_workbench.modules.fusion import build
 from fusion_workbench.modules.fusion.matched import cost_of
 from fusion_workbench.modules.language import INJECTIONS
 from fusion_workbench.modules.language.injection import InjectionSetting, build_injection
+from fusion_workbench.modules.meta import on_meta
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,9 +71,8 @@ class Row:
 def rows() -> list[Row]:
     """``deep_only`` to compare with, then every injection and its other forms; nothing is computed in full."""
     names = list(INJECTIONS)  # before: what plug-ins make when they are loaded is no matter of shapes alone
-    with torch.device("meta"):  # shapes are enough to count
-        found = [_row(name, options) for name in names for options in ({}, *VARIATIONS.get(name, ()))]
-        return [_plain(), *sorted(found, key=lambda row: (row.costs[0], row.name))]
+    found = [on_meta(_row, name, options) for name in names for options in ({}, *VARIATIONS.get(name, ()))]
+    return [on_meta(_plain), *sorted(found, key=lambda row: (row.costs[0], row.name))]
 
 
 def markdown() -> str:

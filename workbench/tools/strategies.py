@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.fusion import STRATEGIES, StrategySpec, build
 from fusion_workbench.modules.fusion.contract import Finding, check, class_of, name_of
 from fusion_workbench.modules.fusion.matched import cost_of
+from fusion_workbench.modules.meta import on_meta
 from fusion_workbench.tools import injection_table
 
 if TYPE_CHECKING:
@@ -176,12 +176,11 @@ def _check(target: str, options: Mapping[str, Any] | None) -> _Checked:
 
 
 def _row(spec: StrategySpec, options: Mapping[str, Any]) -> Row:
-    with torch.device("meta"):  # shapes are enough to count
-        fusers = [build(spec.name, setting.selection, setting.dim, options) for setting in (PAPER, EMBEDDED)]
-        costs = tuple(
-            cost_of(fuser, setting.projector, setting.width, setting.grid)
-            for fuser, setting in zip(fusers, (PAPER, EMBEDDED), strict=True)
-        )
+    fusers = [on_meta(build, spec.name, setting.selection, setting.dim, options) for setting in (PAPER, EMBEDDED)]
+    costs = tuple(
+        on_meta(cost_of, fuser, setting.projector, setting.width, setting.grid)
+        for fuser, setting in zip(fusers, (PAPER, EMBEDDED), strict=True)
+    )
     paper, embedded = (f"{fuser.out_dim / fuser.dim:g}" for fuser in fusers)
     out_dim = paper if paper == embedded else f"{paper} ({embedded})"  # more levels there, more channels
     return Row(spec, options, fusers[0].identity_at_start, out_dim, len(fusers[0].token_map(PAPER.grid)), costs)

@@ -5,17 +5,30 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.study.jobs import SEARCH, Job, JobTrainer
 from fusion_workbench.study.language_parts import stage_steps
-from fusion_workbench.training.language_record import child_files, child_params, final_metrics
+from fusion_workbench.training import language_record
+from fusion_workbench.training.language_record import check_words, child_files, child_params, final_metrics
+
+if TYPE_CHECKING:
+    from fusion_workbench.study.ledger import Ledger
+    from fusion_workbench.study.prepare import Parts
 
 
 class LanguageTrainer(JobTrainer):
     """Jobs as :class:`training.language_run.LanguageRun`."""
 
     unit = "steps"
+
+    @classmethod
+    def check_unchanged(cls, parts: Parts, ledger: Ledger) -> None:
+        check_words(parts, ledger)
+
+    @classmethod
+    def study_files(cls, parts: Parts) -> dict[str, str | bytes]:
+        return language_record.study_files(parts)
 
     @property
     def units(self) -> int:

@@ -18,6 +18,8 @@ _EVAL_BATCH = 64  # nothing depends on it
 class BankTrainer(JobTrainer):
     """Jobs as members of :class:`modules.probes.bank.FusionBank`."""
 
+    token_maps = True
+
     @property
     def together(self) -> int:
         return self.study.training.bank_size
