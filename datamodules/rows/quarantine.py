@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import write_file
 from fusion_workbench.datamodules.rows.rows import BadRow
 
 LISTED = ".quarantine.jsonl"  # after the name of the file whose bad rows are listed
@@ -62,10 +62,7 @@ class Quarantine:
             if not self.rows:
                 self.path.unlink(missing_ok=True)
                 return "no row is bad"
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-            part.write_text("".join(json.dumps(asdict(row)) + "\n" for row in self.rows), encoding="utf-8")
-            part.replace(self.path)
+            write_file(self.path, "".join(json.dumps(asdict(row)) + "\n" for row in self.rows))
         except OSError as error:
             return f"the list {self.path} could not be written ({error.strerror}); name a folder in quarantine"
         return f"all are listed in {self.path}"

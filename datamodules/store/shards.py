@@ -30,9 +30,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import PART, sync, write_file
 
 INDEX = "index.json"
-_PART = ".part"  # what a file is called until it is whole
 
 
 @dataclass(frozen=True)
@@ -82,25 +82,10 @@ class SplitIndex:
     def write(self) -> None:
         """Raises OSError."""
         shards = dict(sorted(self.checksums.items()))
-        replace_file(self.folder / INDEX, json.dumps(dict(self.facts) | {"shards": shards}, indent=1).encode())
+        write_file(self.folder / INDEX, json.dumps(dict(self.facts) | {"shards": shards}, indent=1).encode())
 
 
 # --- files --------------------------------------------------------------------------------------------------
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write ``path`` whole or not at all. Raises OSError, and then leaves what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}{_PART}")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -114,7 +99,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def sweep(folder: Path) -> None:
     """Remove what a killed writer left half done. Only under the store's lock. Raises OSError."""
-    for part in folder.rglob(f"*{_PART}"):
+    for part in folder.rglob(f"*{PART}"):
         part.unlink(missing_ok=True)
 
 
@@ -158,11 +143,11 @@ def write_shards(shards: Iterable[tuple[Shard, Tensor]], index: SplitIndex) -> i
         for shard, states in shards:
             data = save({shard.tensor: states}, metadata={"format": "pt"})
             done.append(shard)
-            replace_file(shard.path, data)
+            write_file(shard.path, data)
             index.checksums[shard.name] = hashlib.sha256(data).hexdigest()
             written += len(data)
         for folder in {shard.path.parent for shard in done}:
-            _sync_folder(folder)
+            sync(folder)
         index.write()
     except BaseException:
         index.checksums = named
@@ -243,13 +228,3 @@ def stamp(path: Path) -> Stamp:
     """Changes whenever the file does. Raises OSError."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that a new name survives a power cut, where the system can do that."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

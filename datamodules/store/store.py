@@ -24,6 +24,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import write_file
 from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.datamodules.store import listing as stores
 from fusion_workbench.datamodules.store import shards as disk
@@ -227,7 +228,7 @@ class FeatureStore:
     def _encode(self, plan: StorePlan, batch_size: int, progress: bool) -> int:
         with told_clearly(self.folder):
             disk.sweep(self.folder)
-            disk.replace_file(self.folder / stores.KEY_FILE, json.dumps(self._facts, indent=1).encode())
+            write_file(self.folder / stores.KEY_FILE, json.dumps(self._facts, indent=1).encode())
         with progress_bar(self.console, progress) as bar:
             task = bar.add_task("encoding", total=plan.images)
             return encode_passes(

@@ -21,6 +21,7 @@ from fusion_workbench.reports.figures.layers import layers_json
 from fusion_workbench.reports.reading.records import FINISHED, Cell
 from fusion_workbench.reports.reading.token_maps import look_json
 from fusion_workbench.reports.render.language import language_json
+from fusion_workbench.reports.render.saving import finite
 from fusion_workbench.reports.render.tables import cost_columns, health
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
@@ -114,8 +115,8 @@ def to_json(
         "against": against,
         "language": language_json(analysis, probes),
     }
-    finite: dict[str, Any] = _finite(plain)
-    return finite
+    found: dict[str, Any] = finite(plain)
+    return found
 
 
 def results_csv(analysis: Analysis) -> str:
@@ -189,12 +190,3 @@ def _numbers(analysis: Analysis, cell: Cell) -> dict[str, Any]:
 
 def _levels(cell: Cell) -> str:
     return " ".join(map(str, cell.levels))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {str(key): _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

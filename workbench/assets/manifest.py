@@ -18,6 +18,7 @@ from typing import Literal
 from fusion_workbench.assets.fetch import sha256
 from fusion_workbench.assets.table import Asset
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import sync
 
 State = Literal["ready", "missing", "altered"]
 
@@ -123,14 +124,3 @@ def digest(files: Mapping[str, str]) -> str:
 def size(folder: Path) -> int:
     """Bytes of the files in a folder."""
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-
-
-def sync(path: Path) -> None:
-    """fsync a file or, where the system can, a folder."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,15 +14,14 @@ too. Neither of them normalises what it reads, so such weights belong to a ``Pro
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import explain_writing, whole_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -150,13 +149,9 @@ def write_connector_file(path: Path, connector: PublishedConnector) -> None:
     named = {f"{layout.fuser}{name}": value for name, value in connector.fuser.items()}
     named |= {theirs: connector.projector[ours] for ours, theirs in layout.projector.items()}
     plain = {f"{connector.prefix}{name}": value.detach().cpu().contiguous() for name, value in named.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-            torch.save(plain, Path(scratch) / "file")
-            os.replace(Path(scratch) / "file", path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise WorkbenchError(f"{path} cannot be written ({error}); name another file.") from None
+    told = explain_writing(path, "name another file", RuntimeError)  # as which torch reports a full disk
+    with told, whole_file(path) as part, part.open("wb") as file:
+        torch.save(plain, file)
 
 
 def published(fuser: Fusion, projector: nn.Module) -> PublishedConnector:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import explain_writing, scratch_beside, whole_folder
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.models.connector_files import fill, published, read_connector_file, write_connector_file
 from fusion_workbench.models.folder import (
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.language.adapter import FusedAdapter
 
 IMAGE_WORD = "<image>"
+_ELSEWHERE = "name another place with --out"
 PAPER_DEPTH, PAPER_LEVELS = 24, (-22, -17, -12, -7)  # CLIP-L, and what MMFuser reads of it beside the query
 
 # Stock processors take a message as a list of images and texts; the language model's own template takes words.
@@ -76,7 +75,7 @@ def to_llava(folder: Path, out: Path, encoder: str | None = None, language: str 
     stock: Any = to_stock(
         read, adapter.fuser, adapter.projector, model.decoder, tokenizer.convert_tokens_to_ids(IMAGE_WORD)
     )
-    with _written(out) as made:
+    with explain_writing(out, _ELSEWHERE), whole_folder(out) as made:
         stock.save_pretrained(made)
         _processor(read, tokenizer, chat, config["images"]).save_pretrained(made)
     return f"written: {out}, for transformers.LlavaForConditionalGeneration.from_pretrained"
@@ -109,8 +108,8 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
         first = (str(error).strip() or repr(error)).splitlines()[0]
         raise WorkbenchError(f"--from-llava: {folder} cannot be read as a stock LLaVA: {first}") from None
     parts = from_stock(stock)
-    with tempfile.TemporaryDirectory(dir=_parent(out), prefix=f".{out.name}-") as scratch:
-        tower = Path(scratch) / "encoder"
+    with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch:
+        tower = scratch / "encoder"
         _saved_tower(parts.tower, processor, tower)
         encoder = VisionEncoder(str(tower), image_size=0, precision="float32")
         decoder = Decoder(parts.language, tokenizer, "float32", str(folder))
@@ -278,21 +277,3 @@ _SQUARES: Mapping[str, Callable[[int], dict[str, Any]]] = {
     "crop": lambda size: {"do_pad": False, "size": {"shortest_edge": size}, "crop_size": _sides(size)},
     "stretch": lambda size: {"do_pad": False, "size": _sides(size), "do_center_crop": False},
 }
-
-
-def _parent(out: Path) -> Path:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkbenchError(f"{out} cannot be written ({error.strerror}); name another place with --out.") from None
-    return out.parent
-
-
-@contextmanager
-def _written(out: Path) -> Iterator[Path]:
-    """A folder that becomes ``out`` when all is in it."""
-    with tempfile.TemporaryDirectory(dir=_parent(out), prefix=f".{out.name}-") as scratch:
-        made = Path(scratch) / "folder"
-        made.mkdir()
-        yield made
-        os.replace(made, out)

@@ -16,9 +16,7 @@ only named, against a fingerprint of its own. Everything is JSON and safetensors
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.hardware import default_device
+from fusion_workbench.core.files import explain_writing, whole_folder
 from fusion_workbench.models.connector_files import fill
 from fusion_workbench.models.weights import (
     UPDATES,
@@ -107,21 +106,12 @@ def save_model(model: VisionLanguageModel, folder: Path, encoder: VisionEncoder,
 
     if folder.exists() and not _is_model(folder):
         raise WorkbenchError(f"{folder} is there already and is no model folder, so it is not replaced; name another.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            made = Path(scratch) / "folder"
-            made.mkdir()
-            config = _write(model, made, encoder, described)
-            (made / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            (made / CARD).write_text(card(config), encoding="utf-8")
-            for file in made.rglob("*.safetensors"):
-                file.chmod(0o644)  # safetensors writes for its owner alone
-            if folder.exists():
-                os.replace(folder, Path(scratch) / "old")
-            os.replace(made, folder)
-    except OSError as error:
-        raise WorkbenchError(f"{folder} cannot be written ({error.strerror or error}); name another folder.") from None
+    with explain_writing(folder, "name another folder"), whole_folder(folder) as made:
+        config = _write(model, made, encoder, described)
+        (made / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (made / CARD).write_text(card(config), encoding="utf-8")
+        for file in made.rglob("*.safetensors"):
+            file.chmod(0o644)  # safetensors writes for its owner alone
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

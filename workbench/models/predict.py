@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import explain_writing, write_file
 from fusion_workbench.datamodules.conversations.base import USER
 from fusion_workbench.datamodules.rows.files import read_entries
 from fusion_workbench.datamodules.rows.image_folder import ImageFolder, has_header
@@ -87,7 +88,7 @@ def predict(
     done = _kept(part, identity)
     before = len(done)
     left = sorted((n for n in range(len(questions)) if n not in done), key=lambda n: -len(questions[n].words))
-    try:
+    with explain_writing(out, "name another file"):
         out.parent.mkdir(parents=True, exist_ok=True)
         with part.open("a", encoding="utf-8") as file, _bar(console, shown) as bar:
             if not before:
@@ -102,12 +103,8 @@ def predict(
                     file.write(json.dumps({"number": n, "prediction": words}) + "\n")
                 file.flush()
                 bar.advance(task, len(batch))
-        whole = out.with_name(f".{out.name}.{os.getpid()}")
-        whole.write_text("".join(_line(q, done[n]) for n, q in enumerate(questions)), encoding="utf-8")
-        whole.replace(out)
+        write_file(out, "".join(_line(q, done[n]) for n, q in enumerate(questions)))
         part.unlink()
-    except OSError as error:
-        raise WorkbenchError(f"{out} cannot be written ({error.strerror or error}); name another file.") from None
     return before
 
 

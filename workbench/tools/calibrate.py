@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import write_file
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def run(
     }
     found = document(rows, facts)
     write(found, out / "calibration.json")
-    (out / "calibration.md").write_text(markdown(found), encoding="utf-8")
+    write_file(out / "calibration.md", markdown(found))
     return found
 
 
@@ -85,7 +86,7 @@ def write(found: dict[str, Any], path: Path) -> None:
     """As JSON, a line a row."""
     facts = json.dumps({key: value for key, value in found.items() if key != "rows"}, indent=1, ensure_ascii=False)
     rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in found["rows"])
-    path.write_text(f'{facts[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n', encoding="utf-8")
+    write_file(path, f'{facts[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n')
 
 
 def show(console: Console, found: dict[str, Any], out: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import write_file
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.base import Conversation, ConversationSource
@@ -77,10 +78,7 @@ def export(
         for split in splits:
             _write_images(source, split, out / IMAGES, advance)
         for split, path in files.items():
-            rows = [_row(c, split, metrics) for c in said[split]]
-            part = path.with_name(f"{path.name}.part")
-            part.write_text(_text(rows, jsonl), encoding="utf-8")
-            part.replace(path)
+            write_file(path, _text([_row(c, split, metrics) for c in said[split]], jsonl))
     except OSError as error:
         raise WorkbenchError(f"{error.filename or out} cannot be written: {error.strerror or error}.") from None
     every = [conversation for conversations in said.values() for conversation in conversations]

@@ -23,7 +23,8 @@ from fusion_workbench.reports.against.probes import foretell
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.records import StudyRecord
-from fusion_workbench.reports.render.report import _save, render
+from fusion_workbench.reports.render.report import render
+from fusion_workbench.reports.render.saving import save_files
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; Debian: apt-get install chromium")
@@ -52,7 +53,7 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a study that means harm, with a look and with gates that stayed shut."""
     folder = tmp_path_factory.mktemp("hostile")
     analysis = Analysis(hostile())
-    _save(folder, render(analysis, answer(analysis)))
+    save_files(folder, render(analysis, answer(analysis)))
     return folder / "report.html"
 
 
@@ -61,7 +62,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as a study of language models, beside the other as its study of probes."""
     folder = tmp_path_factory.mktemp("spoken")
     analysis = Analysis(hostile_language())
-    _save(folder, render(analysis, answer(analysis), None, foretell(analysis, hostile())))
+    save_files(folder, render(analysis, answer(analysis), None, foretell(analysis, hostile())))
     return folder / "report.html"
 
 
@@ -243,7 +244,7 @@ def test_five_hundred_runs_open_at_once(visit: Open, tmp_path: Path) -> None:
     record = large()
     analysis = Analysis(record)
     files = render(analysis, answer(analysis))
-    _save(tmp_path, files)
+    save_files(tmp_path, files)
     size = len(files["report.html"].encode())
     start = time.perf_counter()
     page = visit(tmp_path / "report.html")

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.render.links import anchor, server
-from fusion_workbench.reports.render.report import _save, render
+from fusion_workbench.reports.render.report import render
+from fusion_workbench.reports.render.saving import save_files
 from fusion_workbench.reports.words.csv_text import csv_text
 
 ALLOWED = {"class", "id", "href", "download", "data-k", "data-v", "data-from", "src", "alt", "title", "style"}
@@ -104,7 +105,7 @@ def test_markdown_and_json_keep_it_as_text(files: dict[str, str]) -> None:
 
 
 def test_it_can_be_written(files: dict[str, str], tmp_path: Path) -> None:
-    _save(tmp_path, files)
+    save_files(tmp_path, files)
     assert "half a pair ?" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 

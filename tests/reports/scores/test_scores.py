@@ -204,6 +204,16 @@ def test_files_say_the_same_and_escape_what_they_print(tmp_path: Path) -> None:
     assert float(rows[1]["difference"]) == pytest.approx(0.1, abs=0.02)
 
 
+@pytest.mark.parametrize("evil", ["=cmd|'/c calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "a\r\n=1"])
+def test_a_spreadsheet_runs_nothing(tmp_path: Path, evil: str) -> None:
+    scores = scores_of(**{evil: outcomes(noisy(0.5, 0)), "other": outcomes(noisy(0.6, 1))})
+    *_, table = write_judgement(judge_scores(scores), tmp_path / "out")
+    rows = list(csv.DictReader(table.open(newline="")))
+    plain = evil.replace("\r\n", "\n")
+    assert {r["system"] for r in rows} == {"other", plain if plain.startswith("a") else f"'{plain}"}
+    assert float(rows[-1]["difference"]) != 0, "numbers stay numbers"
+
+
 def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     found = judge_scores(scores_of(a=outcomes(noisy(0.5, 0)), b=outcomes(noisy(0.6, 1))))
