@@ -60,6 +60,23 @@ def rgb(image: Image.Image) -> Pixels:
     return np.array(upright.convert("RGB"))
 
 
+def pixels(image: Path | str | Image.Image | np.ndarray[Any, Any]) -> Pixels:
+    """A picture as uint8 ``[H, W, 3]``: the path of a file, a PIL image of any mode, or such an array already.
+
+    Raises:
+        WorkbenchError: it is none of these, or as :func:`load_image`.
+    """
+    if isinstance(image, str | Path):
+        return load_image(Path(image))
+    array = rgb(image) if isinstance(image, Image.Image) else np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise WorkbenchError(
+            f"a picture is a path, a PIL image or a uint8 array [height, width, 3]; got {array.dtype} "
+            f"{list(array.shape)}."
+        )
+    return array
+
+
 def squared(image: Pixels, size: int, padding: str, background: Sequence[int]) -> Pixels:
     """An image as a square of ``size`` px, bicubic, ``[H, W, 3] → [size, size, 3]``; see :data:`PADDINGS`.
 

@@ -9,7 +9,7 @@ from fusion_workbench.reports.against.probes import Foretold, Probes
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis, Measure
 from fusion_workbench.reports.analysis.image_controls import BLANK, KINDS, LOOKS, SHUFFLED, Sight, sights
-from fusion_workbench.reports.figures.study import columns, name_points, numbers, room, slug
+from fusion_workbench.reports.figures.study import columns, distinct_slug, name_points, numbers, room
 from fusion_workbench.reports.figures.svg import (
     ACCENT,
     CHARACTER,
@@ -193,7 +193,7 @@ def probe_figure(analysis: Analysis, probes: Analysis, pair: Foretold, answer: A
         heads = [f"{who} {column}" for who, m in (("probes", theirs), ("own", mine)) for column in columns(m.unit)]
         return finish(
             figure,
-            f"probes-{slug(mine.name)}",
+            f"probes-{distinct_slug(mine.name)}",
             f"{mine.name}: what probes foretold",
             "A dot a cell, both test scores with 95 % intervals. Blue: the pick of the probes' validation (open) and "
             "that of the language models' (filled).",

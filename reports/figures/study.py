@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fusion_workbench.core.text import slug
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import BASELINES, Analysis, Measure
 from fusion_workbench.reports.figures.fusers import attention, gates, heads, opening
@@ -47,10 +47,10 @@ def figures(analysis: Analysis, answer: Answer) -> list[Figure]:
     return [figure for figure in made if figure is not None]
 
 
-def slug(words: str) -> str:
-    """Safe in an id and in a file name, different for different words."""
-    plain = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-    return plain if plain == words else f"{plain or 'task'}-{sum(map(ord, words)) % 9973}"
+def distinct_slug(words: str) -> str:
+    """As :func:`core.text.slug`, and different for different words."""
+    plain = slug(words)
+    return plain if plain == words else f"{plain}-{sum(map(ord, words)) % 9973}"
 
 
 def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure | None:
@@ -107,7 +107,7 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
         said = "; ".join(f"layer {layer}: {unit.score(e.mean)} {unit.half(e)}" for layer, e in points)
         return finish(
             figure,
-            f"curve-{slug(measure.name)}",
+            f"curve-{distinct_slug(measure.name)}",
             f"{measure.name}: every layer alone",
             f"Test {measure.shown} of single layers with 95 % intervals. Lines: the baselines"
             f"{' and the recommended cell' if answer.cell is not None else ''}. "
@@ -175,7 +175,7 @@ def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
         ]
         return finish(
             figure,
-            f"cost-{slug(measure.name)}",
+            f"cost-{distinct_slug(measure.name)}",
             f"{measure.name}: score against cost",
             "Filled and joined: the Pareto front of the means, no cell cheaper and better. Neighbours on it may still "
             "be within the noise of each other. The encoder is the same for all and not counted.",

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from fusion_workbench.core.text import slug
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import BASELINES, BEST_SINGLE, ITSELF, Analysis, Comparison, Measure
 from fusion_workbench.reports.reading.records import Cell
 from fusion_workbench.reports.render import tables
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.statistics.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
-from fusion_workbench.reports.words.tex import escape, slug
+from fusion_workbench.reports.words.tex import escape
 from fusion_workbench.reports.words.wording import listed, plural
 from fusion_workbench.version import __version__
 

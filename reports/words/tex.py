@@ -99,9 +99,3 @@ def _character(c: str) -> str:
     if len(parts) == 2 and parts[1] in _ACCENTS and parts[0].isascii() and parts[0].isalpha():
         return rf"\{_ACCENTS[parts[1]]}{{{parts[0]}}}"
     return f"{{[}}U+{ord(c):04X}{{]}}"
-
-
-def slug(text: object) -> str:
-    """For a label: small letters, digits and dashes."""
-    plain = unicodedata.normalize("NFKD", str(text)).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "x"

@@ -11,6 +11,7 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.files import explain_writing, scratch_beside, whole_folder
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.models.connector_files import fill, published, read_connector_file, write_connector_file
+from fusion_workbench.models.files import read_tensors
 from fusion_workbench.models.folder import (
     ADAPTER,
     BACKGROUND,
@@ -20,7 +21,7 @@ from fusion_workbench.models.folder import (
     read_model_config,
     save_model,
 )
-from fusion_workbench.models.weights import language_path, read_tensors
+from fusion_workbench.models.weights import language_path
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.chat import Chat

@@ -9,13 +9,12 @@
     encoder/                only where the encoder has no name to be found by
     README.md               the model card
 
-The encoder is held against its fingerprint, as :func:`models.export.load_connector` does; a language model that is
-only named, against a fingerprint of its own. Everything is JSON and safetensors: no code is run, nothing unpickled.
+The encoder is held against its fingerprint, as that of a connector is; a language model that is only named, against a
+fingerprint of its own. Everything is JSON and safetensors: no code is run, nothing unpickled.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.hardware import default_device
 from fusion_workbench.core.files import explain_writing, whole_folder
+from fusion_workbench.models.cards import model_card
 from fusion_workbench.models.connector_files import fill
+from fusion_workbench.models.files import (
+    check_schema,
+    full_name,
+    read_config,
+    read_tensors,
+    trained_encoder,
+    write_config,
+    write_tensors,
+)
 from fusion_workbench.models.weights import (
     UPDATES,
     base_weights,
@@ -34,7 +43,6 @@ from fusion_workbench.models.weights import (
     language_path,
     lora_options,
     read_lora,
-    read_tensors,
     write_lora,
 )
 from fusion_workbench.version import __version__
@@ -47,7 +55,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 KIND = "vision-language-model"
-CONFIG, CARD, ADAPTER = "config.json", "README.md", "adapter.safetensors"
+ADAPTER = "adapter.safetensors"
 TOKENIZER, LANGUAGE, ENCODER = "tokenizer", "language_model", "encoder"
 BACKGROUND = (122, 116, 104)  # CLIP's mean colour, with which LLaVA-1.5 fills up a square
 
@@ -102,38 +110,36 @@ def save_model(model: VisionLanguageModel, folder: Path, encoder: VisionEncoder,
     Raises:
         WorkbenchError: it cannot be written, or is there and something else.
     """
-    from fusion_workbench.models.model_card import card
-
-    if folder.exists() and not _is_model(folder):
+    if folder.exists() and not is_model_folder(folder):
         raise WorkbenchError(f"{folder} is there already and is no model folder, so it is not replaced; name another.")
     with explain_writing(folder, "name another folder"), whole_folder(folder) as made:
         config = _write(model, made, encoder, described)
-        (made / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (made / CARD).write_text(card(config), encoding="utf-8")
+        write_config(made, config, model_card(config))
         for file in made.rglob("*.safetensors"):
-            file.chmod(0o644)  # safetensors writes for its owner alone
+            file.chmod(0o644)  # transformers too writes for its owner alone
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a model folder. Raises WorkbenchError."""
-    path = folder / CONFIG
     if not folder.is_dir():
         raise WorkbenchError(f"there is no folder {folder}.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WorkbenchError(f"{folder} is no model folder: its {CONFIG} cannot be read ({error}).") from None
+    config = read_config(folder, "no model folder")
     if not isinstance(config, dict) or config.get("kind") != KIND:
         raise WorkbenchError(
-            f"{folder} is no model folder: its {CONFIG} is not one of the workbench's language models. A connector is "
-            "loaded by load_connector, a stock LLaVA becomes one by workbench convert --from-llava."
+            f"{folder} is no model folder: its config.json is not one of the workbench's language models. A connector "
+            "is loaded by load_connector, a stock LLaVA becomes one by workbench convert --from-llava."
         )
-    if not isinstance(config.get("schema"), int) or config["schema"] > SCHEMA:
-        raise WorkbenchError(
-            f"{path} is of schema {config.get('schema')}, and this workbench ({__version__}) reads up to {SCHEMA}; "
-            "update it."
-        )
+    check_schema(folder, config, SCHEMA)
     return config
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether :func:`read_model_config` would take it."""
+    try:
+        read_model_config(folder)
+    except WorkbenchError:
+        return False
+    return True
 
 
 def adapter_config_of(config: Mapping[str, Any]) -> AdapterConfig:
@@ -145,36 +151,6 @@ def adapter_config_of(config: Mapping[str, Any]) -> AdapterConfig:
     selection = Selection(tuple(plain.pop("levels")), plain.pop("query"))
     grid = plain.pop("grid")
     return AdapterConfig(selection=selection, grid=tuple(grid) if grid else None, **plain)
-
-
-def read_encoder(folder: Path, config: Mapping[str, Any], name: str | None = None) -> VisionEncoder:
-    """The encoder that a model was trained on.
-
-    Args:
-        name: where it lies now, if it has moved.
-
-    Raises:
-        WorkbenchError: it is not there, or another.
-    """
-    from fusion_workbench.config.study import EncoderConfig
-    from fusion_workbench.study.encoder_store import load_encoder
-
-    wanted = config["encoder"]
-    place = name or _place(folder, wanted["encoder"])
-    if wanted["revision"] is None and ":" not in place and not Path(place).is_dir():
-        raise WorkbenchError(
-            f"{folder} was trained on the encoder in the folder {place}, which is not here; say where it is with "
-            "encoder=…, on the command line --encoder."
-        )
-    read = load_encoder(
-        EncoderConfig(place, wanted["revision"], wanted["image_size"], precision=wanted["precision"]), progress=False
-    )
-    if read.fingerprint != wanted["fingerprint"]:
-        raise WorkbenchError(
-            f"{folder} was trained on another '{place}' (fingerprint {wanted['fingerprint'][:12]}, this one is "
-            f"{read.fingerprint[:12]}): other weights, config or preprocessing, so its tokens would mean nothing."
-        )
-    return read
 
 
 def read_decoder(folder: Path, config: Mapping[str, Any], device: str, name: str | None = None) -> Decoder:
@@ -214,8 +190,9 @@ def load_parts(
     from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
     config = read_model_config(folder)
-    device = device or default_device()
-    read = read_encoder(folder, config, encoder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    own = str(folder / ENCODER) if config["encoder"]["encoder"] == ENCODER else None
+    read = trained_encoder(folder, config["encoder"], encoder or own)
     adapter = build_adapter(adapter_config_of(config))
     fill(adapter, read_tensors(folder / ADAPTER), str(folder / ADAPTER))
     decoder = read_decoder(folder, config, device, language)
@@ -224,14 +201,11 @@ def load_parts(
 
 
 def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, described: Described) -> dict[str, Any]:
-    import safetensors.torch
-
     decoder = model.decoder
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.adapter.state_dict().items()}
-    safetensors.torch.save_file(weights, made / ADAPTER, metadata={"format": "pt"})
+    write_tensors(made / ADAPTER, model.adapter.state_dict())
     decoder.tokenizer.save_pretrained(made / TOKENIZER)
     language: dict[str, Any] = {
-        "name": _full(described.language),
+        "name": full_name(described.language),
         "revision": described.revision,
         "kept": described.kept,
         "precision": decoder.precision,
@@ -248,7 +222,7 @@ def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, descr
         decoder.tokenizer.save_pretrained(made / LANGUAGE)
     if described.own_encoder:
         shutil.copytree(encoder.name, made / ENCODER)
-    place = ENCODER if described.own_encoder else _full(encoder.name)
+    place = ENCODER if described.own_encoder else full_name(encoder.name)
     adapter = described.adapter
     plain = {name: value for name, value in vars(adapter).items() if name not in ("selection", "options", "grid")}
     return {
@@ -270,21 +244,3 @@ def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, descr
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "origin": dict(described.origin),
     }
-
-
-def _is_model(folder: Path) -> bool:
-    try:
-        read_model_config(folder)
-    except WorkbenchError:
-        return False
-    return True
-
-
-def _full(name: str) -> str:
-    """A folder by its full path, so that it is found from elsewhere; other names as they are."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-def _place(folder: Path, name: str) -> str:
-    """Where a part is: below the folder itself, or where its name says."""
-    return str(folder / name) if name == ENCODER else name

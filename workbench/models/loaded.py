@@ -17,7 +17,7 @@ from fusion_workbench.datamodules.conversations.base import ASSISTANT, USER, Con
 from fusion_workbench.datamodules.conversations.batches import padded_prompts
 from fusion_workbench.datamodules.conversations.chat import Chat
 from fusion_workbench.datamodules.rows.rows import BadRow, place_images
-from fusion_workbench.datamodules.transforms import load_image, rgb, squared
+from fusion_workbench.datamodules.transforms import pixels, squared
 from fusion_workbench.models.folder import load_parts
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
@@ -167,15 +167,7 @@ class LoadedModel:
 
     def _opened(self, picture: Picture) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """An image as a square of the encoder's size."""
-        if isinstance(picture, str | Path):
-            array = load_image(Path(picture))
-        else:
-            array = picture if isinstance(picture, np.ndarray) else rgb(picture)
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-            raise WorkbenchError(
-                f"an image is a path, a PIL image or a uint8 array [height, width, 3]; got {array.dtype} "
-                f"{list(array.shape)}."
-            )
+        array = pixels(picture)
         size, how = self.encoder.image_size, self.config["images"]
         if not isinstance(size, int):
             raise WorkbenchError(f"the encoder reads {size} px, and only squares can be asked about.")

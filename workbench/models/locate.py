@@ -1,26 +1,89 @@
-"""Where a model is: a folder, or the artifacts of the MLflow run that trained it."""
+"""What a target names: a folder, or a trained variant among the runs of MLflow."""
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.models.folder import CONFIG
-from fusion_workbench.study.tracking import existing_uri
+from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.models.files import CONFIG
+from fusion_workbench.study.tracking import default_uri
 
-ARTIFACT = "model"  # the folder among a run's artifacts
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+    from fusion_workbench.reports.analysis.comparison import Analysis
+    from fusion_workbench.reports.reading.records import Cell
+
+ARTIFACT = "model"  # the folder of a whole model among a run's artifacts
+
+
+@dataclass(frozen=True)
+class Located:
+    """A trained variant-replicate and the study that it is of."""
+
+    client: MlflowClient
+    run_id: str
+    analysis: Analysis
+    cell: Cell
+
+
+def locate(uri: str, target: str, experiment: str | None = None) -> Located:
+    """The trained variant that ``target`` means, with its study.
+
+    Args:
+        uri: MLflow database or server.
+        target: an MLflow run of a trained variant-replicate; a study's name or id, which stands for its recommended
+            cell; or ``STUDY:CELL`` with a label of the report. Of a cell the first replicate is taken: to take the one
+            with the best score would be to choose on the test set.
+        experiment: where to look for a study; None: everywhere.
+
+    Raises:
+        WorkbenchError: no such run, study or cell, or a run that keeps no weights.
+    """
+    from fusion_workbench.reports.analysis.comparison import Analysis
+    from fusion_workbench.reports.reading.connect import connect
+    from fusion_workbench.reports.reading.query import read_study
+
+    client = connect(uri)
+    if not _is_run(target):
+        name, _, label = target.partition(":")
+        analysis = Analysis(read_study(uri, name, experiment))
+        run_id, cell = _replicate(analysis, label)
+        return Located(client, run_id, analysis, cell)
+    tags = _tags(client, target)
+    analysis = Analysis(read_study(uri, tags["workbench.study_id"]))
+    cell_id = tags["workbench.cell"]
+    found = next((cell for cell in analysis.record.cells if cell.id == cell_id), None)
+    if found is None:
+        raise WorkbenchError(f"run {target} is of a cell that its study no longer holds.")
+    return Located(client, target, analysis, found)
+
+
+def run_of(uri: str, target: str, experiment: str | None = None) -> tuple[MlflowClient, str]:
+    """The MLflow run that ``target`` means, as :func:`locate` takes it; a run's study is not read. Raises as that."""
+    from fusion_workbench.reports.reading.connect import connect
+
+    if _is_run(target):
+        client = connect(uri)
+        _tags(client, target)
+        return client, target
+    found = locate(uri, target, experiment)
+    return found.client, found.run_id
 
 
 @contextmanager
 def model_place(target: str, uri: str, workspace: Path, experiment: str | None) -> Iterator[Path]:
-    """The folder of a model, there as long as the context is.
+    """The folder of a whole model, there as long as the context is.
 
     Args:
-        target: a folder; or what :func:`models.export.run_of` takes: a run, a study (its recommended cell) or
-            ``STUDY:CELL``.
+        target: a folder; or what :func:`locate` takes: a run, a study (its recommended cell) or ``STUDY:CELL``.
+        uri: MLflow database or server; empty: the workspace's.
 
     Raises:
         WorkbenchError: neither a folder nor a run, or a run that keeps no model.
@@ -33,13 +96,66 @@ def model_place(target: str, uri: str, workspace: Path, experiment: str | None) 
             f"--model {target}: there is no such folder, and {workspace} holds no MLflow database to look it up in; "
             "name a folder, or another place with --workspace or --uri."
         )
-    from fusion_workbench.models.export import run_of
-
-    client, run_id = run_of(uri or existing_uri(workspace), target, experiment)
-    if not any(file.path == f"{ARTIFACT}/{CONFIG}" for file in client.list_artifacts(run_id, ARTIFACT)):
+    client, run_id = run_of(uri or default_uri(workspace), target, experiment)
+    if not keeps_model(client, run_id):
         raise WorkbenchError(
             f"run {run_id} keeps no model: only finished replicates of a study with a language model do (a study with "
             "language_model: in its YAML). Of a probe, workbench export writes the connector."
         )
     with tempfile.TemporaryDirectory(prefix="workbench-model-") as scratch:
-        yield Path(client.download_artifacts(run_id, ARTIFACT, scratch))
+        yield download(client, run_id, ARTIFACT, Path(scratch))
+
+
+def keeps_model(client: MlflowClient, run_id: str) -> bool:
+    """Whether a run has a whole model's folder among its artifacts."""
+    return any(file.path == f"{ARTIFACT}/{CONFIG}" for file in client.list_artifacts(run_id, ARTIFACT))
+
+
+def download(client: MlflowClient, run_id: str, path: str, scratch: Path) -> Path:
+    """An artifact of a run, file or folder, in ``scratch``. Raises WorkbenchError where there is none."""
+    try:
+        return Path(client.download_artifacts(run_id, path, str(scratch)))
+    except Exception as error:  # every artifact store has its own way to say that there is none
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WorkbenchError(f"run {run_id} has no {path}, so there is nothing to export: {first}") from None
+
+
+def _is_run(target: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{32}", target) is not None
+
+
+def _tags(client: MlflowClient, run_id: str) -> dict[str, str]:
+    """The tags of a run that keeps weights."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        raise WorkbenchError(f"MLflow has no run {run_id}.") from None
+    tags: dict[str, str] = run.data.tags
+    if tags.get("workbench.phase") != "final":
+        what = "a step of a learning-rate search" if "workbench.phase" in tags else "not a variant's"
+        raise WorkbenchError(f"run {run_id} is {what}: only runs of the replicates keep their weights.")
+    if run.info.status != "FINISHED":
+        raise WorkbenchError(f"run {run_id} was not trained to its end ({run.info.status}), so it has no weights.")
+    return tags
+
+
+def _replicate(analysis: Analysis, label: str) -> tuple[str, Cell]:
+    """The run of the first finished replicate of the recommended cell, or of the one that is named."""
+    from fusion_workbench.reports.analysis.answer import answer
+
+    record = analysis.record
+    if label:
+        found = next((cell for cell in record.cells if label in (cell.label, cell.id)), None)
+        if found is None:
+            hint = nearest(label, [cell.label for cell in record.cells])
+            raise WorkbenchError(f"study '{record.name}' has no cell '{label}'.{hint}")
+    else:
+        found = answer(analysis).cell
+        if found is None:
+            raise WorkbenchError(f"study '{record.name}' recommends nothing yet: no cell has been trained to its end.")
+    runs = record.finals(found.id)
+    if not runs:
+        raise WorkbenchError(f"no replicate of {found.label} was trained to its end in study '{record.name}'.")
+    return runs[0].run_id, found

@@ -12,7 +12,7 @@ import numpy as np
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.models.export import load_connector
+from fusion_workbench.models.connector import load_connector
 
 
 class ServedConnector(PythonModel):

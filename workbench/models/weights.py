@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.models.files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,17 +49,15 @@ def language_fingerprint(decoder: Decoder) -> str:
 
 def write_lora(decoder: Decoder, folder: Path) -> None:
     """Low-rank updates as peft writes them: ``PeftModel.from_pretrained(language_model, folder)`` takes them up."""
-    import safetensors.torch
-
     config = decoder.lora_config
     config.base_model_name_or_path = decoder.name
     config.save_pretrained(folder)
     weights = {
-        f"base_model.model.{name.replace('.default.', '.')}": value.detach().cpu().contiguous()
+        f"base_model.model.{name.replace('.default.', '.')}": value
         for name, value in decoder.model.state_dict().items()
         if ".lora_" in name
     }
-    safetensors.torch.save_file(weights, folder / UPDATES, metadata={"format": "pt"})
+    write_tensors(folder / UPDATES, weights)
 
 
 def lora_options(decoder: Decoder) -> dict[str, Any]:
@@ -81,17 +80,6 @@ def read_lora(decoder: Decoder, path: Path) -> None:
         if target.shape != value.shape:
             raise WorkbenchError(f"{path}: {name} has shape {list(value.shape)}; it should be {list(target.shape)}.")
         target.copy_(value)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file. Raises WorkbenchError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise WorkbenchError(f"{path} cannot be read as safetensors, it may be cut off: {error}.") from None
 
 
 def base_weights(decoder: Decoder) -> dict[str, Tensor]:

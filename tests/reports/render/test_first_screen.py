@@ -165,7 +165,8 @@ def test_tables_of_all_cells_say_that_fresh_replicates_have_other_scores(two_tas
 
 def test_a_model_card_holds_the_fresh_evidence(two_tasks: Analysis) -> None:
     """Not the scores that the cell was picked on, which the report's first screen does not show either."""
-    from fusion_workbench.models.connector_card import card
+
+    from fusion_workbench.models.cards import connector_card
 
     encoder = {"encoder": "e", "family": "f", "depth": 12, "grid": [8, 8], "image_size": 112, "fingerprint": "0" * 64}
     study = {"name": "s", "id": "0", "replicate": "0", "run": "r", "command": "c", "commit": "0"}
@@ -175,12 +176,12 @@ def test_a_model_card_holds_the_fresh_evidence(two_tasks: Analysis) -> None:
     said = answer(analysis)
     assert said.cell is not None
     fresh, own = (a.means[said.cell.id, "read"].mean for a in (said.judged, analysis))
-    text = card(analysis, said.cell, config)
+    text = connector_card(analysis, said.cell, config)
     assert "Judged on 5 fresh replicates, which had no part in the picking:" in text
     assert f"| read (accuracy), % | {100 * fresh:.1f} [" in text
     assert f"{100 * own:.1f} [" not in text
     single = next(c for c in analysis.record.cells if c.id == cell_id(L3))  # judged on the study's own alone
-    assert "fresh replicates, which had no part" not in card(analysis, single, config)
+    assert "fresh replicates, which had no part" not in connector_card(analysis, single, config)
 
 
 def test_lost_contenders_are_told(two_tasks: Analysis) -> None:

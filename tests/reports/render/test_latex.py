@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_study import Synthetic, copy_database, tiny
 
+from fusion_workbench.core.text import slug
 from fusion_workbench.reports import write_report
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.render.latex import latex
-from fusion_workbench.reports.words.tex import escape, slug
+from fusion_workbench.reports.words.tex import escape
 
 HARSH = "a_b % & # ~ ^ \\ { } $ → ± ≈ − ² é ñ ł ß Å γ λ 中 🙂 <script> | \"q\" `x` 'y' [z] *w*"
 # A math pair's or a known command's characters may stand; anything else that TeX would act on may not.

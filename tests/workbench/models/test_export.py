@@ -22,7 +22,8 @@ from rich.console import Console
 
 from fusion_workbench.config.study import study_from_yaml
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.models.export import CARD, CONFIG, HEADS, WEIGHTS, export_run, load_connector, opened, show
+from fusion_workbench.models.connector import CARD, CONFIG, HEADS, WEIGHTS, load_connector, opened
+from fusion_workbench.models.export import export_run, show
 from fusion_workbench.runner.experiment import Experiment
 from fusion_workbench.study.prepare import Parts, prepare
 from fusion_workbench.study.progress import Display
@@ -249,6 +250,20 @@ def test_an_encoder_that_moved_is_found_again(folder: Path, tiny_dinov2: Path, t
         assert torch.equal(moved, load_connector(folder)(pictures()))
     with pytest.raises(WorkbenchError, match="was trained on another"):
         load_connector(copy, encoder=str(tiny_clip))
+
+
+def test_a_planted_encoder_needs_no_folder(tmp_path: Path) -> None:
+    from fusion_workbench.config.study import load_study
+
+    few = ["source.options.train=32", "training.epochs=1", "replicates=1", "single_layers=[]", "plan.confirm=[]"]
+    pair = ["space=null", "selections=[{levels: [1, 3]}]", "baselines=false"]
+    parts = prepare(load_study("planted", [*few, *pair]), tmp_path, progress=False)
+    result = Experiment(parts, Display(Console(file=io.StringIO()), progress=False)).run()
+    exported = export_run(result.tracking_uri, f"planted:{parts.space.listed[0].label}", tmp_path / "it")
+    connector = load_connector(exported.folder)
+    images = [parts.source.image("test", index) for index in range(2)]
+    with torch.no_grad():
+        assert connector(images).shape == (2, 4, 16)
 
 
 def test_a_folder_that_cannot_be_loaded_says_why(folder: Path, tmp_path: Path) -> None:

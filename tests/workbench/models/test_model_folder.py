@@ -16,7 +16,8 @@ from tiny_models import build_model, picture, save_language
 from torch import nn
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.models.folder import ADAPTER, CARD, CONFIG, kept_of, read_model_config, save_model
+from fusion_workbench.models.files import CARD, CONFIG
+from fusion_workbench.models.folder import ADAPTER, kept_of, read_model_config, save_model
 from fusion_workbench.models.loaded import LoadedModel, load_model
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 

@@ -1,8 +1,8 @@
-"""The model card of an exported connector: what it is, and what its study found of it, with intervals."""
+"""Model cards: of a connector, with what its study found of it, and of a whole model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -11,35 +11,61 @@ if TYPE_CHECKING:
     from fusion_workbench.reports.analysis.comparison import Analysis
     from fusion_workbench.reports.reading.records import Cell
 
-_LOAD = """```python
-from fusion_workbench.models.export import load_connector
+_LOAD_CONNECTOR = """```python
+from fusion_workbench.models.connector import load_connector
 
 connector = load_connector("this/folder")
 tokens = connector(["photo.jpg"])  # [1, {tokens}, {width}]
-```"""
+```
+"""
+_LOAD_MODEL = """```python
+from fusion_workbench.models.loaded import load_model
+
+model = load_model("this/folder")
+print(model.answer([["photo.jpg"]], ["What is in the picture?"])[0])
+```
+
+```sh
+workbench ask --model this/folder --image photo.jpg "What is in the picture?"
+```
+"""
+_KEPT = {
+    "named": "was frozen and is not in this folder: it is read by its name",
+    "lora": "was taught by LoRA; the updates are in `language_model/`, in peft's format, the rest is read by its name",
+    "own": "was taught something; its weights are in `language_model/`",
+}
+_GENERAL = "Scores are of heads trained on these tokens; a language model may use them otherwise."
+_COSTS = (
+    ("parameters", "cost/parameters", "{:,.0f}"),
+    ("FLOPs an image", "cost/flops_per_image", "{:,.0f}"),
+    ("milliseconds an image, forward, on the machine of the study", "cost/ms_per_image_forward", "{:.3g}"),
+    ("seconds of training, with the heads, a replicate", "cost/seconds", "{:.3g}"),
+)
 
 
-def card(analysis: Analysis, cell: Cell, config: Mapping[str, Any]) -> str:
-    """Markdown with the front matter that model hubs read."""
+def connector_card(analysis: Analysis, cell: Cell, config: Mapping[str, Any]) -> str:
+    """The card of an exported connector, as Markdown.
+
+    Args:
+        analysis, cell: the study, and what of it was exported.
+        config: ``config.json`` of the folder.
+    """
     from fusion_workbench.reports.analysis.answer import answer
 
     said, encoder, study = answer(analysis), config["encoder"], config["study"]
     recommended = said.cell is not None and said.cell.id == cell.id
-    front: dict[str, Any] = {"library_name": "fusion-workbench", "tags": ["visual-layer-fusion", config["strategy"]]}
-    if encoder["revision"]:  # a hub's model has a commit; a folder and an asset have none
-        front["base_model"] = encoder["encoder"]
     fresh = said.judged is not analysis and any(key[-1] == cell.id for key in said.judged.comparisons)
     judged = said.judged if fresh else analysis  # what a cell was picked on makes it look better than it is
     tokens = " × ".join(map(str, encoder["grid"]))
     layers = ", ".join(map(str, config["layers"]))
     lines = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        _front(config["strategy"], [_on_hub(encoder, encoder["encoder"])]),
         f"# {cell.name} on {encoder['encoder']}\n",
         f"A connector between a frozen vision encoder and a model that reads tokens: hidden states {layers} of "
         f"`{encoder['encoder']}` ({encoder['family']}, {encoder['depth']} blocks), fused by `{config['strategy']}`, "
         f"then a `{config['projector']}` projector to {config['width']} channels. It was trained as a probe, not with "
         "a language model.\n",
-        _LOAD.format(tokens=encoder["grid"][0] * encoder["grid"][1], width=config["width"]) + "\n",
+        _LOAD_CONNECTOR.format(tokens=encoder["grid"][0] * encoder["grid"][1], width=config["width"]),
         f"The grid is {tokens} tokens; pictures are cut to its shape and resized to {encoder['image_size']} px.\n",
         "## What its study found\n",
         f"*{analysis.record.question}* Study `{study['name']}` ({study['id']}), "
@@ -59,19 +85,74 @@ def card(analysis: Analysis, cell: Cell, config: Mapping[str, Any]) -> str:
         _costs(analysis, cell),
         "## Where it comes from\n",
         _data(analysis.record.source),
-        f"```yaml\n{yaml.safe_dump(dict(config['training']), sort_keys=False)}```\n",
+        _yaml(config["training"]),
         f"MLflow run `{study['run']}`, command `{study['command']}`, commit `{study['commit']}`, encoder fingerprint "
         f"`{encoder['fingerprint'][:16]}`.\n",
-        _LICENCES,
+        _licences("The encoder and the data"),
     ]
     return "\n".join(lines)
 
 
-_LICENCES = (
-    "The encoder and the data keep the licences that they came with; what these say of weights trained on them holds "
-    "for this folder too.\n"
-)
-_GENERAL = "Scores are of heads trained on these tokens; a language model may use them otherwise."
+def model_card(config: Mapping[str, Any]) -> str:
+    """The card of a whole model, as Markdown. ``config`` is ``config.json`` of the folder."""
+    adapter, encoder, language = config["adapter"], config["encoder"], config["language"]
+    base = [_on_hub(encoder, encoder["encoder"]), _on_hub(language, language["name"])]
+    layers = ", ".join(map(str, config["layers"]))
+    rows, columns = encoder["grid"]
+    norm = "which are normalised first" if adapter["projector_norm"] else "as they are"
+    lines = [
+        _front(adapter["strategy"], base, "image-text-to-text"),
+        f"# {adapter['strategy']}, {encoder['encoder']}, {language['name']}\n",
+        f"A language model that sees: hidden states {layers} of `{encoder['encoder']}` ({encoder['family']}, "
+        f"{encoder['depth']} blocks) by the strategy `{adapter['strategy']}`, then a `{adapter['projector']}` "
+        f"projector of the tokens, {norm}, into `{language['name']}` ({language['model_type']}, "
+        f"{language['parameters']:,} parameters), which {_KEPT[language['kept']]}.\n",
+        _LOAD_MODEL,
+        f"Images are made squares (`{config['images']['padding']}`) of {encoder['image_size']} px, a grid of "
+        f"{rows} × {columns} tokens.\n",
+        "## Where it comes from\n",
+        _yaml(config["origin"]) if config["origin"] else "It says nothing of its origin.\n",
+        f"Encoder fingerprint `{encoder['fingerprint'][:16]}`, workbench {config['workbench']}, "
+        + ", ".join(f"{name} {number}" for name, number in config["versions"].items())
+        + ".\n",
+        _licences("Encoder, language model and data"),
+    ]
+    return "\n".join(lines)
+
+
+# --- what both have ---------------------------------------------------------------------------------------------
+
+
+def _front(strategy: str, base: Sequence[str | None], task: str | None = None) -> str:
+    """The front matter that model hubs read. ``base``: names of the models that it was made of."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        library_name="fusion-workbench",
+        pipeline_tag=task,
+        tags=["visual-layer-fusion", strategy],
+        base_model=[name for name in base if name] or None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _on_hub(part: Mapping[str, Any], name: str) -> str | None:
+    """A hub's model has a commit; a folder and an asset have none."""
+    return name if part["revision"] else None
+
+
+def _yaml(plain: Mapping[str, Any]) -> str:
+    return f"```yaml\n{yaml.safe_dump(dict(plain), sort_keys=False)}```\n"
+
+
+def _licences(whose: str) -> str:
+    return (
+        f"{whose} keep the licences that they came with; what these say of weights trained with them holds for this "
+        "folder too.\n"
+    )
+
+
+# --- what a study found -----------------------------------------------------------------------------------------
 
 
 def _evidence(analysis: Analysis, cell: Cell) -> str:
@@ -108,14 +189,6 @@ def _costs(analysis: Analysis, cell: Cell) -> str:
         if (found := mean(cell.id, name)) is not None and (value := form.format(found))
     ]
     return "Fuser and projector, without the encoder:\n\n" + "".join(f"- {what}: {value}\n" for what, value in rows)
-
-
-_COSTS = (
-    ("parameters", "cost/parameters", "{:,.0f}"),
-    ("FLOPs an image", "cost/flops_per_image", "{:,.0f}"),
-    ("milliseconds an image, forward, on the machine of the study", "cost/ms_per_image_forward", "{:.3g}"),
-    ("seconds of training, with the heads, a replicate", "cost/seconds", "{:.3g}"),
-)
 
 
 def _data(source: Mapping[str, Any]) -> str:
