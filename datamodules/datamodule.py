@@ -11,8 +11,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from fusion_workbench.datamodules.conversations.base import ConversationSource
-from fusion_workbench.datamodules.conversations.batches import ConversationBatches, PromptBatches
 from fusion_workbench.datamodules.features import Features, Fetch
+from fusion_workbench.datamodules.conversations.batches import ConversationBatches
 from fusion_workbench.datamodules.loader import Batch, Resumption, TrainingLoader, whole
 from fusion_workbench.datamodules.order import EpochBatches, EpochOrder, LengthGroupedOrder, Order, check_batch
 
@@ -155,11 +155,6 @@ class AblationDataModule(L.LightningDataModule):
             numbers: of conversations in ``source.conversations(split)``.
         """
         return self._conversations(split).prompts(numbers)
-
-    def prompt_dataloader(self, split: str) -> DataLoader[Batch]:
-        """All of :meth:`prompts`, ``eval_batch_size`` at a time, in the source's order."""
-        examples = PromptBatches(self._conversations(split))
-        return DataLoader(examples, batch_size=self.eval_batch_size, num_workers=self.num_workers, collate_fn=whole)
 
     # --- inside -------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fusion_workbench.core.errors import WorkbenchError
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+CLIP_MEAN = (122, 116, 104)  # of CLIP's preprocessing, in whole numbers of 255: what LLaVA-1.5 pads with
 WIDEST = 20_000  # px, the longer side of what is padded to a square: 1.2 GB of memory
 
 

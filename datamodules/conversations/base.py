@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from fusion_workbench.core.tokens import IMAGE as IMAGE  # of its words; for whoever writes or reads them
 from fusion_workbench.datamodules.sources.base import Array, Source
 
-IMAGE = "<image>"  # where an image stands in a user's words, as in LLaVA's files
 USER: Final = "user"
 ASSISTANT: Final = "assistant"
 

@@ -101,19 +101,6 @@ class ConversationBatches(Dataset[Batch]):
         return self.fetch(torch.tensor(images, dtype=torch.int64)) | {"index": torch.tensor(numbers)}
 
 
-class PromptBatches(Dataset[Batch]):
-    """The same questions, as :meth:`ConversationBatches.prompts`."""
-
-    def __init__(self, batches: ConversationBatches) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitems__(self, places: list[int]) -> Batch:
-        return self.batches.prompts([self.batches.numbers[place] for place in places])
-
-
 def padded_prompts(prompts: Sequence[Tensor], pad_id: int) -> Batch:
     """``input_ids`` and ``attention_mask`` of prompts, int64 ``[L]`` each, padded on the left: answers follow."""
     return {

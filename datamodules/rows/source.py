@@ -17,12 +17,10 @@ from fusion_workbench.datamodules.rows.held_out import components, hold_out
 from fusion_workbench.datamodules.rows.quarantine import overlap
 from fusion_workbench.datamodules.rows.rows import Row
 from fusion_workbench.datamodules.sources.base import SPLITS, Array
-from fusion_workbench.datamodules.transforms import PADDINGS, Pixels, squared
+from fusion_workbench.datamodules.transforms import CLIP_MEAN, PADDINGS, Pixels, squared
 
 if TYPE_CHECKING:
     import pandas as pd
-
-CLIP_MEAN = (122, 116, 104)  # of CLIP's preprocessing, in whole numbers of 255: what LLaVA-1.5 pads with
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.hardware import bf16_flags, cpu_flags
+from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.modules.encoders.families import Family, family_of, read, square
 
 Size = int | tuple[int, int]  # pixels: the side of a square, or height and width
@@ -214,7 +214,7 @@ def _read_config(name: str, revision: str | None) -> Any:
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = first_line(error)
         raise WorkbenchError(
             f"encoder '{name}' is neither a transformers folder nor a model that can be had from the hub: {first}"
         ) from None
@@ -241,7 +241,7 @@ def _load(name: str, revision: str | None, family: Family) -> nn.Module:
     try:
         model = model_class.from_pretrained(name, revision=revision, use_safetensors=True, dtype=torch.float32)
     except Exception as error:
-        first = str(error).strip().splitlines()[0]
+        first = first_line(error)
         raise WorkbenchError(f"encoder '{name}' could not be loaded from safetensors weights: {first}") from None
     finally:
         chatter.set_verbosity(level)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.modules.encoders.encoder import resolve_precision
 from fusion_workbench.modules.language.injector import Injector
 
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
                 dtype=torch.float32,
             )
         except Exception as error:  # transformers raises many kinds
-            first = (str(error).strip() or repr(error)).splitlines()[0]
+            first = first_line(error)
             raise WorkbenchError(f"language model '{name}' could not be loaded: {first}") from None
         finally:
             chatter.enable_progress_bar()

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.layers import Selection, parse_layer
 from fusion_workbench.reports.reading.records import Cell
 
@@ -119,7 +119,7 @@ def load(path: Path) -> Published:
         merged = OmegaConf.merge(OmegaConf.structured(Published), OmegaConf.load(path))
         table = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError) as error:
-        raise WorkbenchError(f"{path}: {str(error).splitlines()[0]}") from None
+        raise WorkbenchError(f"{path}: {first_line(error)}") from None
     assert isinstance(table, Published)
     names = {metric.name for metric in table.metrics}
     if table.read not in READ:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
-import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow, shown
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -27,8 +25,9 @@ def connect(uri: str) -> MlflowClient:
     Raises:
         WorkbenchError: the URI is of no kind that MLflow takes, or nothing answers there.
     """
-    _check(uri)
-    _quiet()
+    check_uri(uri)
+    _check_file(uri)
+    quiet_mlflow()
     try:
         from mlflow.tracking import MlflowClient
 
@@ -36,9 +35,7 @@ def connect(uri: str) -> MlflowClient:
         with _impatient():
             client.search_experiments(max_results=1)
     except Exception as error:  # drivers, file systems and servers raise their own
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        raise WorkbenchError(f"MLflow at {shown(uri)} cannot be opened: {reason}") from None
+        raise WorkbenchError(f"MLflow at {shown(uri)} cannot be opened: {first_line(error)}") from None
     return client
 
 
@@ -72,15 +69,6 @@ def children(client: MlflowClient, parent: MlflowRun) -> list[MlflowRun]:
     return sorted(_search(client, [parent.info.experiment_id], where), key=lambda run: int(run.info.start_time or 0))
 
 
-def shown(uri: str) -> str:
-    """The URI without a password."""
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username}:…@{host}"))
-
-
 def _search(client: MlflowClient, experiments: list[str], where: str) -> Iterator[MlflowRun]:
     token: str | None = None
     while experiments:
@@ -95,15 +83,9 @@ def _tag(run: MlflowRun, name: str) -> str:
     return str(run.data.tags.get(name, ""))
 
 
-def _check(uri: str) -> None:
-    """What MLflow would answer with a long trace, a new empty database, or minutes of retries."""
-    scheme = urlsplit(uri).scheme
-    if scheme in ("", "file"):
-        raise WorkbenchError(
-            f"tracking URI '{uri}' is a folder, which MLflow no longer reads; "
-            "name a database, such as sqlite:///mlflow.db, or a server, such as http://127.0.0.1:5000."
-        )
-    if scheme != "sqlite":
+def _check_file(uri: str) -> None:
+    """What MLflow would answer with a long trace or a new empty database."""
+    if not uri.startswith("sqlite:"):
         return
     path = Path(uri.partition(":///")[2].partition("?")[0])
     if not path.is_file():
@@ -129,12 +111,3 @@ def _impatient() -> Iterator[None]:
         for key, old in before.items():
             if old is None:
                 os.environ.pop(key, None)
-
-
-def _quiet() -> None:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="mlflow")

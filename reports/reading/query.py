@@ -15,7 +15,8 @@ import numpy as np
 
 from fusion_workbench.config.plan import plan_hash
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.reports.reading.connect import children, connect, find_study, shown
+from fusion_workbench.core.mlflow_uri import shown
+from fusion_workbench.reports.reading.connect import children, connect, find_study
 from fusion_workbench.reports.reading.language import Asked, LanguageModel, asked, read_answers, read_language
 from fusion_workbench.reports.reading.layers import Inside, read_importance, read_inside, read_similarity
 from fusion_workbench.reports.reading.parsing import (

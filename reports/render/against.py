@@ -9,10 +9,10 @@ from typing import Any
 from fusion_workbench.reports.against.study import Against, Row, same
 from fusion_workbench.reports.analysis.comparison import Analysis, holds_zero
 from fusion_workbench.reports.reading.records import Cell
-from fusion_workbench.reports.render.tables import Mark
+from fusion_workbench.reports.render.tables import Mark, mark_of
 from fusion_workbench.reports.statistics.unpaired import BOTH, IMAGES, NOTHING
 from fusion_workbench.reports.statistics.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
-from fusion_workbench.reports.words.wording import SYMBOLS, listed, pvalue, when
+from fusion_workbench.reports.words.wording import listed, pvalue, when
 
 SHARED = {
     BOTH: "Paired by replicate and test image.",
@@ -76,16 +76,10 @@ def _size(analysis: Analysis, row: Row) -> str:
 
 def mark(analysis: Analysis, row: Row) -> Mark:
     """As every verdict of the report is shown."""
-    alone = row.verdict == SAME and not holds_zero(row.estimate)
-    return Mark(
-        verdict=row.verdict,
-        symbol=SYMBOLS[row.verdict],
-        effect=analysis.measure(row.measure).unit.effect(row.estimate),
-        value=row.estimate.mean,
-        p=pvalue(row.p),
-        against=row.before.name,
-        correction=f"p {pvalue(row.estimate.p)} alone, {pvalue(row.p)} corrected" if alone else "",
-    )
+    e = row.estimate
+    alone = row.verdict == SAME and not holds_zero(e)
+    correction = f"p {pvalue(e.p)} alone, {pvalue(row.p)} corrected" if alone else ""
+    return mark_of(row.verdict, e, row.p, analysis.measure(row.measure).unit, row.before.name, correction)
 
 
 def tally(rows: Iterable[Row]) -> dict[str, int]:

@@ -23,8 +23,7 @@ from fusion_workbench.reports.analysis.image_controls import (
 )
 from fusion_workbench.reports.reading.language import Asked, plain_text
 from fusion_workbench.reports.statistics.verdicts import BETTER, WORSE
-from fusion_workbench.reports.words.units import MINUS
-from fusion_workbench.reports.words.wording import SYMBOLS, count, pvalue
+from fusion_workbench.reports.words.wording import SYMBOLS, count, pvalue, signed
 
 _QUESTION, _ANSWER = 160, 80  # letters that are shown
 _WORDS = {LOOKS: SYMBOLS[BETTER], SOME: SYMBOLS["not distinguishable"], NOT: SYMBOLS["not distinguishable"]}
@@ -175,7 +174,7 @@ def _probes(analysis: Analysis, found: Probes) -> dict[str, Any]:
 
 def _pair(pair: Foretold) -> dict[str, Any]:
     unit = pair.measure.unit
-    tau, low, high = (_signed(x) for x in (pair.tau, pair.low, pair.high))
+    tau, low, high = (signed(x) for x in (pair.tau, pair.low, pair.high))
     known = pair.low == pair.low
     by = "" if pair.measure.name == pair.probe.name else f" by {pair.probe.name}"
     lost = "0" if pair.within and pair.regret is None else unit.effect(pair.regret) if pair.regret else ""
@@ -196,7 +195,3 @@ def _pair(pair: Foretold) -> dict[str, Any]:
         "agree": f"{100 * pair.agree:.0f} %" if known else "",
         "replicates": pair.replicates,
     }
-
-
-def _signed(value: float) -> str:
-    return f"{value + 0.0:+.2f}".replace("-", MINUS).replace("+0.00", "0.00")

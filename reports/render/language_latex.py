@@ -8,8 +8,8 @@ from fusion_workbench.reports.analysis.image_controls import KINDS, Control, sig
 from fusion_workbench.reports.render.latex import MARKS, interval, line, numeral, table
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.tex import escape
-from fusion_workbench.reports.words.units import MINUS, Unit
-from fusion_workbench.reports.words.wording import pvalue
+from fusion_workbench.reports.words.units import Unit
+from fusion_workbench.reports.words.wording import pvalue, signed
 
 
 def language_latex(analysis: Analysis, probes: Probes | None) -> str:
@@ -77,7 +77,7 @@ def _agreement(analysis: Analysis, probes: Probes | None) -> str:
 
 def _pair(pair: Foretold) -> list[str]:
     unit = pair.measure.unit
-    bounds = [numeral(_signed(x)) for x in (pair.low, pair.high)] if pair.low == pair.low else []
+    bounds = [numeral(signed(x)) for x in (pair.low, pair.high)] if pair.low == pair.low else []
     lost = r"\textendash{}"
     if pair.regret is not None:
         lost = f"{numeral(unit.signed(pair.regret.mean))} {interval(unit.signed, pair.regret)}"
@@ -85,13 +85,9 @@ def _pair(pair: Foretold) -> list[str]:
         lost = "same pick"
     return [
         escape(pair.measure.name),
-        numeral(_signed(pair.tau)),
+        numeral(signed(pair.tau)),
         f"{{[}}{', '.join(bounds)}{{]}}" if bounds else r"\textendash{}",
         escape(pvalue(pair.p)),
         str(len(pair.cells)),
         lost,
     ]
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", MINUS)

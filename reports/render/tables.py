@@ -10,6 +10,7 @@ from fusion_workbench.reports.analysis.comparison import BASELINES, BEST_SINGLE,
 from fusion_workbench.reports.analysis.fairness import flags
 from fusion_workbench.reports.reading.records import FINISHED, STATES, Cell, StudyRecord
 from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.words.units import Unit
 from fusion_workbench.reports.words.wording import SYMBOLS, correction, count, number, pvalue
 
 
@@ -61,17 +62,25 @@ class Row:
 
 
 def mark(comparison: Comparison | None, analysis: Analysis) -> Mark | None:
+    """A comparison of two cells."""
     if comparison is None:
         return None
-    d = comparison.difference
+    unit, other = analysis.measure(comparison.measure).unit, analysis.record.cell(comparison.against)
+    return mark_of(comparison.verdict, comparison.difference, comparison.p, unit, other.name, correction(comparison))
+
+
+def mark_of(
+    verdict: str, difference: Estimate | None, p: float, unit: Unit, against: str, correction: str = ""
+) -> Mark:
+    """A verdict as every table prints it; ``difference`` None: the baseline itself, or nothing to judge by."""
     return Mark(
-        verdict=comparison.verdict,
-        symbol=SYMBOLS[comparison.verdict],
-        effect=analysis.measure(comparison.measure).unit.effect(d) if d else "",
-        value=d.mean if d else 0.0,
-        p=pvalue(comparison.p),
-        against=analysis.record.cell(comparison.against).name,
-        correction=correction(comparison),
+        verdict=verdict,
+        symbol=SYMBOLS[verdict],
+        effect=unit.effect(difference) if difference else "",
+        value=difference.mean if difference else 0.0,
+        p=pvalue(p),
+        against=against,
+        correction=correction,
     )
 
 

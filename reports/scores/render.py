@@ -9,13 +9,13 @@ from typing import Any
 from fusion_workbench.config.plan import FEWEST
 from fusion_workbench.reports.analysis.comparison import Comparison
 from fusion_workbench.reports.render.saving import finite, json_text, save_files
-from fusion_workbench.reports.render.tables import Mark
+from fusion_workbench.reports.render.tables import Mark, mark_of
 from fusion_workbench.reports.render.templating import frame, template
 from fusion_workbench.reports.scores.judge import Judgement, Table
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.units import Unit
-from fusion_workbench.reports.words.wording import SYMBOLS, correction, pvalue
+from fusion_workbench.reports.words.wording import correction
 
 SCHEMA = 1
 
@@ -40,20 +40,9 @@ def write_judgement(found: Judgement, out: Path, files: tuple[str, ...] = ()) ->
     return tuple(out / name for name in contents)
 
 
-def mark(comparison: Comparison | None, unit: Unit) -> Mark | None:
+def mark(c: Comparison | None, unit: Unit) -> Mark | None:
     """A comparison as the report's tables print it."""
-    if comparison is None:
-        return None
-    d = comparison.difference
-    return Mark(
-        verdict=comparison.verdict,
-        symbol=SYMBOLS[comparison.verdict],
-        effect=unit.effect(d) if d else "",
-        value=d.mean if d else 0.0,
-        p=pvalue(comparison.p),
-        against=comparison.baseline,
-        correction=correction(comparison),
-    )
+    return c and mark_of(c.verdict, c.difference, c.p, unit, c.baseline, correction(c))
 
 
 def rows(table: Table) -> list[dict[str, Any]]:

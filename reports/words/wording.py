@@ -57,6 +57,12 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{min(places, 6)}f}".replace("-", MINUS)
 
 
+def signed(value: float) -> str:
+    """Two decimals, the sign always shown, with a true minus; zero has none."""
+    shown = f"{value:+.2f}"
+    return shown[1:] if float(shown) == 0 else shown.replace("-", MINUS)
+
+
 def when(milliseconds: int | None) -> str:
     """A moment in UTC, to the minute."""
     if not milliseconds:

@@ -30,6 +30,7 @@ from fusion_workbench.core.files import SCRATCH, whole_folder
 __all__ = [
     "DEFAULT",
     "NAMES",
+    "PREFIX",
     "TABLE",
     "Asset",
     "AssetStatus",
@@ -38,12 +39,14 @@ __all__ = [
     "ensure",
     "fetch",
     "home",
+    "model_path",
     "status",
 ]
 
 NAMES = tuple(TABLE)
 DEFAULT = tuple(name for name, asset in TABLE.items() if asset.default)
 
+PREFIX = "assets:"  # before the name of one, where a model is named
 _SPARE = 50_000_000  # bytes left on the disk beside what an asset takes
 
 
@@ -107,6 +110,23 @@ def ensure(
         elif _leftovers(root, table):
             _tidy(root, table)
     return {asset.name: root / asset.name for asset in assets}
+
+
+def model_path(name: str, asset: str, what: str, progress: bool = True) -> str:
+    """Where a model lies: ``assets:ASSET`` is made on first use, a folder or a hub name stays as it is.
+
+    Args:
+        asset: the only one that will do.
+        what: the model or its key in a study, to begin an error with.
+
+    Raises:
+        WorkbenchError: another asset, and as :func:`ensure`.
+    """
+    if not name.startswith(PREFIX):
+        return name
+    if name != f"{PREFIX}{asset}":
+        raise WorkbenchError(f"{what} is '{name}'; the embedded one is '{PREFIX}{asset}'.")
+    return str(ensure(asset, progress=progress)[asset])
 
 
 def status(thorough: bool = False, table: Mapping[str, Asset] = TABLE) -> list[AssetStatus]:

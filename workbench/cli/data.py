@@ -41,18 +41,16 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a source's conversations as LLaVA JSON and its images as PNG."""
-    from rich.progress import Progress
-
     from fusion_workbench.config.overrides import parse_values
+    from fusion_workbench.core.bars import counted
     from fusion_workbench.tools.data_export import conversation_source
     from fusion_workbench.tools.data_export import export as write
 
     console = terminal()
     found = conversation_source(source, parse_values(options or []))
     splits = [str(one) for one in dict.fromkeys(split or list(Split))]
-    with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("images", total=sum(found.size(one) for one in splits))
-        written = write(found, splits, out or Path(source), jsonl, overwrite, lambda: bar.advance(task))
+    with counted(console, "images", sum(map(found.size, splits)), shown=not quiet, keep=False) as advance:
+        written = write(found, splits, out or Path(source), jsonl, overwrite, advance)
     files = ", ".join(map(str, written.files.values()))
     said = f"{written.conversations:,} conversations to {files}; {written.pictures:,} images to {written.images}"
     console.print(said, highlight=False, markup=False)

@@ -255,7 +255,7 @@ def _run(
     report: bool = True,
 ) -> None:
     """``plan``: the command that would run it; named, nothing is trained."""
-    from fusion_workbench.study.tracking import check_uri
+    from fusion_workbench.core.mlflow_uri import check_uri
 
     if study.tracking.uri:
         check_uri(study.tracking.uri)

@@ -13,6 +13,7 @@ import typer
 from fusion_workbench.cli.terminal import DEFAULT_WORKSPACE, Quiet, Uri, Workspace, harmless, terminal
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.tokens import ANSWER_TOKENS, STREAM_TOKENS
+from fusion_workbench.core.tokens import IMAGE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +65,7 @@ def ask(
 ) -> None:
     """Ask a trained model about images, or without any. Only the answer goes to standard output, as it comes."""
     images = image or []
-    if not question.replace("<image>", "").strip():
+    if not question.replace(IMAGE, "").strip():
         raise WorkbenchError("the question is empty; write what is to be answered.")
     for path in images:
         if not path.is_file():

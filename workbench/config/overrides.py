@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from fusion_workbench.config.aliases import rename_override
-from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.errors import WorkbenchError, first_line, nearest
 
 
 def parse_values(pairs: Sequence[str]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ _PLAIN = {  # what OmegaConf says in words of its own
 def explain(error: Exception, where: str) -> str:
     """One line about an error of OmegaConf's, for the user."""
     key = getattr(error, "full_key", None) or getattr(error, "key", None) or ""
-    first = str(error).strip().splitlines()[0]
+    first = first_line(error)
     if isinstance(error, ConfigKeyError):
         return f"{where}: unknown key '{key}'. {first}"
     if isinstance(error, ValidationError):

@@ -23,3 +23,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return " Did you mean " + " or ".join(f"'{name}'" for name in close) + "?"
     return " Known: " + ", ".join(names) + "." if names else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error; the name of its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

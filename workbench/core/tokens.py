@@ -1,7 +1,8 @@
-"""Numbers about tokens that several parts agree on: what stands where an id would, and how long an answer may be."""
+"""What stands for an image, in words and in ids, what stands for no loss, and how long an answer may become."""
 
 from __future__ import annotations
 
+IMAGE = "<image>"  # where an image stands in a user's words, as in LLaVA's files
 IMAGE_ID = -200  # in input_ids, once where an image stands; no id of any vocabulary
 IGNORE = -100  # in labels, where no loss is taken; what torch's cross-entropy leaves out
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.files import explain_writing, whole_file
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _load(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged or holds more than tensors, and what is not a plain tensor is never unpickled."
         ) from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise WorkbenchError(f"{path} cannot be read as a file of torch.save, it may be cut off: {first}") from None
     wrong = not isinstance(found, dict) or next(
         (str(key) for key, value in found.items() if not (isinstance(key, str) and _floats(value))), None

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.files import explain_writing, scratch_beside, whole_folder
 from fusion_workbench.core.layers import Selection
+from fusion_workbench.core.tokens import IMAGE
+from fusion_workbench.datamodules.transforms import CLIP_MEAN
 from fusion_workbench.models.connector_files import fill, published, read_connector_file, write_connector_file
 from fusion_workbench.models.files import read_tensors
 from fusion_workbench.models.folder import (
     ADAPTER,
-    BACKGROUND,
     Described,
     adapter_config_of,
     load_parts,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
     from fusion_workbench.modules.language.adapter import FusedAdapter
 
-IMAGE_WORD = "<image>"
 _ELSEWHERE = "name another place with --out"
 PAPER_DEPTH, PAPER_LEVELS = 24, (-22, -17, -12, -7)  # CLIP-L, and what MMFuser reads of it beside the query
 
@@ -72,10 +72,8 @@ def to_llava(folder: Path, out: Path, encoder: str | None = None, language: str 
     tokenizer = model.decoder.tokenizer
     rows, columns = read.grid()
     chat = Chat(tokenizer, config["chat"]["max_length"], rows * columns, config["chat"]["system"])
-    tokenizer.add_tokens([AddedToken(IMAGE_WORD, special=True, normalized=False)], special_tokens=True)
-    stock: Any = to_stock(
-        read, adapter.fuser, adapter.projector, model.decoder, tokenizer.convert_tokens_to_ids(IMAGE_WORD)
-    )
+    tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
+    stock: Any = to_stock(read, adapter.fuser, adapter.projector, model.decoder, tokenizer.convert_tokens_to_ids(IMAGE))
     with explain_writing(out, _ELSEWHERE), whole_folder(out) as made:
         stock.save_pretrained(made)
         _processor(read, tokenizer, chat, config["images"]).save_pretrained(made)
@@ -106,7 +104,7 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         processor, _ = BaseImageProcessor.get_image_processor_dict(folder)
     except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip() or repr(error)).splitlines()[0]
+        first = first_line(error)
         raise WorkbenchError(f"--from-llava: {folder} cannot be read as a stock LLaVA: {first}") from None
     parts = from_stock(stock)
     with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch:
@@ -197,7 +195,7 @@ def from_connector_file(
     fill(adapter.fuser, found.fuser, str(file))
     fill(adapter.projector, found.projector, str(file))
     described = Described(
-        config, language, system=system, background=BACKGROUND, origin={"converted from": f"connector file {file}"}
+        config, language, system=system, background=CLIP_MEAN, origin={"converted from": f"connector file {file}"}
     )
     _save(adapter, decoder, read, out, described)
     return f"written: {out}, the connector of {file} between {encoder} and {language}"
@@ -264,7 +262,7 @@ def _processor(encoder: VisionEncoder, tokenizer: Any, chat: Chat, images: Mappi
         vision_feature_select_strategy="default" if encoder.prefix_tokens else "full",
         num_additional_image_tokens=encoder.prefix_tokens,
         chat_template=_FLATTEN.replace("SYSTEM", words) + template,
-        image_token=IMAGE_WORD,
+        image_token=IMAGE,
     )
 
 

@@ -86,7 +86,7 @@ def trained_encoder(folder: Path, wanted: Mapping[str, Any], name: str | None = 
         WorkbenchError: it is not there, or another.
     """
     from fusion_workbench.config.study import EncoderConfig
-    from fusion_workbench.study.prepare import load_encoder
+    from fusion_workbench.study.encoder_store import load_encoder
 
     place = name or wanted["encoder"]
     named = wanted["revision"] is not None or ":" in place  # on the hub; or embedded or planted, which are no folders

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.hardware import default_device
 from fusion_workbench.core.files import explain_writing, whole_folder
+from fusion_workbench.datamodules.transforms import CLIP_MEAN
 from fusion_workbench.models.cards import model_card
 from fusion_workbench.models.connector_files import fill
 from fusion_workbench.models.files import (
@@ -57,7 +58,6 @@ SCHEMA = 1
 KIND = "vision-language-model"
 ADAPTER = "adapter.safetensors"
 TOKENIZER, LANGUAGE, ENCODER = "tokenizer", "language_model", "encoder"
-BACKGROUND = (122, 116, 104)  # CLIP's mean colour, with which LLaVA-1.5 fills up a square
 
 Kept = Literal["named", "lora", "own"]
 
@@ -86,7 +86,7 @@ class Described:
     system: str | None = ""
     max_length: int = 2048
     padding: str = "square"
-    background: Sequence[int] = BACKGROUND
+    background: Sequence[int] = CLIP_MEAN
     own_encoder: bool = False
     origin: Mapping[str, Any] = field(default_factory=dict)
 

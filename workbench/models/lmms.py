@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Protocol
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.tokens import BENCHMARK_TOKENS
+from fusion_workbench.core.tokens import IMAGE
 
-IMAGE = "<image>"
 NAME = "fusion_workbench"
 
 

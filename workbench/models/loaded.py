@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.tokens import ANSWER_TOKENS, IGNORE, IMAGE_ID, STREAM_TOKENS
+from fusion_workbench.core.tokens import IGNORE, IMAGE, IMAGE_ID
 from fusion_workbench.datamodules.conversations.base import ASSISTANT, USER, Conversation, Turn
 from fusion_workbench.datamodules.conversations.batches import padded_prompts
 from fusion_workbench.datamodules.conversations.chat import Chat
@@ -133,7 +134,7 @@ class LoadedModel:
     # --- inside -------------------------------------------------------------------------------------------------
 
     def _conversation(self, images: Sequence[Picture], question: str, answer: str = "answer") -> Conversation:
-        if not question.replace("<image>", "").strip():
+        if not question.replace(IMAGE, "").strip():
             raise WorkbenchError("the question is empty; write what is to be answered.")
         turns: Sequence[Turn] = (Turn(USER, question), Turn(ASSISTANT, answer))
         if images:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.errors import WorkbenchError, first_line, nearest
 from fusion_workbench.models.files import CONFIG
-from fusion_workbench.study.tracking import default_uri
+from fusion_workbench.study.tracking import existing_uri
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -96,7 +96,7 @@ def model_place(target: str, uri: str, workspace: Path, experiment: str | None) 
             f"--model {target}: there is no such folder, and {workspace} holds no MLflow database to look it up in; "
             "name a folder, or another place with --workspace or --uri."
         )
-    client, run_id = run_of(uri or default_uri(workspace), target, experiment)
+    client, run_id = run_of(uri or existing_uri(workspace), target, experiment)
     if not keeps_model(client, run_id):
         raise WorkbenchError(
             f"run {run_id} keeps no model: only finished replicates of a study with a language model do (a study with "
@@ -116,7 +116,7 @@ def download(client: MlflowClient, run_id: str, path: str, scratch: Path) -> Pat
     try:
         return Path(client.download_artifacts(run_id, path, str(scratch)))
     except Exception as error:  # every artifact store has its own way to say that there is none
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise WorkbenchError(f"run {run_id} has no {path}, so there is nothing to export: {first}") from None
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import Progress
 
+from fusion_workbench.core.bars import counted
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.files import explain_writing, write_file
 from fusion_workbench.datamodules.conversations.base import USER
@@ -90,11 +90,11 @@ def predict(
     left = sorted((n for n in range(len(questions)) if n not in done), key=lambda n: -len(questions[n].words))
     with explain_writing(out, "name another file"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("a", encoding="utf-8") as file, _bar(console, shown) as bar:
+        bar = counted(console, "answers", len(questions), shown=shown, done=before)
+        with part.open("a", encoding="utf-8") as file, bar as advance:
             if not before:
                 file.truncate(0)
                 file.write(json.dumps({"identity": identity}) + "\n")
-            task = bar.add_task("answers", total=len(questions), completed=before)
             for numbers in _batches(left, batch_size):
                 batch = [questions[n] for n in numbers]
                 said = model.answer([q.images for q in batch], [q.words for q in batch], max_new_tokens, batch_size)
@@ -102,7 +102,7 @@ def predict(
                     done[n] = words
                     file.write(json.dumps({"number": n, "prediction": words}) + "\n")
                 file.flush()
-                bar.advance(task, len(batch))
+                advance(len(batch))
         write_file(out, "".join(_line(q, done[n]) for n, q in enumerate(questions)))
         part.unlink()
     return before
@@ -199,7 +199,3 @@ def _line(question: Question, prediction: str) -> str:
 
 def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (numbers[start : start + size] for start in range(0, len(numbers), size))
-
-
-def _bar(console: Console, shown: bool) -> Progress:
-    return Progress(console=console, disable=not (shown and console.is_terminal))

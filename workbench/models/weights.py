@@ -24,8 +24,7 @@ def language_path(name: str) -> str:
     """Folder or hub name of a language model; ``assets:language-model`` is made on first use."""
     from fusion_workbench.assets import home as assets
 
-    piece = name.removeprefix("assets:")
-    return str(assets.ensure(piece, progress=False)[piece]) if piece != name else name
+    return assets.model_path(name, "language-model", "the language model", progress=False)
 
 
 def language_fingerprint(decoder: Decoder) -> str:

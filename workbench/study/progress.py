@@ -7,15 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+from fusion_workbench.core.bars import counted
 
 _EVERY = 30.0  # seconds between plain lines
 
@@ -55,19 +48,8 @@ class Display:
         if not total or not self.progress:
             yield lambda count: None
         elif self.console.is_terminal:
-            columns = (
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn(unit),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-            )
-            with Progress(*columns, console=self.console) as bar:
-                task = bar.add_task(name, total=total)
-                yield lambda count: bar.advance(task, count)
+            with counted(self.console, name, total, unit=unit) as advance:
+                yield advance
         else:
             yield _Plain(self, name, total, unit).advance
 

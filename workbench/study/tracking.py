@@ -7,17 +7,14 @@ writes, and metrics are buffered by the epoch.
 from __future__ import annotations
 
 import json
-import logging
-import os
 import tempfile
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -38,30 +35,6 @@ def existing_uri(workspace: Path) -> str:
             "place with --workspace or --uri."
         )
     return default_uri(workspace)
-
-
-def check_uri(uri: str) -> None:
-    """Refuse what MLflow would refuse later, with the way out. Raises WorkbenchError."""
-    scheme = urlparse(uri).scheme
-    if scheme in ("", "file"):
-        raise WorkbenchError(
-            f"tracking.uri '{uri}' is a folder, which MLflow no longer takes; use a database, such as "
-            "sqlite:///mlflow.db, or the address of a server, such as http://127.0.0.1:5000."
-        )
-    known = (
-        "sqlite",
-        "postgresql",
-        "postgresql+psycopg",
-        "postgresql+psycopg2",
-        "mysql",
-        "mysql+pymysql",
-        "mssql",
-        "http",
-        "https",
-        "databricks",
-    )
-    if scheme not in known:
-        raise WorkbenchError(f"tracking.uri '{uri}': MLflow knows no '{scheme}'; use one of {', '.join(known)}.")
 
 
 class Tracker:
@@ -96,9 +69,9 @@ class Tracker:
             else:
                 self.experiment_id = found.experiment_id
         except MlflowException as error:
-            raise WorkbenchError(f"tracking.uri '{uri}' cannot be used: {_first_line(error)}") from None
+            raise WorkbenchError(f"tracking.uri '{uri}' cannot be used: {first_line(error)}") from None
         except Exception as error:  # drivers and file systems raise their own
-            raise WorkbenchError(f"tracking.uri '{uri}' cannot be opened: {_first_line(error)}") from None
+            raise WorkbenchError(f"tracking.uri '{uri}' cannot be opened: {first_line(error)}") from None
 
     # --- the study ----------------------------------------------------------------------------------------------
 
@@ -206,21 +179,6 @@ class Tracker:
                 return runs
 
 
-def quiet_mlflow() -> None:
-    """MLflow logs each migration and warns on import; a user of ours can do nothing about either."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="mlflow")
-
-
 def to_json(value: Any) -> str:
     """Readable JSON for artifacts."""
     return json.dumps(value, indent=1, ensure_ascii=False)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -7,13 +7,11 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import write_file
+from fusion_workbench.core.bars import counted
+from fusion_workbench.core.files import explain_writing, write_file
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:
@@ -47,24 +45,25 @@ def run(
     from fusion_workbench.reports.calibration.table import document, markdown
     from fusion_workbench.reports.reading.query import read_study
 
-    _writable(out)
+    with explain_writing(out, "name a folder for the table with --out"):
+        out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     sources = [read_pilot(read_study(*pilot))] if pilot[1] else list(pilots())
     chosen = [c for c in checks(mixes(sources)) if c.short or not short]
     studies = min(studies, SHORT) if short else studies
     rows = []
-    with _bar(console, "simulated checks", len(chosen), quiet) as advance:
+    with counted(console, "simulated checks", len(chosen), shown=not quiet) as advance:
         for check in chosen:
             rows.append(check.row(studies, seed))
-            advance()
+            advance(1)
     simulated = time.monotonic() - start
     if planted or real_aa:
         from fusion_workbench.tools.planted_studies import aliased, named
 
         with tempfile.TemporaryDirectory(prefix="workbench-calibrate-") as scratch:
-            with _bar(console, "studies of aliases", real_aa, quiet) as advance:
+            with counted(console, "studies of aliases", real_aa, shown=not quiet) as advance:
                 rows += [aliased(real_aa, seed, Path(scratch) / "aliases", advance)] if real_aa else []
-            with _bar(console, "planted studies", planted, quiet) as advance:
+            with counted(console, "planted studies", planted, shown=not quiet) as advance:
                 rows += [named(planted, seed, Path(scratch) / "planted", advance)] if planted else []
     facts = {
         "command": " ".join(["workbench", *map(shlex.quote, sys.argv[1:])]),
@@ -104,32 +103,3 @@ def show(console: Console, found: dict[str, Any], out: Path) -> None:
     console.print(
         f"{held}; {found['seconds']} s; {out / 'calibration.json'}, {out / 'calibration.md'}", highlight=False
     )
-
-
-@contextmanager
-def _bar(console: Console, name: str, total: int, quiet: bool) -> Iterator[Callable[[], None]]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    if quiet or not total or not console.is_terminal:
-        yield lambda: None
-        return
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda: bar.advance(task)
-
-
-def _writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkbenchError(
-            f"the table cannot be written to {folder} ({error.strerror or error}); name a folder with --out."
-        ) from None

@@ -51,7 +51,7 @@ def export(
     out: Path,
     jsonl: bool = False,
     overwrite: bool = False,
-    advance: Callable[[], None] = lambda: None,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Exported:
     """Write ``splits`` of a source to ``out``: ``SPLIT.json`` and ``images/SPLIT/NUMBER.png``.
 
@@ -61,7 +61,7 @@ def export(
     Args:
         jsonl: a row a line, in ``SPLIT.jsonl``.
         overwrite: replace files that are there.
-        advance: called after each image.
+        advance: called with 1 after each image.
 
     Raises:
         WorkbenchError: a file or a split's folder of images is there already, or cannot be written.
@@ -86,14 +86,14 @@ def export(
     return Exported(files, out / IMAGES, len(every), pictures, all(_begins_with_its_image(c) for c in every))
 
 
-def _write_images(source: ConversationSource, split: str, folder: Path, advance: Callable[[], None]) -> None:
+def _write_images(source: ConversationSource, split: str, folder: Path, advance: Callable[[int], None]) -> None:
     from PIL import Image
 
     for row in range(source.size(split)):
         path = folder / _name(split, row)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(source.image(split, row)).save(path)
-        advance()
+        advance(1)
 
 
 def _row(conversation: Conversation, split: str, metrics: Mapping[str, str]) -> dict[str, Any]:

@@ -218,7 +218,8 @@ def _folder(name: str, folder: Path) -> Iterator[Finding]:
 
 
 def _tracking(uri: str | None, workspace: Path) -> Finding:
-    from fusion_workbench.study.tracking import check_uri, default_uri
+    from fusion_workbench.core.mlflow_uri import check_uri
+    from fusion_workbench.study.tracking import default_uri
 
     uri = uri or default_uri(workspace)
     try:

@@ -24,7 +24,7 @@ ALIASES = 6
 _BASELINES = ("deepest layer", "penultimate layer", "middle concat")
 
 
-def named(studies: int, seed: int, workspace: Path, advance: Callable[[], None]) -> Row:
+def named(studies: int, seed: int, workspace: Path, advance: Callable[[int], None]) -> Row:
     """Run studies of ``sweeps/planted.yaml`` with other layers, data and noise; count those that name the layers."""
     from fusion_workbench.reports.analysis.answer import answer
     from fusion_workbench.reports.analysis.comparison import Analysis
@@ -36,12 +36,12 @@ def named(studies: int, seed: int, workspace: Path, advance: Callable[[], None])
         pair = PAIRS[int(drawn.integers(len(PAIRS)))]
         cell = answer(Analysis(_run(planted_study(pair, seed + number), workspace))).cell
         right += cell is not None and cell.levels == pair
-        advance()
+        advance(1)
     setting = {"replicates": 5, "cells": "12 cells, 6 pairs of layers", "what": "trained, and read from MLflow"}
     return row(PLANTED, setting, right, studies)
 
 
-def aliased(studies: int, seed: int, workspace: Path, advance: Callable[[], None]) -> Row:
+def aliased(studies: int, seed: int, workspace: Path, advance: Callable[[int], None]) -> Row:
     """Train studies of one strategy under :data:`ALIASES` names; count those with any verdict better or worse."""
     from fusion_workbench.reports.analysis.comparison import Analysis
     from fusion_workbench.reports.calibration.checks import REAL_AA, row
@@ -53,7 +53,7 @@ def aliased(studies: int, seed: int, workspace: Path, advance: Callable[[], None
         verdicts = [c.verdict for c in analysis.comparisons.values() if c.difference is not None]
         comparisons = len(verdicts)
         false += bool({BETTER, WORSE} & set(verdicts))
-        advance()
+        advance(1)
     setting = {"replicates": 5, "cells": f"{ALIASES} aliases of concat", "comparisons": comparisons}
     return row(REAL_AA, setting, false, studies)
 

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.study.tracking import check_uri
+from fusion_workbench.core.mlflow_uri import check_uri
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,7 @@ from synthetic_study import cell_id, copy_database, tiny
 
 from fusion_workbench.config.plan import PlanConfig, full_plan, plan_hash
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.reports.reading.connect import shown
+from fusion_workbench.core.mlflow_uri import shown
 from fusion_workbench.reports.reading.query import read_study
 
 L5, L12, CONCAT, FUSER = ("deep_only", (), 5), ("deep_only", (), 12), ("concat", (3, 6), 12), ("mmfuser", (3, 6), 12)
