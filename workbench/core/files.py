@@ -100,9 +100,10 @@ def explain_writing(path: Path, remedy: str, *kinds: type[Exception]) -> Iterato
     Raises:
         WorkbenchError: in the place of an OSError.
     """
+    refused: tuple[type[Exception], ...] = (OSError, *kinds)
     try:
         yield
-    except (OSError, *kinds) as error:
+    except refused as error:
         reason = getattr(error, "strerror", None) or error
         raise WorkbenchError(f"{path} cannot be written ({reason}); {remedy}.") from None
 
