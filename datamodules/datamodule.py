@@ -11,8 +11,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from fusion_workbench.datamodules.conversations.base import ConversationSource
-from fusion_workbench.datamodules.features import Features, Fetch
 from fusion_workbench.datamodules.conversations.batches import ConversationBatches
+from fusion_workbench.datamodules.features import Features, Fetch
 from fusion_workbench.datamodules.loader import Batch, Resumption, TrainingLoader, whole
 from fusion_workbench.datamodules.order import EpochBatches, EpochOrder, LengthGroupedOrder, Order, check_batch
 

@@ -11,7 +11,7 @@ from fusion_workbench.version import __version__
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.datamodule import AblationDataModule
     from fusion_workbench.datamodules.sources.base import register_source
-    from fusion_workbench.models.export import load_connector
+    from fusion_workbench.models.connector import load_connector
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
     from fusion_workbench.modules.fusion.base import register_strategy
     from fusion_workbench.modules.language.injection import register_injection
@@ -25,7 +25,7 @@ _PLACES = {
     "FusionBank": "modules.probes.bank",
     "VisionEncoder": "modules.encoders.encoder",
     "VisionLanguageModel": "modules.language.vlm",
-    "load_connector": "models.export",
+    "load_connector": "models.connector",
     "read_study": "reports.reading.query",
     "register_injection": "modules.language.injection",
     "register_source": "datamodules.sources.base",

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion_workbench.core.hardware import bf16_flags, cpu_flags
 from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.hardware import bf16_flags, cpu_flags
 from fusion_workbench.modules.encoders.families import Family, family_of, read, square
 
 Size = int | tuple[int, int]  # pixels: the side of a square, or height and width

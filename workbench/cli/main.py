@@ -25,11 +25,11 @@ from fusion_workbench.cli.terminal import (
     StudyName,
     Uri,
     Workspace,
-    harmless,
     tell_old_names,
     terminal,
 )
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.text import harmless
 from fusion_workbench.study.tracking import existing_uri
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fusion_workbench.cli.terminal import DEFAULT_WORKSPACE, Quiet, Uri, Workspace, harmless, terminal
+from fusion_workbench.cli.terminal import DEFAULT_WORKSPACE, Quiet, Uri, Workspace, terminal
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.tokens import ANSWER_TOKENS, STREAM_TOKENS
-from fusion_workbench.core.tokens import IMAGE
+from fusion_workbench.core.text import harmless
+from fusion_workbench.core.tokens import ANSWER_TOKENS, IMAGE, STREAM_TOKENS
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from fusion_workbench.core.text import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,15 +38,6 @@ def terminal() -> Console:
 
     shown = sys.stdout.isatty()
     return Console(width=None if shown else 160, soft_wrap=not shown)
-
-
-# Control characters but for line breaks and tabs, and what turns the direction of text about.
-_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-def harmless(text: str) -> str:
-    """Words of a file or a model, without what would move a terminal's cursor, colours or reading direction."""
-    return _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def tell_old_names() -> None:

@@ -18,3 +18,12 @@ def slug(text: object, keep: str = "", lower: bool = True) -> str:
     plain = "".join(c for c in unicodedata.normalize("NFKD", str(text)) if not unicodedata.combining(c))
     plain = re.sub(rf"[^A-Za-z0-9{re.escape(keep)}]+", "-", plain).strip("-") or "x"
     return plain.lower() if lower else plain
+
+
+# Control characters but for line breaks and tabs, and what turns the direction of text about.
+_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    """Words of a file or a model, without what would move a terminal's cursor, colours or reading direction."""
+    return _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -85,7 +85,7 @@ def show(console: Console, exported: Exported) -> None:
     if exported.whole:
         use = f'ask it: workbench ask --model {exported.folder} --image photo.jpg "…"'
     else:
-        code = f'from fusion_workbench.models.connector import load_connector; load_connector("{exported.folder}")(["photo.jpg"])'
+        code = f'from fusion_workbench import load_connector; load_connector("{exported.folder}")(["photo.jpg"])'
         use = f"load it: {code}"
     console.print(use, highlight=False, markup=False)
 

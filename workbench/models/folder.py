@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.hardware import default_device
 from fusion_workbench.core.files import explain_writing, whole_folder
+from fusion_workbench.core.hardware import default_device
 from fusion_workbench.datamodules.transforms import CLIP_MEAN
 from fusion_workbench.models.cards import model_card
 from fusion_workbench.models.connector_files import fill
@@ -190,7 +190,7 @@ def load_parts(
     from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
     config = read_model_config(folder)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     own = str(folder / ENCODER) if config["encoder"]["encoder"] == ENCODER else None
     read = trained_encoder(folder, config["encoder"], encoder or own)
     adapter = build_adapter(adapter_config_of(config))

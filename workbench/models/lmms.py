@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.tokens import BENCHMARK_TOKENS
-from fusion_workbench.core.tokens import IMAGE
+from fusion_workbench.core.tokens import BENCHMARK_TOKENS, IMAGE
 
 NAME = "fusion_workbench"
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.tokens import ANSWER_TOKENS, IGNORE, IMAGE_ID, STREAM_TOKENS
-from fusion_workbench.core.tokens import IGNORE, IMAGE, IMAGE_ID
+from fusion_workbench.core.tokens import ANSWER_TOKENS, IGNORE, IMAGE, IMAGE_ID, STREAM_TOKENS
 from fusion_workbench.datamodules.conversations.base import ASSISTANT, USER, Conversation, Turn
 from fusion_workbench.datamodules.conversations.batches import padded_prompts
 from fusion_workbench.datamodules.conversations.chat import Chat

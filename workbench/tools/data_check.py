@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_workbench.cli.terminal import harmless
 from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.text import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
