@@ -17,6 +17,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.schema.names import gate_metric
 
 PARTS = ("fuser", "gates", "projector", "head", "language")  # of a probe: with head; of a language model: with language
 Parts = Mapping[str, Sequence[nn.Parameter]]
@@ -127,4 +128,4 @@ def named_gates(fuser: nn.Module, gates: Iterable[nn.Parameter]) -> dict[str, nn
 
 def gate_rms(gates: Mapping[str, nn.Parameter]) -> dict[str, float]:
     """``gate/NAME_rms``: root mean square of each gate, which is how far it has opened."""
-    return {f"gate/{name}_rms": float(gate.detach().float().square().mean().sqrt()) for name, gate in gates.items()}
+    return {gate_metric(name): float(gate.detach().float().square().mean().sqrt()) for name, gate in gates.items()}

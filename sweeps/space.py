@@ -12,8 +12,9 @@ from fusion_workbench.config.history import as_first
 from fusion_workbench.config.study import SelectionConfig, StrategyConfig, StudyConfig, digest
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import LayerRef, Selection, parse_layer
+from fusion_workbench.schema.names import SINGLE_LAYER, Baseline
+from fusion_workbench.schema.study import Cell as TrackedCell
 
-DEEPEST, PENULTIMATE, SINGLE, MIDDLE_CONCAT = "deepest layer", "penultimate layer", "single layer", "middle concat"
 MIDDLE = ("25%", "33%", "42%", "50%")  # the layers of the middle concat
 
 
@@ -58,6 +59,20 @@ class Cell:
     def label(self) -> str:
         alias = f" ({self.alias})" if self.alias else ""
         return f"{self.strategy}{self.note} {self.selection.label}{alias}"
+
+    def tracked(self, lr: float | None) -> TrackedCell:
+        """The cell at its learning rate, as a study writes it down; None: it has none yet."""
+        return TrackedCell(
+            id=self.id,
+            strategy=self.strategy,
+            levels=self.selection.levels,
+            query=self.selection.query,
+            label=self.label,
+            options=dict(self.options),
+            alias=self.alias,
+            baselines=self.baselines,
+            chosen_lr=lr,
+        )
 
 
 @dataclass(frozen=True)
@@ -161,19 +176,19 @@ def build_space(study: StudyConfig, depth: int, traits: Mapping[str, Traits]) ->
             for cell in space.cells(strategy, selection):
                 add(cell)
     for layer in _single_layers(study.single_layers, depth):
-        add(_single(layer, traits), SINGLE)
+        add(_single(layer, traits), SINGLE_LAYER)
     if study.baselines:
-        add(_single(depth, traits), DEEPEST)
+        add(_single(depth, traits), Baseline.DEEPEST)
         if depth > 1:
-            add(_single(depth - 1, traits), PENULTIMATE)
+            add(_single(depth - 1, traits), Baseline.PENULTIMATE)
         middle = sorted({parse_layer(ref, depth) for ref in MIDDLE})
         if len(middle) > 1 and "concat" in traits:
             selection = Selection(tuple(middle[:-1]), middle[-1])
             for cell in space.cells(StrategyConfig(name="concat"), selection):
-                add(cell, MIDDLE_CONCAT)
+                add(cell, Baseline.MIDDLE)
     final = tuple(
-        replace(c, baselines=tuple(dict.fromkeys((*c.baselines, SINGLE))))
-        if c.strategy == "deep_only" and not c.alias and SINGLE not in c.baselines
+        replace(c, baselines=tuple(dict.fromkeys((*c.baselines, SINGLE_LAYER))))
+        if c.strategy == "deep_only" and not c.alias and SINGLE_LAYER not in c.baselines
         else c
         for c in cells.values()
     )

@@ -28,6 +28,7 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.fusion.attention import ATTENTION
 from fusion_workbench.modules.fusion.base import Fusion, Grid, register_strategy
+from fusion_workbench.schema.names import ATTENTION_SHARE
 
 EPS = 1e-6  # of every LayerNorm
 
@@ -97,7 +98,7 @@ class MMFuser(Fusion):
         """
         found = self.inspect(features, grid)
         shares = found["attention"].mean(1).tolist()
-        named = {f"attention_share/layer_{k}": s for k, s in zip(self.selection.levels, shares, strict=True)}
+        named = {f"{ATTENTION_SHARE}{k}": s for k, s in zip(self.selection.levels, shares, strict=True)}
         if "offsets" in found:
             named["sampling_offset_rms_cells"] = float(found["offsets"].square().mean().sqrt())
         return named

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from fusion_workbench.modules.optim import Recipe, gate_rms, make_optimizer, named_gates
 from fusion_workbench.modules.probes.probe import Probe, ProbeConfig, seeded_probe
 from fusion_workbench.modules.tasks import Task
-
-FINISHED, DIVERGED, OUT_OF_MEMORY, PRUNED = "finished", "diverged", "out_of_memory", "pruned"
+from fusion_workbench.schema.names import LOSS, OBJECTIVE, TRAIN_LOSS, Status, on_validation, task_metric
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ class FusionBank(L.LightningModule):
                 except (torch.OutOfMemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    self._let_go(member, optimizers[number], OUT_OF_MEMORY)
+                    self._let_go(member, optimizers[number], Status.OUT_OF_MEMORY)
                     continue
             schedulers[number].step()
             member.images += features.shape[1]
@@ -184,25 +183,27 @@ class FusionBank(L.LightningModule):
         for number, member in enumerate(self.members):
             if not member.running:
                 continue
-            row = {"train/loss": member.take_loss(), "lr": optimizers[number].param_groups[-1]["lr"]}
+            row = {TRAIN_LOSS: member.take_loss(), "lr": optimizers[number].param_groups[-1]["lr"]}
             gates = named_gates(member.probe.fuser, member.probe.fuser.gates())
             row |= gate_rms(gates)
             for name, gate in gates.items():
                 member.gates[name].append(gate.detach().float().cpu().clone())
             if "val" in member.evaluations:
                 last = member.evaluations["val"]
-                row |= {f"val/{key}": value for key, value in last.metrics.items()} | {"val/loss": last.loss}
-                row["val/objective"] = objective(last.metrics, self.tasks)
+                row |= {on_validation(key): value for key, value in last.metrics.items()} | {
+                    on_validation(LOSS): last.loss
+                }
+                row[OBJECTIVE] = objective(last.metrics, self.tasks)
             member.history.append(row)
-            if not math.isfinite(row["train/loss"]) or not math.isfinite(row.get("val/loss", 0.0)):
-                self._let_go(member, optimizers[number], DIVERGED)
+            if not math.isfinite(row[TRAIN_LOSS]) or not math.isfinite(row.get(on_validation(LOSS), 0.0)):
+                self._let_go(member, optimizers[number], Status.DIVERGED)
         if not any(member.running for member in self.members):
             self.trainer.should_stop = True
 
     def on_fit_end(self) -> None:
         for member in self.members:
             if member.running and len(member.history) >= (self.trainer.max_epochs or 0):
-                member.outcome = FINISHED
+                member.outcome = Status.FINISHED
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
@@ -223,7 +224,7 @@ class FusionBank(L.LightningModule):
         if batch_idx == 0:  # the same examples for every variant
             features = self._features(batch)
             for number, member in enumerate(self.members):
-                if member.outcome in (None, FINISHED):
+                if member.outcome in (None, Status.FINISHED):
                     own, fuser = features[list(self._rows[number])], member.probe.fuser
                     member.diagnostics = fuser.diagnose(own, self.grid)
                     found = fuser.inspect(own, self.grid)
@@ -235,7 +236,7 @@ class FusionBank(L.LightningModule):
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
         features = self._features(batch)
         for number, member in enumerate(self.members):
-            if member.outcome not in (None, FINISHED):
+            if member.outcome not in (None, Status.FINISHED):
                 continue
             logits = member.probe(features[list(self._rows[number])], batch, self.grid)
             self._gathered[number].add(logits, batch)
@@ -312,7 +313,7 @@ def objective(metrics: Mapping[str, float], tasks: Sequence[Measured]) -> float:
     Metrics in one unit are averaged as they are. Where units differ (a share and an absolute error) each is first
     turned into its gain over chance, 0 for chance and 1 for perfect, or the largest number would decide alone.
     """
-    values = {task.name: metrics[f"{task.name}/{task.metric_name}"] for task in tasks}
+    values = {task.name: metrics[task_metric(task.name, task.metric_name)] for task in tasks}
     if len({(task.unit, task.direction) for task in tasks}) > 1:
         return sum(task.gain(values[task.name]) for task in tasks) / len(tasks)
     sign = 1 if tasks[0].direction == "maximize" else -1
@@ -325,7 +326,7 @@ def loss_still_falling(history: Sequence[Mapping[str, float]]) -> float:
     Under a schedule that decays to zero a converged run is near 0; 0.05 means that another epoch at the same pace
     would still take 5 % off the loss. nan for fewer than two epochs.
     """
-    losses = [row["train/loss"] for row in history]
+    losses = [row[TRAIN_LOSS] for row in history]
     if len(losses) < 2:
         return math.nan
     span = max(1, round(len(losses) / 5))

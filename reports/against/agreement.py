@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fusion_workbench.reports.against.published import READ, Matched, match, tables
-from fusion_workbench.reports.analysis.comparison import Analysis, Measure
-from fusion_workbench.reports.reading.records import Cell, Floats
+from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.analysis.ranking import Measure
+from fusion_workbench.reports.reading.records import Floats
 from fusion_workbench.reports.words.wording import pvalue
+from fusion_workbench.schema.study import Cell
 
 RESAMPLED = 2000
 _ENUMERATED = 8  # rows up to which every order is tried

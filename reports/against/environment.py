@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from fusion_workbench.reports.reading.records import StudyRecord
+from fusion_workbench.schema.names import Tag
 
 # Told by the cells, the question or the place themselves.
 _TOLD = frozenset({"name", "question", "strategies", "selections", "single_layers", "baselines", "space", "tracking"})
@@ -29,21 +30,19 @@ class Change:
 def environment(record: StudyRecord) -> dict[str, str]:
     """Everything by name, as words. What was not tracked is left out."""
     tags, passport, source, language = record.tags, record.passport, record.source, record.language
-    prints = source.get("fingerprints")
-    prints = prints if isinstance(prints, Mapping) else {}
     plain: dict[str, Any] = {
         "encoder": passport.get("encoder"),
         "encoder revision": passport.get("revision"),
         "encoder precision": passport.get("precision"),
         "encoder fingerprint": passport.get("fingerprint"),
         "language model": language and language.known_as,
-        "source": source.get("version") or source.get("name"),
-        **{f"source fingerprint, {split}": value for split, value in prints.items()},
-        "plan hash": tags.get("workbench.plan"),
-        "commit": tags.get("workbench.commit"),
-        "numerics": tags.get("workbench.numerics"),
-        "trained on": tags.get("workbench.device"),
-        **{f"version of {name}": value for name, value in _mapping(tags.get("workbench.versions", "")).items()},
+        "source": source.version or source.name,
+        **{f"source fingerprint, {split}": value for split, value in source.fingerprints.items()},
+        "plan hash": tags.get(Tag.PLAN),
+        "commit": tags.get(Tag.COMMIT),
+        "numerics": tags.get(Tag.NUMERICS),
+        "trained on": tags.get(Tag.DEVICE),
+        **{f"version of {name}": value for name, value in _mapping(tags.get(Tag.VERSIONS, "")).items()},
         **{f"setting {key}": value for key, value in _settings(record.study_yaml).items()},
     }
     return {what: str(value) for what, value in plain.items() if value not in (None, "")}

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from fusion_workbench.reports.against.study import Against, Row
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.statistics.verdicts import BETTER, NONE, WORSE
 from fusion_workbench.reports.words.wording import listed
+from fusion_workbench.schema.names import Verdict
 
 WORSE_NOW, RECOMMENDED, DIFFERENT, UNKNOWN = "worse", "recommended-worse", "different", "no-verdict"
 _NAMED = 3  # cells that a line names
@@ -39,9 +39,9 @@ def _alone(analysis: Analysis, said: Answer) -> dict[str, str]:
     if best.id == said.cell.id:  # it cannot be worse than itself
         return {}
     head = next((c for c in said.comparisons if (c.measure, c.against) == (primary, best.id)), None)
-    if head is None or head.difference is None or head.verdict == NONE:
+    if head is None or head.difference is None or head.verdict == Verdict.NONE:
         return {UNKNOWN: f"no verdict yet on {said.cell.name} against {best.name}, the best baseline"}
-    if head.verdict != WORSE:
+    if head.verdict != Verdict.WORSE:
         return {}
     size = analysis.objective.unit.size(head.difference)
     line = f"{said.cell.name} is worse than {best.name}, the best baseline, on {primary}: {size}"
@@ -54,8 +54,8 @@ def _against(analysis: Analysis, said: Answer, against: Against) -> dict[str, st
         nothing = f"nothing can be compared with {before}: no cell of both has numbers on the same measure"
         return dict.fromkeys((WORSE_NOW, RECOMMENDED, DIFFERENT, UNKNOWN), nothing)
     lost = [f"{cell.label} has no numbers any more" for cell in against.lost]
-    worse = [_told(analysis, row) for row in against.all if row.verdict == WORSE]
-    other = [_told(analysis, row) for row in against.all if row.verdict == BETTER]
+    worse = [_told(analysis, row) for row in against.all if row.verdict == Verdict.WORSE]
+    other = [_told(analysis, row) for row in against.all if row.verdict == Verdict.BETTER]
     own = [r for r in against.recommended if r.measure == against.primary]
     if against.changed:
         was = against.before.recommended
@@ -63,10 +63,10 @@ def _against(analysis: Analysis, said: Answer, against: Against) -> dict[str, st
             f"{said.cell.name if said.cell else 'nothing'} is recommended, before {was.name if was else 'nothing'}"
         )
     other += [f"{c.label} is new" for c in against.only_now] + [f"{c.label} is gone" for c in against.only_before]
-    unknown = [f"{r.now.label} on {r.measure} has no verdict" for r in against.all if r.verdict == NONE]
+    unknown = [f"{r.now.label} on {r.measure} has no verdict" for r in against.all if r.verdict == Verdict.NONE]
     found = {
         WORSE_NOW: worse + lost,
-        RECOMMENDED: [_told(analysis, r) for r in own if r.verdict == WORSE]
+        RECOMMENDED: [_told(analysis, r) for r in own if r.verdict == Verdict.WORSE]
         or ([] if own else ["what is recommended now cannot be held against what was"]),
         DIFFERENT: worse + lost + other,
         UNKNOWN: unknown + lost,

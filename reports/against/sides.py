@@ -14,9 +14,10 @@ from fusion_workbench.reports.against.environment import environment
 from fusion_workbench.reports.analysis.answer import Answer, answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.query import read_study
-from fusion_workbench.reports.reading.records import Cell, Outcomes, StudyRecord, Task
+from fusion_workbench.reports.reading.records import Outcomes, StudyRecord
 from fusion_workbench.reports.render.json_csv import SCHEMA
 from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.schema.study import Cell, Task
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,11 @@ def _of_report(path: Path) -> Side:
             f"{path} is no report of schema {SCHEMA} (its schema is {schema!r}); write it again with this version."
         )
     try:
-        cells = {entry["cell"]: _cell(entry) for entry in plain["cells"]}
+        cells = {entry["cell"]: Cell.read(entry) for entry in plain["cells"]}
         means = {
             (entry["cell"], measure): _estimate(e) for entry in plain["cells"] for measure, e in entry["test"].items()
         }
-        tasks = [Task(**_known(Task, entry)) for entry in plain["tasks"]]
+        tasks = [Task.read(str(entry["name"]), entry) for entry in plain["tasks"]]
         measures = dict.fromkeys([*(t.name for t in tasks), *(measure for _, measure in means)])
         study = plain["study"]
         return Side(
@@ -137,27 +138,7 @@ def _of_report(path: Path) -> Side:
         ) from None
 
 
-def _cell(entry: Mapping[str, Any]) -> Cell:
-    return Cell(
-        id=str(entry["cell"]),
-        strategy=str(entry["strategy"]),
-        levels=tuple(entry["levels"]),
-        query=int(entry["query"]),
-        label=str(entry["label"]),
-        options=dict(entry["options"]),
-        alias=str(entry["alias"]),
-        baselines=tuple(entry["baselines"]),
-        chosen_lr=entry["lr"],
-    )
-
-
 def _estimate(entry: Mapping[str, Any]) -> Estimate:
-    known: dict[str, Any] = {
-        name: math.nan if value is None else value for name, value in _known(Estimate, entry).items()
-    }
+    names = [f.name for f in fields(Estimate) if f.name in entry]  # what a later version added is left aside
+    known: dict[str, Any] = {name: math.nan if entry[name] is None else entry[name] for name in names}
     return Estimate(**known)
-
-
-def _known(kind: type[Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass; what a later version added is left aside."""
-    return {f.name: entry[f.name] for f in fields(kind) if f.name in entry}

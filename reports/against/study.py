@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from fusion_workbench.config.plan import FEWEST
 from fusion_workbench.reports.against.environment import Change, changes
 from fusion_workbench.reports.against.sides import Side, of_analysis
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.reading.records import Cell
 from fusion_workbench.reports.statistics.crossed import Estimate, holm
 from fusion_workbench.reports.statistics.unpaired import Difference, of_estimates, of_outcomes
 from fusion_workbench.reports.statistics.verdicts import Judged, equivalence, verdict
+from fusion_workbench.schema.names import RunStatus
+from fusion_workbench.schema.plan import FEWEST
+from fusion_workbench.schema.study import Cell
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def compare(analysis: Analysis, said: Answer, before: Side) -> Against:
         only_now=tuple(c for c in now.cells if c.id not in partner),
         only_before=tuple(c for c in before.cells if c.id not in taken),
         lost=()
-        if analysis.record.status == "RUNNING"
+        if analysis.record.status == RunStatus.RUNNING
         else tuple(c for c in now.cells if c.id in partner and _has(before, partner[c.id]) and not _has(now, c)),
         environment=changes(before.environment, now.environment),
         primary=analysis.objective.name,

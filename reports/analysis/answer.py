@@ -7,29 +7,22 @@ from dataclasses import dataclass
 
 import yaml
 
-from fusion_workbench.config.plan import FEWEST
 from fusion_workbench.reports.analysis.caveats import caveats, looks, nothing
 from fusion_workbench.reports.analysis.cheaper import Cheaper, cheaper_words, find_cheaper, none_cheaper
-from fusion_workbench.reports.analysis.comparison import (
-    BASELINES,
-    BEST_SINGLE,
-    CONTROLS,
-    MIDDLE,
-    Analysis,
-    Comparison,
-    Measure,
-)
+from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
 from fusion_workbench.reports.analysis.fairness import flags
 from fusion_workbench.reports.analysis.image_controls import blank_caveat, sight_sentence
 from fusion_workbench.reports.analysis.pick_luck import Inflation, inflation
 from fusion_workbench.reports.analysis.planning import what_it_would_take
+from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.analysis.retention import Retention, retention, retention_words
 from fusion_workbench.reports.analysis.task_picks import TaskPick, task_picks, task_words
 from fusion_workbench.reports.analysis.trial import confirmation
-from fusion_workbench.reports.reading.records import Cell
 from fusion_workbench.reports.statistics.crossed import Estimate
-from fusion_workbench.reports.statistics.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
 from fusion_workbench.reports.words.wording import correction_sentence, listed
+from fusion_workbench.schema.names import BASELINES, CONTROLS, MATCHED, Baseline, Verdict
+from fusion_workbench.schema.plan import FEWEST
+from fusion_workbench.schema.study import Cell
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ def answer(analysis: Analysis) -> Answer:
     cell = (trial.winner if trial else None) or ranked[0]
     said += tuple(filter(None, [blank_caveat(analysis, cell)]))
     judged = trial.analysis if trial and _begun(trial.analysis, cell) else analysis
-    candidates = [judged.baselines.get((measure, b)) for b in (BEST_SINGLE, MIDDLE)]
+    candidates = [judged.baselines.get((measure, b)) for b in (Baseline.BEST_SINGLE, Baseline.MIDDLE)]
     best = next((c for c in ranked if c.id in candidates), None)
     found = [c for b in BASELINES if (c := judged.comparisons.get((measure, b, cell.id)))]
     head = next((c for c in found if best and c.against == best.id), None)
@@ -92,7 +85,7 @@ def answer(analysis: Analysis) -> Answer:
         headline=headline,
         lead=" ".join(filter(None, [lead, _losses(judged, compared)])),
         best_baseline=best,
-        settled=bool(head and head.verdict == BETTER),
+        settled=bool(head and head.verdict == Verdict.BETTER),
         comparisons=compared,
         cheaper=cheaper,
         cheaper_text=cheaper_words(analysis, cheaper, cell) if cheaper else none_cheaper(analysis, cell),
@@ -104,7 +97,7 @@ def answer(analysis: Analysis) -> Answer:
         task_text=task_words(analysis, picks),
         inflation=(luck := inflation(analysis)),
         retention=kept,
-        takes=what_it_would_take(analysis, judged) if head and head.verdict in (SAME, NONE) else "",
+        takes=what_it_would_take(analysis, judged) if head and head.verdict in (Verdict.SAME, Verdict.NONE) else "",
         checks=tuple(
             filter(
                 None,
@@ -170,23 +163,23 @@ def _words(
         return f"Nothing here beats the best baseline: use {cell.name}{rate}.", lead
     size = f"{analysis.objective.unit.size(head.difference)} on {over}"
     on = "On test" if judged is analysis else f"On test, trained again on {_seeds(head.difference)},"
-    if head.verdict == BETTER:
+    if head.verdict == Verdict.BETTER:
         return use, f"{on} it is better than the best baseline, {best.name}: {size}."
     hint = _hint(analysis, head)
     points = f"Validation points to {cell.name}{rate}; {on[0].lower()}{on[1:]} it is"
-    if head.verdict == EQUIVALENT:
+    if head.verdict == Verdict.EQUIVALENT:
         return (
             f"Nothing here beats the best baseline: {cell.name} and {best.name} are as good as each other.",
             f"{points} equivalent to the best baseline, {best.name}, within ± "
             f"{margin_words(judged, analysis.objective)}: {size}.{hint}",
         )
-    if head.verdict == SAME:
+    if head.verdict == Verdict.SAME:
         return (
             "Nothing here beats the best baseline beyond the noise.",
             f"{points} not distinguishable from the best baseline, {best.name}: {size}."
             f"{correction_sentence(head)}{hint}",
         )
-    if head.verdict == WORSE:
+    if head.verdict == Verdict.WORSE:
         return (
             f"Nothing here is shown to beat the best baseline, {best.name}.",
             f"{points} worse: {size}.{hint}",
@@ -210,9 +203,10 @@ def _controlled(compared: Sequence[Comparison], judged: Analysis, cell: Cell) ->
     if not found:
         return ""
     unit = judged.objective.unit
+    clear = (Verdict.BETTER, Verdict.WORSE)
     parts = [
-        f"{c.verdict if c.verdict in (BETTER, WORSE) else 'not told apart'} "
-        f"{'than' if c.verdict in (BETTER, WORSE) else 'from'} {c.baseline} ({unit.effect(c.difference)})"
+        f"{c.verdict if c.verdict in clear else 'not told apart'} "
+        f"{'than' if c.verdict in clear else 'from'} {c.baseline} ({unit.effect(c.difference)})"
         for c in found
         if c.difference
     ]
@@ -248,13 +242,13 @@ def decided(analysis: Analysis, cell: Cell) -> bool:
     """Whether a cell has a firm verdict against every baseline on the primary measure."""
     found = [c for b in BASELINES if (c := analysis.comparisons.get((analysis.objective.name, b, cell.id)))]
     judged = [c for c in found if c.difference is not None]
-    return bool(judged) and all(c.verdict in (BETTER, WORSE, EQUIVALENT) for c in judged)
+    return bool(judged) and all(c.verdict in (Verdict.BETTER, Verdict.WORSE, Verdict.EQUIVALENT) for c in judged)
 
 
 def _baseline_won(analysis: Analysis, cell: Cell, ranked: list[Cell], over: str) -> str:
     """The recommended cell is a baseline: how the best of the others fares against it."""
     measure = analysis.objective.name
-    others = [c for c in ranked if not c.single and c.strategy != "matched" and c.id != cell.id]
+    others = [c for c in ranked if not c.single and c.strategy != MATCHED and c.id != cell.id]
     lead = "It is itself a baseline, and no fusion did better on validation."
     if not others:
         return lead
@@ -268,11 +262,12 @@ def _baseline_won(analysis: Analysis, cell: Cell, ranked: list[Cell], over: str)
     )
     if found is None or found.difference is None:
         return lead
-    word = {
-        NONE: "cannot be judged yet",
-        SAME: "is not distinguishable from it",
-        EQUIVALENT: "is equivalent to it",
-    }.get(found.verdict, f"is {found.verdict} than it")
+    words: dict[str, str] = {
+        Verdict.NONE: "cannot be judged yet",
+        Verdict.SAME: "is not distinguishable from it",
+        Verdict.EQUIVALENT: "is equivalent to it",
+    }
+    word = words.get(found.verdict, f"is {found.verdict} than it")
     size = analysis.objective.unit.size(found.difference)
     return f"{lead} The best other fusion there, {others[0].name}, {word} on test: {size} on {over}."
 
@@ -281,7 +276,9 @@ def _losses(analysis: Analysis, compared: Sequence[Comparison]) -> str:
     """Tasks on which a baseline does better: the best on average is not the best at everything."""
     parts = []
     for task in analysis.record.tasks:
-        lost = {c.against: c for c in compared if c.measure == task.name and c.verdict == WORSE and c.difference}
+        lost = {
+            c.against: c for c in compared if c.measure == task.name and c.verdict == Verdict.WORSE and c.difference
+        }
         if lost and len(analysis.measures) > 1:
             unit = analysis.measure(task.name).unit
             names = [
@@ -296,7 +293,7 @@ def _hint(analysis: Analysis, head: Comparison) -> str:
     found = [
         c
         for (m, b, _), c in analysis.comparisons.items()
-        if (m, b) == (head.measure, head.baseline) and c.verdict == BETTER
+        if (m, b) == (head.measure, head.baseline) and c.verdict == Verdict.BETTER
     ]
     above = [analysis.record.cell(c.cell).name for c in found if c.cell != head.cell]
     if len(above) < len(found):  # only where fresh replicates judge it

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from fusion_workbench.config.plan import FEWEST
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.trial import confirmation
-from fusion_workbench.reports.reading.records import FINISHED, RUNNING
 from fusion_workbench.reports.words.wording import listed, plural
+from fusion_workbench.schema.names import Phase, RunStatus, Status
+from fusion_workbench.schema.plan import FEWEST
 
 
 def nothing(analysis: Analysis) -> str:
     counts = analysis.record.counts()
-    if counts.get(FINISHED):
+    if counts.get(Status.FINISHED):
         return "No answer: the finished runs hold no validation objective."
-    state = "is still running and has" if analysis.record.status == "RUNNING" else "has"
+    state = "is still running and has" if analysis.record.status == RunStatus.RUNNING else "has"
     return f"No answer yet: the study {state} no finished replicate."
 
 
@@ -39,17 +39,20 @@ def caveats(analysis: Analysis) -> tuple[str, ...]:
     """What bounds everything that the report says."""
     record, out = analysis.record, []
     counts = record.counts()
-    done, expected = counts.get(FINISHED, 0), record.expected
+    done, expected = counts.get(Status.FINISHED, 0), record.expected
     if not record.expected:
         out.append(
             f"Incomplete: no replicate was started yet; the learning-rate search has {len(record.runs)} runs so far."
         )
     elif not record.complete:
-        rest = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.items() if state != FINISHED)
-        state = {"RUNNING": "is still running", "KILLED": "was stopped", "FAILED": "broke off"}.get(
-            record.status, "ended"
-        )
-        running = " Numbers will move." if record.status == "RUNNING" or counts.get(RUNNING) else ""
+        rest = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.items() if state != Status.FINISHED)
+        words: dict[str, str] = {
+            RunStatus.RUNNING: "is still running",
+            RunStatus.KILLED: "was stopped",
+            RunStatus.FAILED: "broke off",
+        }
+        state = words.get(record.status, "ended")
+        running = " Numbers will move." if record.status == RunStatus.RUNNING or counts.get(Status.RUNNING) else ""
         out.append(
             f"Incomplete: the study {state} with {done} of {expected} variant-replicates"
             f"{f' ({rest})' if rest else ''}.{running}"
@@ -62,7 +65,7 @@ def caveats(analysis: Analysis) -> tuple[str, ...]:
             "nothing here speaks for other ones."
         )
     out.extend(_blind(analysis))
-    if not record.contenders and any(run.phase == "confirm" for run in record.runs):
+    if not record.contenders and any(run.phase == Phase.CONFIRM for run in record.runs):
         out.append(
             "Fresh replicates were trained, but contenders.json, which says what they are of, is missing or cannot be "
             "read: the study's own replicates judge instead."

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusion_workbench.config.plan import FEWEST
 from fusion_workbench.reports.analysis.comparison import Analysis, holds_zero
-from fusion_workbench.reports.reading.records import Cell
 from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.schema.names import CostMetric
+from fusion_workbench.schema.plan import FEWEST
+from fusion_workbench.schema.study import Cell
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,7 @@ class Cheaper:
 def find_cheaper(analysis: Analysis, cell: Cell) -> Cheaper | None:
     measure = analysis.objective.name
     flops = {
-        c.id: f
-        for c in analysis.eligible
-        if (f := analysis.record.mean_metric(c.id, "cost/flops_per_image")) is not None
+        c.id: f for c in analysis.eligible if (f := analysis.record.mean_metric(c.id, CostMetric.FLOPS)) is not None
     }
     if cell.id not in flops:
         return None
@@ -72,7 +71,7 @@ def cheaper_words(analysis: Analysis, cheaper: Cheaper, cell: Cell) -> str:
 
 def none_cheaper(analysis: Analysis, cell: Cell) -> str:
     """Said only where cheaper cells were tried, with replicates enough to tell."""
-    flops = {c.id: analysis.record.mean_metric(c.id, "cost/flops_per_image") for c in analysis.eligible}
+    flops = {c.id: analysis.record.mean_metric(c.id, CostMetric.FLOPS) for c in analysis.eligible}
     own = flops.get(cell.id)
     tried = own is not None and any(value is not None and value < own for value in flops.values())
     return "No cheaper cell is as good on validation." if tried and len(analysis.core) >= FEWEST else ""

@@ -9,41 +9,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_workbench.config.plan import OVERALL
-from fusion_workbench.reports.reading.records import ENDED, Cell, Family, Outcomes, Plan, StudyRecord
+from fusion_workbench.reports.analysis.ranking import Measure, Ranking, measured, measures_of
+from fusion_workbench.reports.reading.records import ENDED, Outcomes, StudyRecord
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, estimate
 from fusion_workbench.reports.statistics.verdicts import Pair, judge, verdict
-from fusion_workbench.reports.words.units import GAIN, SHARE, Unit, common, unit_of
-
-DEEPEST, PENULTIMATE, BEST_SINGLE, MIDDLE = "deepest layer", "penultimate layer", "best single layer", "middle concat"
-BASELINES = (DEEPEST, PENULTIMATE, BEST_SINGLE, MIDDLE)
-SAME_PARAMETERS, SAME_FLOPS = "one layer, same parameters", "one layer, same FLOPs"
-CONTROLS = (SAME_PARAMETERS, SAME_FLOPS)  # of the best fusion; trained on fresh replicates only
-ITSELF = "the baseline itself"
-
-
-_ACRONYMS = {"iou": "IoU", "mae": "MAE", "anls": "ANLS", "vqa_accuracy": "VQA accuracy", "ocrbench": "OCRBench"}
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A task, or the mean of all of them."""
-
-    name: str
-    title: str
-    metric: str
-    sign: int
-    chance: float | None  # of a guess that looks at no image: fitted to the training images, scored on test
-    unit: Unit = SHARE
-
-    @property
-    def shown(self) -> str:
-        """The metric as people write it."""
-        return _ACRONYMS.get(self.metric, self.metric.replace("_", " "))
-
-    @property
-    def minimised(self) -> bool:
-        return self.sign < 0
+from fusion_workbench.reports.words.units import GAIN, SHARE
+from fusion_workbench.schema.names import BASELINES, SINGLE_LAYER, Baseline, Verdict
+from fusion_workbench.schema.plan import Family, Plan
+from fusion_workbench.schema.study import Cell
 
 
 @dataclass(frozen=True)
@@ -71,8 +44,7 @@ class Analysis:
     Attributes:
         plan: the study's, its part that is for comparing all cells; of one from before there were plans, the default,
             without equivalence.
-        core: replicates that at least half of the cells have; picks are made among cells that have them all, on them
-            alone, so that a study that is not complete still compares like with like.
+        ranking: the cells by their validation, with ``core`` and ``eligible``; see :class:`.ranking.Ranking`.
         means: (cell, measure) → test mean with its interval.
         validation: (cell, measure) → validation mean over the core replicates.
         baselines: (measure, baseline) → cell.
@@ -86,7 +58,7 @@ class Analysis:
         judged: Collection[tuple[str, str]] | None = None,
     ) -> None:
         self.record = record
-        self.measures = _measures(record)
+        self.measures = measures_of(record)
         self.plan = record.plan.exploring() if record.plan else _unplanned(record, self.measures)
         self._judged = judged
         self._scores = {
@@ -94,16 +66,15 @@ class Analysis:
             for cell in record.cells
             for measure in self.measures
             for split in ("val", "test")
-            if (scores := self._measured(cell.id, measure, split)) is not None
+            if (scores := measured(record, cell.id, measure, split)) is not None
         }
-        self.core = self._core()
-        self.eligible = tuple(c for c in record.cells if self.core and self.core <= self._trained(c.id))
+        self.ranking = Ranking(record, self.measures, lambda cell, m: self._scores.get((cell, m.name, "val")))
+        self.core, self.eligible, self.validation = self.ranking.core, self.ranking.eligible, self.ranking.values
         self.means = {
             (cell, measure): estimate(o.scores, codes(o.groups))
             for (cell, measure, split), o in self._scores.items()
             if split == "test" and o.scores.size
         }
-        self.validation = self._validation()
         self.baselines = self._baselines() if baselines is None else dict(baselines)
         self.comparisons = self._compare()
 
@@ -112,7 +83,7 @@ class Analysis:
     @property
     def objective(self) -> Measure:
         """What the recommended cell is picked by: the plan's primary measure."""
-        return next((m for m in self.measures if m.name == self.plan.primary), self.measures[-1])
+        return self.ranking.objective
 
     @property
     def reached(self) -> int:
@@ -135,9 +106,7 @@ class Analysis:
 
     def ranked(self, measure: str, cells: Sequence[Cell] | None = None) -> list[Cell]:
         """Cells by their validation mean, the best first; those without one are left out."""
-        sign = self.measure(measure).sign
-        known = [c for c in (self.eligible if cells is None else cells) if (c.id, measure) in self.validation]
-        return sorted(known, key=lambda c: (-sign * self.validation[c.id, measure], len(c.levels), c.query, c.id))
+        return self.ranking.ranked(measure, cells)
 
     def paired(self, cell: str, against: str, measure: str, split: str = "test") -> Outcomes | None:
         """Differences, cell minus baseline, of the replicates and examples that both have; None where none are."""
@@ -160,48 +129,6 @@ class Analysis:
         return self.plan.margin * abs(task.perfect - task.chance)
 
     # --- building -----------------------------------------------------------------------------------------------
-
-    def _measured(self, cell: str, measure: Measure, split: str) -> Outcomes | None:
-        """A task's outcomes, or the mean over the tasks of those examples that all of them scored."""
-        if measure.name != OVERALL or len(self.record.tasks) < 2:
-            return self.record.outcomes.get((cell, measure.name, split))
-        parts = [self.record.outcomes.get((cell, task.name, split)) for task in self.record.tasks]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        examples = tuple(sorted(set.intersection(*(set(o.examples) for o in known))))
-        replicates = tuple(r for r in known[0].replicates if all(r in o.replicates for o in known))
-        if not examples or not replicates:
-            return None
-        gains = measure.unit is GAIN
-        signed = [
-            task.gain(scores) if gains else task.sign * scores
-            for task, o in zip(self.record.tasks, known, strict=True)
-            for scores in (o.cut(replicates, examples),)
-        ]
-        groups = dict(zip(known[0].examples, known[0].groups, strict=False))
-        mean = np.asarray(np.mean(signed, axis=0), dtype=float)
-        return Outcomes(replicates, examples, mean, tuple(groups[e] for e in examples) if groups else ())
-
-    def _trained(self, cell: str) -> frozenset[str]:
-        return frozenset(run.replicate for run in self.record.finals(cell))
-
-    def _core(self) -> frozenset[str]:
-        have = [trained for cell in self.record.cells if (trained := self._trained(cell.id))]
-        return frozenset(r for r in self.record.replicates if sum(r in t for t in have) * 2 >= len(have) > 0)
-
-    def _validation(self) -> dict[tuple[str, str], float]:
-        """Of the eligible cells: the tracked metric, or, where a run has none, the mean of its outcomes."""
-        out: dict[tuple[str, str], float] = {}
-        for cell in self.eligible:
-            for measure in self.measures:
-                tracked = "val/objective" if measure.name == OVERALL else f"val/{measure.name}/{measure.metric}"
-                value = self.record.mean_metric(cell.id, tracked, self.core)
-                if value is None and (o := self.outcomes(cell.id, measure.name, "val")) is not None and o.scores.size:
-                    value = float(o.scores.mean())
-                if value is not None and np.isfinite(value):
-                    out[cell.id, measure.name] = value
-        return out
 
     def _compare(self) -> dict[tuple[str, str, str], Comparison]:
         """Every cell against every baseline, judged together. A pair that meets twice is corrected for once."""
@@ -229,7 +156,7 @@ class Analysis:
             measure, baseline, cell = key
             if cell == against:
                 nan = float("nan")
-                out[key] = Comparison(measure, baseline, against, cell, None, nan, nan, ITSELF)
+                out[key] = Comparison(measure, baseline, against, cell, None, nan, nan, Verdict.ITSELF)
                 continue
             if (measure, cell, against) not in estimates:
                 estimates[measure, cell, against] = self.difference(cell, against, measure)
@@ -246,29 +173,13 @@ class Analysis:
         found: dict[tuple[str, str], str] = {}
         for measure in self.measures:
             for baseline in BASELINES:
-                wanted = "single layer" if baseline == BEST_SINGLE else baseline
+                wanted = SINGLE_LAYER if baseline == Baseline.BEST_SINGLE else baseline
                 tagged = [c for c in self.record.cells if wanted in c.baselines]
                 eligible = self.ranked(measure.name, [c for c in tagged if c in self.eligible])
                 choice = eligible or [c for c in tagged if (c.id, measure.name) in self.means]
                 if choice and (choice[0].id, measure.name) in self.means:
                     found[measure.name, baseline] = choice[0].id
         return found
-
-
-def _measures(record: StudyRecord) -> tuple[Measure, ...]:
-    """The tasks in the study's order; with several, their mean comes last."""
-    tasks = tuple(Measure(t.name, t.title or t.name, t.metric, t.sign, t.blind, unit_of(t.unit)) for t in record.tasks)
-    if len(tasks) < 2:
-        return tasks or (Measure(OVERALL, "the validation objective", "objective", 1, None),)
-    if len({(t.unit, t.direction) for t in record.tasks}) > 1 and all(t.spans for t in record.tasks):
-        title = "mean over the tasks of the gain over chance (0: chance, 100: perfect)"
-        blind = float(np.mean([t.gain(np.asarray(t.blind)) for t in record.tasks]))
-        return (*tasks, Measure(OVERALL, title, "gain over chance", 1, blind, GAIN))
-    chances = [t.sign * t.chance for t in tasks if t.chance is not None]
-    chance = sum(chances) / len(tasks) if len(chances) == len(tasks) else None
-    signed = " (less is better counts as negative)" if any(m.minimised for m in tasks) else ""
-    unit = common(m.unit for m in tasks)
-    return (*tasks, Measure(OVERALL, f"mean of the tasks{signed}", "objective", 1, chance, unit))
 
 
 @lru_cache(maxsize=1024)

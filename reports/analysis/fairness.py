@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from fusion_workbench.reports.reading.records import FINISHED, Cell, StudyRecord
+from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.words.wording import listed
+from fusion_workbench.schema.names import CONVERGED, GATES_OPENED, Phase, Status
+from fusion_workbench.schema.study import Cell
 
 _STEPS = ("epochs", "batch_size")
 
 
 def flags(record: StudyRecord, cell: Cell) -> list[str]:
     """What a reader should mind of a cell's training, in words; none for one that trained as it should."""
-    runs = [r for r in record.runs if r.cell == cell.id and r.phase != "search" and r.state == FINISHED]
+    runs = [r for r in record.runs if r.cell == cell.id and r.phase != Phase.SEARCH and r.state == Status.FINISHED]
     found = []
-    converged = [r.metrics["converged"] >= 0.5 for r in runs if "converged" in r.metrics]
+    converged = [r.metrics[CONVERGED] >= 0.5 for r in runs if CONVERGED in r.metrics]
     if converged and not all(converged):
         found.append(f"loss still falling in {len(converged) - sum(converged)} of {len(converged)}")
-    opened = [r.metrics["gates_opened"] >= 0.5 for r in runs if "gates_opened" in r.metrics]
+    opened = [r.metrics[GATES_OPENED] >= 0.5 for r in runs if GATES_OPENED in r.metrics]
     if opened and not all(opened):
         found.append(f"gates stayed shut in {len(opened) - sum(opened)} of {len(opened)}")
     tried = rates(record).get(cell.id, ())
@@ -33,7 +35,7 @@ def rates(record: StudyRecord) -> Mapping[str, tuple[float, ...]]:
     tried: dict[str, set[float]] = defaultdict(set)
     family: dict[tuple[str, str, str], set[float]] = defaultdict(set)
     for run in record.runs:
-        if run.phase == "search" and run.lr is not None:
+        if run.phase == Phase.SEARCH and run.lr is not None:
             tried[run.cell].add(run.lr)
             family[_family(record.cell(run.cell))].add(run.lr)
     cells = {**record.searched, **{c.id: c for c in record.cells}}
@@ -67,7 +69,7 @@ def budgets(record: StudyRecord) -> list[str]:
     steps = {
         tuple(run.params.get(name, "") for name in _STEPS)
         for run in record.runs
-        if run.phase != "search" and run.state == FINISHED
+        if run.phase != Phase.SEARCH and run.state == Status.FINISHED
     }
     if len(steps) == 1:
         epochs, batch = next(iter(steps))

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from fusion_workbench.config.plan import OVERALL
-from fusion_workbench.reports.analysis.comparison import Analysis, Measure
-from fusion_workbench.reports.reading.records import Cell, Floats, Run, Task
+from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.analysis.ranking import Measure
+from fusion_workbench.reports.reading.records import Floats, Run
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, Noise, estimate, estimated, holm
-from fusion_workbench.reports.statistics.verdicts import BETTER, NONE, WORSE, Judged, verdict
+from fusion_workbench.reports.statistics.verdicts import Judged, verdict
 from fusion_workbench.reports.words.units import GAIN, SHARE
+from fusion_workbench.schema.names import IMAGE_CONTROLS, OVERALL, ImageControl, Verdict
+from fusion_workbench.schema.study import Cell, Task
 
-BLANK, SHUFFLED = "blank", "shuffled"
-KINDS = (BLANK, SHUFFLED)
 LEAST = 3  # replicates: what is asked is whether there is a gap at all, not which of two cells is better
 
 LOOKS, SOME, NOT, UNKNOWN = "looks at the image", "not at this image", "not shown to look", "no verdict"
@@ -53,15 +53,15 @@ class Sight:
     @property
     def word(self) -> str:
         """Whether it looks at the image: real ones must beat blank and shuffled ones."""
-        found = [self.controls[kind].verdict for kind in KINDS if kind in self.controls]
+        found = [self.controls[kind].verdict for kind in IMAGE_CONTROLS if kind in self.controls]
         if not found:
             return NO_CONTROLS
-        if NONE in found:
+        if Verdict.NONE in found:
             return UNKNOWN
-        if all(word == BETTER for word in found):
+        if all(word == Verdict.BETTER for word in found):
             return LOOKS
-        blank = self.controls.get(BLANK)
-        return SOME if blank is not None and blank.verdict == BETTER else NOT
+        blank = self.controls.get(ImageControl.BLANK)
+        return SOME if blank is not None and blank.verdict == Verdict.BETTER else NOT
 
 
 def sights(analysis: Analysis) -> dict[tuple[str, str], Sight]:
@@ -96,7 +96,7 @@ def _sight(analysis: Analysis, cell: Cell, measure: Measure) -> Sight | None:
         return None
     runs = analysis.record.finals(cell.id)
     controls = {}
-    for kind in KINDS:
+    for kind in IMAGE_CONTROLS:
         scores = _combined(
             analysis, measure, [_tracked(runs, f"control/{kind}/{t.name}") for t in _tasks(analysis, measure)]
         )
@@ -104,7 +104,7 @@ def _sight(analysis: Analysis, cell: Cell, measure: Measure) -> Sight | None:
             values = np.asarray([scores[r] for r in shared])
             gaps = np.asarray([whole[r] for r in shared]) - values
             difference = _difference(gaps, float(values.mean()), real, measure)
-            controls[kind] = Control(kind, _over_replicates(scores), difference, float("nan"), NONE)
+            controls[kind] = Control(kind, _over_replicates(scores), difference, float("nan"), Verdict.NONE)
     return Sight(cell, measure, real, controls) if controls else None
 
 
@@ -159,24 +159,28 @@ def blank_caveat(analysis: Analysis, cell: Cell | None) -> str:
     if analysis.record.language is None or cell is None:
         return ""
     found = sights(analysis).get((cell.id, analysis.objective.name))
-    if found is None or (blank := found.controls.get(BLANK)) is None:
+    if found is None or (blank := found.controls.get(ImageControl.BLANK)) is None:
         asked = "has no control on blank images"
         return f"Whether {cell.name} looks at the image is not known: the study {asked}."
     unit = analysis.objective.unit
     size = f"{unit.size(blank.difference)} between real and blank images"
-    if blank.verdict == BETTER:
-        other = found.controls.get(SHUFFLED)
-        if other is None or other.verdict == BETTER:
+    if blank.verdict == Verdict.BETTER:
+        other = found.controls.get(ImageControl.SHUFFLED)
+        if other is None or other.verdict == Verdict.BETTER:
             return ""
         return (
             f"{cell.name} does better with an image than with a blank one, but not with the right image rather than "
             f"another example's: {unit.size(other.difference)}."
         )
-    if blank.verdict == NONE:
+    if blank.verdict == Verdict.NONE:
         return (
             f"Whether {cell.name} looks at the image cannot be judged yet: {size}; a verdict takes {LEAST} replicates."
         )
-    how = "does worse with real images than with blank ones" if blank.verdict == WORSE else "is not shown to look at it"
+    how = (
+        "does worse with real images than with blank ones"
+        if blank.verdict == Verdict.WORSE
+        else "is not shown to look at it"
+    )
     return (
         f"Mind what this compares: {cell.name} {how} ({size}), so what tells these models apart may be how they answer "
         "from the question alone."

@@ -6,24 +6,15 @@ from dataclasses import asdict
 from typing import Any
 
 from fusion_workbench.reports.analysis.comparison import Comparison
-from fusion_workbench.reports.reading.records import Cell
+from fusion_workbench.schema.study import Cell
 
 
 def cell_json(cell: Cell | None) -> dict[str, Any]:
     """A cell; empty where there is none."""
     if cell is None:
         return {}
-    return {
-        "cell": cell.id,
-        "label": cell.label,
-        "strategy": cell.strategy,
-        "levels": list(cell.levels),
-        "query": cell.query,
-        "options": dict(cell.options),
-        "alias": cell.alias,
-        "lr": cell.chosen_lr,
-        "baselines": list(cell.baselines),
-    }
+    more = {"alias": cell.alias, "lr": cell.chosen_lr, "baselines": list(cell.baselines)}
+    return {"cell": cell.id, "label": cell.label} | cell.core() | more
 
 
 def comparison_json(c: Comparison) -> dict[str, Any]:

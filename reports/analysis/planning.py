@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusion_workbench.config.plan import FEWEST, PlanConfig
+from fusion_workbench.config.plan import PlanConfig
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.reports.analysis.comparison import BEST_SINGLE, MIDDLE, Analysis, Measure, codes
-from fusion_workbench.reports.reading.records import Cell, StudyRecord
+from fusion_workbench.reports.analysis.comparison import Analysis, codes
+from fusion_workbench.reports.analysis.ranking import Measure
+from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.statistics.power import MOST, POWER, Pilot, needed, needed_examples, pilot, smallest
 from fusion_workbench.reports.words.wording import plural
+from fusion_workbench.schema.names import Baseline, CostMetric
+from fusion_workbench.schema.plan import FEWEST
+from fusion_workbench.schema.study import Cell
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ def round_up(number: int) -> int:
 def _pair(analysis: Analysis) -> tuple[Cell, Cell] | None:
     measure = analysis.objective.name
     ranked = analysis.ranked(measure)
-    candidates = [analysis.baselines.get((measure, b)) for b in (BEST_SINGLE, MIDDLE)]
+    candidates = [analysis.baselines.get((measure, b)) for b in (Baseline.BEST_SINGLE, Baseline.MIDDLE)]
     best = next((c for c in ranked if c.id in candidates), None)
     others = [c for c in ranked if best is not None and c.id != best.id]
     if best is None or not others:
@@ -220,7 +224,7 @@ def _designs(analysis: Analysis, winner: Cell) -> tuple[Design, Design]:
 
 def _hours(record: StudyRecord, cells: list[str]) -> float | None:
     """Of one replicate of some cells, by the mean of their own finished replicates."""
-    seconds = [record.mean_metric(cell, "cost/seconds") for cell in cells]
+    seconds = [record.mean_metric(cell, CostMetric.SECONDS) for cell in cells]
     known = [s for s in seconds if s is not None]
     return sum(known) / len(known) * len(cells) / 3600 if known else None
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from fusion_workbench.config.plan import FEWEST
-from fusion_workbench.reports.analysis.comparison import BEST_SINGLE, DEEPEST, Analysis, Measure, codes
-from fusion_workbench.reports.reading.records import Cell
+from fusion_workbench.reports.analysis.comparison import Analysis, codes
+from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.statistics.crossed import Estimate, noise
-from fusion_workbench.reports.statistics.verdicts import WORSE
+from fusion_workbench.schema.names import Baseline, Verdict
+from fusion_workbench.schema.plan import FEWEST
+from fusion_workbench.schema.study import Cell
 
 RETAINED, LOST, OPEN, UNJUDGED = "retained", "lost", "not shown", "not judged"
 
@@ -47,7 +48,7 @@ def own_task(analysis: Analysis) -> Measure | None:
     shares: list[tuple[float, Measure]] = []
     for task in analysis.record.tasks:
         measure = analysis.measure(task.name)
-        cells = [analysis.baselines.get((task.name, b)) for b in (DEEPEST, BEST_SINGLE)]
+        cells = [analysis.baselines.get((task.name, b)) for b in (Baseline.DEEPEST, Baseline.BEST_SINGLE)]
         deep, best = (analysis.validation.get((c, task.name)) if c else None for c in cells)
         if deep is None or best is None:
             continue
@@ -67,7 +68,7 @@ def retention(analysis: Analysis, judged: Analysis, cell: Cell) -> Retention | N
         judged: where the cell is judged: of the fresh replicates if there are any.
     """
     measure = own_task(analysis)
-    deepest = measure and judged.baselines.get((measure.name, DEEPEST))
+    deepest = measure and judged.baselines.get((measure.name, Baseline.DEEPEST))
     if measure is None or not deepest or deepest == cell.id:
         return None
     paired = judged.paired(cell.id, deepest, measure.name)
@@ -75,13 +76,13 @@ def retention(analysis: Analysis, judged: Analysis, cell: Cell) -> Retention | N
     if paired is None or difference is None:
         return None
     margin, p, word = judged.margin(measure), float("nan"), UNJUDGED
-    known = judged.comparisons.get((measure.name, DEEPEST, cell.id))
+    known = judged.comparisons.get((measure.name, Baseline.DEEPEST, cell.id))
     if margin is not None and difference.replicates >= FEWEST:
         found = noise(measure.sign * paired.scores, codes(paired.groups))
         two_sided = float(found.p(-margin))
         p = two_sided / 2 if float(found.mean) > -margin else 1 - two_sided / 2
         word = RETAINED if p < analysis.plan.level else OPEN
-    if known is not None and known.verdict == WORSE and word != RETAINED:
+    if known is not None and known.verdict == Verdict.WORSE and word != RETAINED:
         word = LOST
     return Retention(measure, analysis.record.cell(deepest), difference, p, word)
 

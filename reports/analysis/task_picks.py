@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusion_workbench.reports.analysis.comparison import BEST_SINGLE, Analysis, Comparison
-from fusion_workbench.reports.reading.records import Cell
-from fusion_workbench.reports.statistics.verdicts import EQUIVALENT, NONE, SAME
+from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
 from fusion_workbench.reports.words.wording import listed
+from fusion_workbench.schema.names import Baseline, Verdict
+from fusion_workbench.schema.study import Cell
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def task_picks(analysis: Analysis) -> tuple[TaskPick, ...]:
     if len(analysis.record.tasks) < 2:
         return ()
     return tuple(
-        TaskPick(task.name, ranked[0], analysis.comparisons.get((task.name, BEST_SINGLE, ranked[0].id)))
+        TaskPick(task.name, ranked[0], analysis.comparisons.get((task.name, Baseline.BEST_SINGLE, ranked[0].id)))
         for task in analysis.record.tasks
         if (ranked := analysis.ranked(task.name))
     )
@@ -44,9 +44,9 @@ def _judged(analysis: Analysis, found: Comparison | None) -> str:
         return " (the best single layer)"
     against = analysis.record.cell(found.against).name
     word = {
-        NONE: f"no verdict yet against {against}",
-        SAME: f"not distinguishable from {against}",
-        EQUIVALENT: f"equivalent to {against}",
+        Verdict.NONE: f"no verdict yet against {against}",
+        Verdict.SAME: f"not distinguishable from {against}",
+        Verdict.EQUIVALENT: f"equivalent to {against}",
     }.get(found.verdict, f"{found.verdict} than {against}")
     unit = analysis.measure(found.measure).unit
     return f" ({word} on test: {unit.effect(found.difference)})"

@@ -12,14 +12,12 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-from fusion_workbench.config.plan import OVERALL
-from fusion_workbench.reports.analysis.comparison import BASELINES, CONTROLS, Analysis, Comparison
+from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
 from fusion_workbench.reports.analysis.plain import cell_json, comparison_json
-from fusion_workbench.reports.reading.records import Cell, Contender, StudyRecord
+from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import Estimate
-
-WINNER, FUSION = "winner", "fusion"
-_CONTROL = dict(zip(("parameters", "flops"), CONTROLS, strict=True))
+from fusion_workbench.schema.names import BASELINES, CONTROLS, MATCHED, OVERALL, Budget, Role
+from fusion_workbench.schema.study import Cell, Contender
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def picks(analysis: Analysis) -> Picks | None:
     ranked = analysis.ranked(analysis.objective.name)
     if not ranked:
         return None
-    fused = [cell for cell in ranked if not cell.single and cell.strategy != "matched"]
+    fused = [cell for cell in ranked if not cell.single and cell.strategy != MATCHED]
     baselines = {key: analysis.record.cell(cell) for key, cell in analysis.baselines.items()}
     return Picks(ranked[0], fused[0] if fused else None, baselines)
 
@@ -76,11 +74,11 @@ class Confirmation:
             return next((c.cell for c in record.contenders if word in c.roles), None)
 
         self.contenders = record.contenders
-        self.winner = role(WINNER)
-        self.fusion = role(FUSION)
+        self.winner = role(Role.WINNER)
+        self.fusion = role(Role.FUSION)
         measures = [task.name for task in record.tasks] + [OVERALL]
         baselines = {key: c.cell.id for c in record.contenders for key in c.stands_for}
-        controls = {(m, _CONTROL[b]): c.cell.id for c in record.contenders for b in c.controls for m in measures}
+        controls = {(m, Budget(b).control): c.cell.id for c in record.contenders for b in c.controls for m in measures}
         judged = {(cell.id, b) for cell in (self.winner, self.fusion) if cell for b in BASELINES}
         judged |= {(self.fusion.id, b) for b in CONTROLS if self.fusion}
         self.analysis = Analysis(fresh, baselines | controls, judged)

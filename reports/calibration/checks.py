@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from fusion_workbench.config.plan import FEWEST, OVERALL
 from fusion_workbench.reports.calibration.pilots import Mix
 from fusion_workbench.reports.calibration.simulation import (
     BASELINES,
@@ -27,10 +26,11 @@ from fusion_workbench.reports.calibration.simulation import (
     draw,
     interval,
 )
-from fusion_workbench.reports.reading.records import Family, Plan
 from fusion_workbench.reports.statistics.crossed import noise
 from fusion_workbench.reports.statistics.power import power
-from fusion_workbench.reports.statistics.verdicts import BETTER, EQUIVALENT, WORSE, Judged, Pair, judge, verdict
+from fusion_workbench.reports.statistics.verdicts import Judged, Pair, judge, verdict
+from fusion_workbench.schema.names import OVERALL, Verdict
+from fusion_workbench.schema.plan import FEWEST, Family, Plan
 
 FALSE_VERDICT, COVERAGE, FALSE_EQUIVALENCE, POWER = "false verdict", "coverage", "false equivalence", "power"
 REAL_AA, PLANTED = "real A/A", "planted layers"
@@ -150,7 +150,7 @@ def _equivalences(mixes: Mapping[str, Mix]) -> Iterator[Check]:
         world = World(mixes[name], replicates, clusters=clusters, kind=kind)
         margin = min(_WIDE * float(np.sqrt(world.variance)), 0.3 if kind in ITEMS else np.inf)
         setting = _setting(world, name) | {"comparisons": 1}
-        yield Check(FALSE_EQUIVALENCE, setting, _alone(world, margin, margin, EQUIVALENT), kind == NORMAL)
+        yield Check(FALSE_EQUIVALENCE, setting, _alone(world, margin, margin, Verdict.EQUIVALENT), kind == NORMAL)
 
 
 def _powers(mixes: Mapping[str, Mix]) -> Iterator[Check]:
@@ -164,7 +164,7 @@ def _powers(mixes: Mapping[str, Mix]) -> Iterator[Check]:
         difference = wanted * float(np.sqrt(world.variance))
         promised = expected_power(world, difference)
         setting = _setting(world, name) | {"difference": f"{wanted:g} standard errors"}
-        yield Check(POWER, setting, _alone(world, difference, None, BETTER), replicates == 5, promised)
+        yield Check(POWER, setting, _alone(world, difference, None, Verdict.BETTER), replicates == 5, promised)
 
 
 def expected_power(world: World, difference: float, alpha: float = LEVEL) -> float:
@@ -220,12 +220,12 @@ def _false_verdicts(mixes: Mapping[str, Mix]) -> Iterator[Check]:
             "comparisons": 3 * sum(study.cells - 1 - b for b in range(BASELINES)),
         }
         short = replicates == 5 and name == "median" and clusters == 2
-        yield Check(FALSE_VERDICT, setting, _any(study, 0.0, {BETTER, WORSE}), short)
+        yield Check(FALSE_VERDICT, setting, _any(study, 0.0, {Verdict.BETTER, Verdict.WORSE}), short)
     world = World(mixes["median"], 5)
     margin = _WIDE * float(np.sqrt(world.variance))
     study = Study(world, margin=margin)
     setting = _setting(world, "median") | {"comparisons": 3 * BASELINES * (study.cells - BASELINES)}
-    yield Check(FALSE_EQUIVALENCE, setting, _any(study, margin, {EQUIVALENT}))
+    yield Check(FALSE_EQUIVALENCE, setting, _any(study, margin, {Verdict.EQUIVALENT}))
 
 
 def _any(study: Study, shift: float, words: set[str]) -> Callable[[int, np.random.Generator], int]:
@@ -244,7 +244,7 @@ def _any(study: Study, shift: float, words: set[str]) -> Callable[[int, np.rando
 
 def _called(judged: Judged, mean: float, level: float, words: set[str]) -> bool:
     """Whether a verdict is one of ``words``. A difference comes before equivalence; here the latter counts always."""
-    return verdict(mean, judged, level) in words or (EQUIVALENT in words and judged.p_equivalent < level)
+    return verdict(mean, judged, level) in words or (Verdict.EQUIVALENT in words and judged.p_equivalent < level)
 
 
 def _setting(world: World, name: str) -> dict[str, Any]:

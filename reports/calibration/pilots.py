@@ -17,6 +17,7 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.analysis.comparison import Analysis, codes
 from fusion_workbench.reports.reading.records import Floats, StudyRecord
 from fusion_workbench.reports.statistics.crossed import mean_squares
+from fusion_workbench.schema.names import Tag
 
 PILOTS = Path(__file__).with_name("pilots.json")
 _PLACES = re.compile(r" (--workspace|-w|--out|-o)[ =]('[^']*'|\S+)")  # folders of one machine
@@ -85,8 +86,8 @@ def pilot(record: StudyRecord) -> dict[str, Any]:
     shapes = [o.scores.shape for (_, _, split), o in record.outcomes.items() if split == "test"]
     return {
         "study": record.name,
-        "command": _PLACES.sub("", record.tags.get("workbench.command", "")),
-        "version": record.tags.get("workbench.commit", ""),
+        "command": _PLACES.sub("", record.tags.get(Tag.COMMAND, "")),
+        "version": record.tags.get(Tag.COMMIT, ""),
         "cells": len(record.cells),
         "replicates": max(r for r, _ in shapes),
         "examples": max(n for _, n in shapes),

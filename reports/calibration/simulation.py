@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-from fusion_workbench.config.plan import OVERALL
 from fusion_workbench.reports.calibration.pilots import Mix
-from fusion_workbench.reports.reading.records import Family, Floats, Plan
+from fusion_workbench.reports.reading.records import Floats
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, quotient_shares
 from fusion_workbench.reports.statistics.verdicts import Pair
+from fusion_workbench.schema.names import OVERALL
+from fusion_workbench.schema.plan import Family, Plan
 
 NORMAL, HEAVY = "normal", "heavy tails"
 ITEMS = {"right or wrong": 1, "share of 6 items": 6}  # as `digit` and `read` of FineScenes

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from fusion_workbench.reports.analysis.answer import Answer
-from fusion_workbench.reports.analysis.comparison import BASELINES, CONTROLS, Analysis, Comparison, Measure
+from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
+from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.figures.svg import ACCENT, INK, MUTED, PAPER, WIDTH, Figure, canvas, finish, short
-from fusion_workbench.reports.statistics.verdicts import BETTER, WORSE
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.units import Unit
+from fusion_workbench.schema.names import BASELINES, CONTROLS, Verdict
 
 _ROW = 0.36  # inches
 _HEAD = ("difference", "low", "high", "unit", "verdict")
@@ -62,7 +63,7 @@ def answer_figure(analysis: Analysis, answer: Answer) -> Figure | None:
                 colour = _colour(comparison)
                 at = d.mean * unit.factor
                 axes.plot([d.low * unit.factor, d.high * unit.factor], [y, y], color=colour, lw=1.4, zorder=2)
-                fill = colour if comparison.verdict in (BETTER, WORSE) else PAPER
+                fill = colour if comparison.verdict in (Verdict.BETTER, Verdict.WORSE) else PAPER
                 axes.plot(at, y, "o", color=colour, mfc=fill, ms=6.5, mew=1.2, zorder=3)
                 said.append(f"{measure.name}, {baseline}: {comparison.verdict}, {unit.effect(d)}")
         figure.text((left + right) / 2, 0.1 / height, _difference(measures), color=MUTED, ha="center")
@@ -101,4 +102,4 @@ def _difference(measures: list[Measure]) -> str:
 
 
 def _colour(comparison: Comparison) -> str:
-    return {BETTER: ACCENT, WORSE: INK}.get(comparison.verdict, MUTED)
+    return ACCENT if comparison.verdict == Verdict.BETTER else INK if comparison.verdict == Verdict.WORSE else MUTED

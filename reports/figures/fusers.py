@@ -24,9 +24,11 @@ from fusion_workbench.reports.figures.svg import (
     short,
 )
 from fusion_workbench.reports.reading.layers import Inside
-from fusion_workbench.reports.reading.records import Cell, Floats, StudyRecord
+from fusion_workbench.reports.reading.records import Floats, StudyRecord
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.wording import number
+from fusion_workbench.schema.names import ATTENTION_SHARE, GATE
+from fusion_workbench.schema.study import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +41,7 @@ _RIBBONS = ((5, 95, 0.16), (25, 75, 0.3))  # percentiles of the channels, and ho
 
 def gates(record: StudyRecord) -> Figure | None:
     """How far each gate has opened, a dot a replicate."""
-    names = sorted({key for run in record.runs for key in run.metrics if key.startswith("gate/")})
+    names = sorted({key for run in record.runs for key in run.metrics if key.startswith(GATE)})
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     cells = [c for c in record.cells if any(key in r.metrics for r in record.finals(c.id) for key in names)][
@@ -100,7 +102,7 @@ def gates(record: StudyRecord) -> Figure | None:
 
 def attention(record: StudyRecord) -> Figure | None:
     """Where fusers that attend look: the share of each level."""
-    prefix = "attention_share/layer_"
+    prefix = ATTENTION_SHARE
     shares: list[tuple[Cell, dict[int, float]]] = []
     for cell in record.cells:
         names = {key for run in record.finals(cell.id) for key in run.metrics if key.startswith(prefix)}
@@ -325,4 +327,4 @@ def _range(values: Floats, decimals: int = 0) -> str:
 
 
 def _gate(key: str) -> str:
-    return key.removeprefix("gate/").removesuffix("_rms")
+    return key.removeprefix(GATE).removesuffix("_rms")

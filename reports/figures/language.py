@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from fusion_workbench.reports.against.probes import Foretold, Probes
 from fusion_workbench.reports.analysis.answer import Answer
-from fusion_workbench.reports.analysis.comparison import Analysis, Measure
-from fusion_workbench.reports.analysis.image_controls import BLANK, KINDS, LOOKS, SHUFFLED, Sight, sights
+from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.analysis.image_controls import LOOKS, Sight, sights
+from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.figures.study import columns, distinct_slug, name_points, numbers, room
 from fusion_workbench.reports.figures.svg import (
     ACCENT,
@@ -22,10 +23,11 @@ from fusion_workbench.reports.figures.svg import (
     finish,
     short,
 )
-from fusion_workbench.reports.reading.records import Cell
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.wording import plural
+from fusion_workbench.schema.names import IMAGE_CONTROLS, ImageControl
+from fusion_workbench.schema.study import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
 _ROW = 0.42  # inches
 _PANELS = 4  # beside each other
 _MOST = 12  # cells that are drawn
-_MARKS = {SHUFFLED: ("^", 0.17), BLANK: ("s", 0.34)}  # marker, place below the real score
+_MARKS: dict[str, tuple[str, float]] = {
+    ImageControl.SHUFFLED: ("^", 0.17),
+    ImageControl.BLANK: ("s", 0.34),
+}  # marker, place below the real score
 
 
 def language_figures(analysis: Analysis, answer: Answer, probes: Probes | None) -> list[Figure]:
@@ -147,7 +152,7 @@ def _sight_rows(found: Mapping[tuple[str, str], Sight]) -> list[list[object]]:
     for sight in found.values():
         unit, where = sight.measure.unit, [sight.measure.name, sight.cell.label]
         rows.append([*where, "real", unit.symbol, *_plain(sight.real, unit.factor), sight.word])
-        for kind in KINDS:
+        for kind in IMAGE_CONTROLS:
             if (c := sight.controls.get(kind)) is not None:
                 rows.append([*where, kind, unit.symbol, *_plain(c.score, unit.factor), c.verdict])
         if sight.measure.chance is not None:

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.reports.analysis.answer import Answer
-from fusion_workbench.reports.analysis.comparison import Analysis, Measure
+from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.analysis.trial import LeftOut, confirmation
 from fusion_workbench.reports.figures.similarity import similarity_figure, similarity_json, stage_words
 from fusion_workbench.reports.figures.svg import ACCENT, MUTED, PAPER, WIDTH, Figure, canvas, finish

@@ -9,10 +9,10 @@ import numpy as np
 
 from fusion_workbench.reports.figures.svg import ACCENT, FONT, INK, RULE, WIDTH, Figure, canvas, finish
 from fusion_workbench.reports.reading.layers import Similarity
-from fusion_workbench.reports.reading.records import Cell
 from fusion_workbench.reports.statistics.stages import ALIKE, Stage, stages
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.wording import listed
+from fusion_workbench.schema.study import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,8 @@ import numpy as np
 
 from fusion_workbench.core.text import slug
 from fusion_workbench.reports.analysis.answer import Answer
-from fusion_workbench.reports.analysis.comparison import BASELINES, Analysis, Measure
+from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.figures.fusers import attention, gates, heads, opening
 from fusion_workbench.reports.figures.layers import layer_drawings
 from fusion_workbench.reports.figures.svg import (
@@ -27,11 +28,12 @@ from fusion_workbench.reports.figures.svg import (
     line_labels,
     short,
 )
-from fusion_workbench.reports.reading.records import Cell
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.units import SHARE, Unit
 from fusion_workbench.reports.words.wording import count, listed
+from fusion_workbench.schema.names import BASELINES, OBJECTIVE, CostMetric
+from fusion_workbench.schema.study import Cell
 
 _CHANCE = " Chance: a guess that looks at no image, fitted to the training images."
 
@@ -123,7 +125,7 @@ def cost_figure(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
     """Score against FLOPs an image, the Pareto front marked."""
     points: list[tuple[float, Estimate, Cell]] = []
     for cell in analysis.record.cells:
-        flops = analysis.record.mean_metric(cell.id, "cost/flops_per_image")
+        flops = analysis.record.mean_metric(cell.id, CostMetric.FLOPS)
         if flops and (cell.id, measure.name) in analysis.means:
             points.append((flops, analysis.means[cell.id, measure.name], cell))
     if not points:
@@ -199,7 +201,7 @@ def training(analysis: Analysis, answer: Answer) -> Figure | None:
     """Validation objective by epoch: every cell, the recommended one and the best baseline named."""
     curves: list[tuple[Cell, dict[int, float]]] = []
     for cell in analysis.record.cells:
-        rows = [dict(r.history.get("val/objective", ())) for r in analysis.record.finals(cell.id)]
+        rows = [dict(r.history.get(OBJECTIVE, ())) for r in analysis.record.finals(cell.id)]
         epochs = set.intersection(*(set(row) for row in rows)) if rows else set()
         if len(epochs) > 1:
             curves.append((cell, {e: float(np.mean([row[e] for row in rows])) for e in sorted(epochs)}))

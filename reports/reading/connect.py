@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow, shown
+from fusion_workbench.schema.names import RunKind, Tag
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -51,11 +52,11 @@ def find_study(client: MlflowClient, uri: str, study: str, experiment: str | Non
             known = ", ".join(sorted(experiments.values())) or "none"
             raise WorkbenchError(f"MLflow at {shown(uri)} has no experiment '{experiment}'. Known: {known}.")
         experiments = {key: name for key, name in experiments.items() if name == experiment}
-    parents = list(_search(client, list(experiments), "tags.`workbench.kind` = 'study'"))
-    found = [run for run in parents if study in (_tag(run, "workbench.study_id"), _tag(run, "workbench.study"))]
+    parents = list(_search(client, list(experiments), f"tags.`{Tag.KIND}` = '{RunKind.STUDY}'"))
+    found = [run for run in parents if study in (_tag(run, Tag.STUDY_ID), _tag(run, Tag.STUDY))]
     if not found:
         where = f"MLflow at {shown(uri)}" + (f", experiment '{experiment}'" if experiment else "")
-        names = sorted({_tag(run, "workbench.study") for run in parents})
+        names = sorted({_tag(run, Tag.STUDY) for run in parents})
         there = (
             f"There are: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}." if names else "It holds none yet."
         )
@@ -65,7 +66,7 @@ def find_study(client: MlflowClient, uri: str, study: str, experiment: str | Non
 
 def children(client: MlflowClient, parent: MlflowRun) -> list[MlflowRun]:
     """Every child run, oldest first."""
-    where = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    where = f"tags.`{Tag.PARENT}` = '{parent.info.run_id}'"
     return sorted(_search(client, [parent.info.experiment_id], where), key=lambda run: int(run.info.start_time or 0))
 
 

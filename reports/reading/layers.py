@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.schema.names import GATE, LAYERS_SCHEMA
 
 Floats = NDArray[np.float64]
-SCHEMA = 1  # of similarity.json and importance.json
 _MOST_BYTES = 64_000_000  # of an inside.safetensors
 
 
@@ -123,13 +123,13 @@ def read_inside(file: Path, replicate: str) -> Inside:
         if key in arrays and (arrays[key].ndim != 2 or len(arrays[key]) != len(levels)):
             raise WorkbenchError(f"its {key} is {list(arrays[key].shape)} for {len(levels)} levels")
     gates = {
-        key.removeprefix("gate/"): values.reshape(len(values), -1)
+        key.removeprefix(GATE): values.reshape(len(values), -1)
         for key, values in arrays.items()
-        if key.startswith("gate/") and values.ndim and values.size
+        if key.startswith(GATE) and values.ndim and values.size
     }
     return Inside(replicate, levels, gates, arrays.get("attention"), arrays.get("offsets"))
 
 
 def _known(plain: Mapping[str, Any]) -> None:
-    if plain["schema"] != SCHEMA:
-        raise WorkbenchError(f"schema {plain['schema']!r}; this version reads {SCHEMA}")
+    if plain["schema"] != LAYERS_SCHEMA:
+        raise WorkbenchError(f"schema {plain['schema']!r}; this version reads {LAYERS_SCHEMA}")

@@ -6,34 +6,44 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 
-from fusion_workbench.config.plan import plan_hash
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_uri import shown
+from fusion_workbench.reports.analysis.ranking import Ranking
+from fusion_workbench.reports.reading.artifacts import Artifacts
 from fusion_workbench.reports.reading.connect import children, connect, find_study
-from fusion_workbench.reports.reading.language import Asked, LanguageModel, asked, read_answers, read_language
+from fusion_workbench.reports.reading.language import Asked, asked, read_answers, read_language
 from fusion_workbench.reports.reading.layers import Inside, read_importance, read_inside, read_similarity
 from fusion_workbench.reports.reading.parsing import (
-    cell_of_entry,
     cell_of_run,
-    contender_of,
     example_scores,
     fresh_of,
     natural,
-    plan_of,
-    ratio_of,
     replicates_of,
     run_of,
     tasks_of,
 )
-from fusion_workbench.reports.reading.records import FINISHED, UNREADABLE, Look, Outcomes, Plan, Run, StudyRecord
+from fusion_workbench.reports.reading.records import Look, Outcomes, Run, StudyRecord
 from fusion_workbench.reports.reading.token_maps import read_look
+from fusion_workbench.schema.names import (
+    ATTENTION_SHARE,
+    GATE,
+    OBJECTIVE,
+    TRAIN_LOSS,
+    Artifact,
+    Phase,
+    Status,
+    Tag,
+    look_file,
+    scores_file,
+)
+from fusion_workbench.schema.plan import Plan, TrackedPlan, plan_hash
+from fusion_workbench.schema.study import Cell, Contender, TrackedSource
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +53,7 @@ if TYPE_CHECKING:
 _Entry = TypeVar("_Entry")
 
 SPLITS = ("val", "test")
-_HISTORIES = ("train/loss", "val/objective")  # those that the report draws: each costs a request a run
+_HISTORIES = (TRAIN_LOSS, OBJECTIVE)  # those that the report draws: each costs a request a run
 _MOST_INSIDES = 6  # cells whose fusers are looked into, the best on validation
 _COLUMNS = {"example_id", "group", "task", "score", "items"}
 
@@ -72,63 +82,61 @@ class _Reader:
         self.folder = folder
         self.notes: list[str] = []
         self.groups: set[str] = set()
-        self.places: dict[str, str] = {str(parent.info.run_id): str(parent.info.artifact_uri)}
 
     def read(self, uri: str) -> StudyRecord:
         info, tags = self.parent.info, {str(k): str(v) for k, v in self.parent.data.tags.items()}
-        study_yaml = self._text("study.yaml")
-        source = self._json("source.json", {})
         raw = children(self.client, self.parent)
-        self.places |= {str(r.info.run_id): str(r.info.artifact_uri) for r in raw}
-        cells = tuple(self._entries("variants.json", self._json("variants.json", []), cell_of_entry))
+        self.artifacts = Artifacts(self.client, [self.parent, *raw], self.folder)
+        study_yaml = self._text(Artifact.STUDY)
+        source = TrackedSource.read(self._json(Artifact.SOURCE, {}))
+        cells = tuple(self._entries(Artifact.CELLS, self._json(Artifact.CELLS, []), Cell.read))
         runs = [run_of(r, str(info.status)) for r in raw]
         if not cells:  # stopped before its plan was written down: what was started tells it
-            cells = tuple({r.cell: cell_of_run(r) for r in runs if r.phase == "final"}.values())
-        contenders = tuple(self._entries("contenders.json", self._list("contenders.json"), contender_of))
+            cells = tuple({r.cell: cell_of_run(r) for r in runs if r.phase == Phase.FINAL}.values())
+        contenders = tuple(self._entries(Artifact.CONTENDERS, self._list(Artifact.CONTENDERS), Contender.read))
         chosen = {c.cell.id: c.cell for c in contenders} | {cell.id: cell for cell in cells}
         searched = {r.cell: cell_of_run(r) for r in runs} | chosen
         kept = self._latest(runs, {cell.id: cell.chosen_lr for cell in chosen.values()})
-        known = self._json("tasks.json", {})
-        kept, scored = self._outcomes(kept, {str(task): ratio_of(entry) for task, entry in known.items()})
-        outcomes = scored["final"]
-        plan, tracked = self._plan(), self._optional("plan.json")
-        language = self._part("language_model.json", read_language)
-        listed = source.get("groups", {}).get("test", []) if isinstance(source.get("groups"), Mapping) else []
-        return StudyRecord(
-            name=tags.get("workbench.study", str(info.run_name)),
-            study_id=tags.get("workbench.study_id", ""),
+        known = self._json(Artifact.TASKS, {})
+        kept, scored = self._outcomes(kept, {task.name: task.ratio for task in tasks_of(known, {})})
+        outcomes = scored[Phase.FINAL]
+        tracked = TrackedPlan.read(self._optional(Artifact.PLAN))
+        plan = self._plan(tracked)
+        record = StudyRecord(
+            name=tags.get(Tag.STUDY, str(info.run_name)),
+            study_id=tags.get(Tag.STUDY_ID, ""),
             run_id=str(info.run_id),
             experiment=str(self.client.get_experiment(info.experiment_id).name),
             experiment_id=str(info.experiment_id),
             tracking_uri=shown(uri),
             status=str(info.status),
-            question=tags.get("workbench.question", ""),
+            question=tags.get(Tag.QUESTION, ""),
             started=int(info.start_time or 0),
             ended=int(info.end_time) if info.end_time else None,
             tags=tags,
             study_yaml=study_yaml,
-            passport=self._json("passport.json", {}),
+            passport=self._json(Artifact.ENCODER, {}),
             source=source,
             tasks=tasks_of(known, outcomes),
             cells=cells,
             searched=searched,
-            replicates=replicates_of(study_yaml, kept, tracked.get("stopped")),
+            replicates=replicates_of(study_yaml, kept, tracked.stopped),
             runs=tuple(self._with_history(run) for run in kept),
             outcomes=outcomes,
-            groups=tuple(sorted(self.groups or map(str, listed))),
+            groups=tuple(sorted(self.groups or source.groups.get("test", ()))),
             plan=plan,
-            departures=self._departures(),
+            departures=self._departures(tracked),
             look=self._look(),
             contenders=contenders,
-            confirmed=scored["confirm"],
-            fresh_replicates=fresh_of(kept, plan.confirm if plan else (), tracked.get("confirmed")),
-            similarity=self._part("similarity.json", read_similarity),
-            importance=self._part("importance.json", read_importance),
-            insides=self._insides(kept),
-            language=language,
-            asked=self._asked(language, kept),
-            notes=tuple(dict.fromkeys(self.notes)),
+            confirmed=scored[Phase.CONFIRM],
+            fresh_replicates=fresh_of(kept, plan.confirm if plan else (), tracked.confirmed),
+            similarity=self._part(Artifact.SIMILARITY, read_similarity),
+            importance=self._part(Artifact.IMPORTANCE, read_importance),
+            language=self._part(Artifact.LANGUAGE_MODEL, read_language),
         )
+        best = Ranking(record).ordered()
+        record = replace(record, insides=self._insides(record, best), asked=self._asked(record, best))
+        return replace(record, notes=tuple(dict.fromkeys(self.notes)))
 
     def _entries(self, name: str, entries: Sequence[Any], read: Callable[[Any], _Entry]) -> Iterator[_Entry]:
         """Cells that a file describes; an entry that cannot be read is left out and told."""
@@ -150,16 +158,16 @@ class _Reader:
         best: dict[tuple[str, str, str, float | None], Run] = {}
         for run in runs:  # oldest first
             rate = chosen.get(run.cell)
-            if run.phase != "search" and run.lr is not None and rate is not None and not np.isclose(run.lr, rate):
+            if run.phase != Phase.SEARCH and run.lr is not None and rate is not None and not np.isclose(run.lr, rate):
                 self.notes.append("Runs at a learning rate that a later search replaced are left out.")
                 continue
-            key = (run.cell, run.phase, run.replicate, run.lr if run.phase == "search" else None)
-            if key not in best or run.state == FINISHED or best[key].state != FINISHED:
+            key = (run.cell, run.phase, run.replicate, run.lr if run.phase == Phase.SEARCH else None)
+            if key not in best or run.state == Status.FINISHED or best[key].state != Status.FINISHED:
                 best[key] = run
         return sorted(best.values(), key=lambda r: (r.phase, natural(r.replicate), r.started))
 
     def _with_history(self, run: Run) -> Run:
-        if run.phase != "final" or run.state != FINISHED:  # of fresh replicates no curve is drawn
+        if run.phase != Phase.FINAL or run.state != Status.FINISHED:  # of fresh replicates no curve is drawn
             return run
         history = {}
         for key in _HISTORIES:
@@ -179,11 +187,11 @@ class _Reader:
         out: list[Run] = []
         for run in runs:
             state = run.state
-            if run.phase != "search" and state == FINISHED:
+            if run.phase != Phase.SEARCH and state == Status.FINISHED:
                 for split in SPLITS:
                     table = self._parquet(run.run_id, split)
                     if table is None:
-                        state = UNREADABLE if split == "test" else state
+                        state = Status.UNREADABLE if split == "test" else state
                         continue
                     if split == "test":
                         self.groups |= set(table["group"].astype(str).unique())
@@ -196,7 +204,7 @@ class _Reader:
                         )
                         frames[run.phase, run.cell, str(task), split][run.replicate] = scores.astype(float)
             out.append(Run(**{**run.__dict__, "state": state}))
-        scored: dict[str, dict[tuple[str, str, str], Outcomes]] = {"final": {}, "confirm": {}}
+        scored: dict[str, dict[tuple[str, str, str], Outcomes]] = {Phase.FINAL: {}, Phase.CONFIRM: {}}
         for (phase, *key), by_replicate in frames.items():
             scored[phase][key[0], key[1], key[2]] = self._align(by_replicate, groups)
         return out, scored
@@ -217,7 +225,8 @@ class _Reader:
     def _parquet(self, run_id: str, split: str) -> pd.DataFrame | None:
         import pandas as pd
 
-        path = self._file(f"outcomes/{split}.parquet", run_id)
+        name = scores_file(split)
+        path = self.artifacts.file(run_id, name)
         if path is None:
             return None
         try:
@@ -226,25 +235,13 @@ class _Reader:
                 raise KeyError(", ".join(lacking))
             return table
         except Exception as error:  # torn or foreign: pyarrow raises many kinds
-            self.notes.append(f"outcomes/{split}.parquet of run {run_id} cannot be read ({type(error).__name__}).")
+            self.notes.append(f"{name} of run {run_id} cannot be read ({type(error).__name__}).")
             return None
 
     # --- artifacts ----------------------------------------------------------------------------------------------
 
-    def _file(self, path: str, run_id: str) -> Path | None:
-        place = self.places.get(run_id, "")
-        if place.startswith("file:"):  # on this machine: MLflow would copy it, forty times as slowly
-            file = Path(url2pathname(urlsplit(place).path)) / path
-            return file if file.is_file() else None
-        target = self.folder / run_id
-        target.mkdir(exist_ok=True)
-        try:
-            return Path(self.client.download_artifacts(run_id, path, str(target)))
-        except Exception:  # every artifact store has its own way to say that there is none
-            return None
-
     def _text(self, path: str) -> str:
-        file = self._file(path, str(self.parent.info.run_id))
+        file = self.artifacts.file(str(self.parent.info.run_id), path)
         if file is None:
             self.notes.append(f"The study has no {path}.")
             return ""
@@ -259,28 +256,27 @@ class _Reader:
             return default
         return value if isinstance(value, type(default)) else default
 
-    def _plan(self) -> Plan | None:
+    def _plan(self, tracked: TrackedPlan) -> Plan | None:
         """The plan that stands; None where the study tracked none, or none that can be read."""
         try:
-            return plan_of(self._optional("plan.json").get("plan"))
+            return Plan.read(tracked.plan) if tracked.plan else None
         except (KeyError, TypeError, ValueError, AttributeError):
-            self.notes.append("plan.json describes no plan; the default one is used.")
+            self.notes.append(f"{Artifact.PLAN} describes no plan; the default one is used.")
             return None
 
-    def _departures(self) -> tuple[str, ...]:
+    def _departures(self, found: TrackedPlan) -> tuple[str, ...]:
         """Changes of the plan, in words; also where it is not the one whose hash was tracked."""
-        tracked, found = self.parent.data.tags.get("workbench.plan"), self._optional("plan.json")
-        changes = found.get("changes")
-        told = [str(change) for change in changes] if isinstance(changes, list) else []
-        if tracked and not found:
-            told.append(f"plan.json, tracked with the hash {tracked}, is missing or cannot be read")
-        elif tracked and isinstance(found.get("first"), Mapping) and plan_hash(found["first"]) != tracked:
-            told.append(f"plan.json does not have the hash that was tracked before the first run, {tracked}")
-        return tuple(told)
+        tracked = self.parent.data.tags.get(Tag.PLAN)
+        told = found.changes
+        if tracked and not self._optional(Artifact.PLAN):
+            told += (f"{Artifact.PLAN}, tracked with the hash {tracked}, is missing or cannot be read",)
+        elif tracked and found.first and plan_hash(found.first) != tracked:
+            told += (f"{Artifact.PLAN} does not have the hash that was tracked before the first run, {tracked}",)
+        return told
 
     def _optional(self, path: str) -> Mapping[str, Any]:
         """A JSON object that older studies do not have; empty without it."""
-        file = self._file(path, str(self.parent.info.run_id))
+        file = self.artifacts.file(str(self.parent.info.run_id), path)
         try:
             found = json.loads(file.read_bytes()) if file else {}
         except (OSError, ValueError):
@@ -290,7 +286,7 @@ class _Reader:
 
     def _list(self, path: str) -> list[Any]:
         """A JSON list that older studies do not have; empty without it."""
-        file = self._file(path, str(self.parent.info.run_id))
+        file = self.artifacts.file(str(self.parent.info.run_id), path)
         try:
             found = json.loads(file.read_bytes()) if file else []
         except (OSError, ValueError):
@@ -308,58 +304,55 @@ class _Reader:
         self.notes.append(f"{path} is left out: {reason}.")
         return None
 
-    def _insides(self, runs: Sequence[Run]) -> dict[str, tuple[Inside, ...]]:
+    def _insides(self, record: StudyRecord, best: Sequence[Cell]) -> dict[str, tuple[Inside, ...]]:
         """The insides of the fusers that have any, of the cells that are best on validation, replicate by replicate."""
-        own: dict[str, list[Run]] = defaultdict(list)
-        for run in runs:
-            gated = any(key.startswith(("gate/", "attention_share/")) for key in run.metrics)
-            if run.phase == "final" and run.state == FINISHED and gated:
-                own[run.cell].append(run)
-        worth = {c: float(np.mean([r.metrics.get("val/objective", -np.inf) for r in own[c]])) for c in own}
         found: dict[str, tuple[Inside, ...]] = {}
-        for cell in sorted(worth, key=lambda c: -worth[c])[:_MOST_INSIDES]:
-            read = [inside for run in own[cell] if (inside := self._inside(run)) is not None]
+        gated = [(cell.id, runs) for cell in best if (runs := [r for r in record.finals(cell.id) if _is_gated(r)])]
+        for cell, runs in gated[:_MOST_INSIDES]:
+            read = [inside for run in runs if (inside := self._inside(run)) is not None]
             if read:
                 found[cell] = tuple(read)
         return found
 
     def _inside(self, run: Run) -> Inside | None:
-        file = self._file("inside.safetensors", run.run_id)
+        file = self.artifacts.file(run.run_id, Artifact.INSIDE)
         try:
             return read_inside(file, run.replicate) if file else None
         except WorkbenchError as error:
-            self.notes.append(f"inside.safetensors of run {run.run_id} is left out: {error}.")
+            self.notes.append(f"{Artifact.INSIDE} of run {run.run_id} is left out: {error}.")
             return None
 
-    def _asked(self, language: LanguageModel | None, runs: Sequence[Run]) -> Asked | None:
+    def _asked(self, record: StudyRecord, best: Sequence[Cell]) -> Asked | None:
         """Answers of each strategy's best cell on validation, of its first finished replicate."""
-        own: dict[str, list[Run]] = defaultdict(list)
-        for run in runs if language else ():
-            if run.phase == "final" and run.state == FINISHED and "val/objective" in run.metrics:
-                own[run.cell].append(run)
-        best: dict[str, Run] = {}
-        for cell in sorted(own, key=lambda c: -float(np.mean([r.metrics["val/objective"] for r in own[c]]))):
-            best.setdefault(own[cell][0].params.get("strategy", ""), own[cell][0])  # runs are in order of replicates
+        first: dict[str, Run] = {}
+        for cell in best if record.language else ():
+            if runs := [run for run in record.finals(cell.id) if OBJECTIVE in run.metrics]:
+                first.setdefault(cell.strategy, runs[0])  # runs are in order of replicates
         found = {}
-        for run in best.values():
+        for run in first.values():
             try:
-                if file := self._file("outcomes/answers.parquet", run.run_id):
+                if file := self.artifacts.file(run.run_id, Artifact.ANSWERS):
                     found[run.cell] = read_answers(file)
             except WorkbenchError as error:
-                self.notes.append(f"outcomes/answers.parquet of run {run.run_id} is left out: {error}.")
-        return asked(found, {run.cell: run.replicate for run in best.values() if run.cell in found})
+                self.notes.append(f"{Artifact.ANSWERS} of run {run.run_id} is left out: {error}.")
+        return asked(found, {run.cell: run.replicate for run in first.values() if run.cell in found})
 
     def _look(self) -> Look | None:
         """What the study's last step left to look at; None where there is nothing, or nothing that can be read."""
         run = str(self.parent.info.run_id)
-        file = self._file("look/look.json", run)
+        file = self.artifacts.file(run, Artifact.LOOK)
         if file is None:
             return None
         try:
-            return read_look(json.loads(file.read_bytes()), lambda name: self._file(f"look/{name}", run))
+            return read_look(json.loads(file.read_bytes()), lambda name: self.artifacts.file(run, look_file(name)))
         except WorkbenchError as error:
             reason = str(error)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"look.json lacks something or holds nonsense ({type(error).__name__}: {error})"
         self.notes.append(f"The look at test images is left out: {reason}.")
         return None
+
+
+def _is_gated(run: Run) -> bool:
+    """Whether the run's fuser tells of its insides."""
+    return any(key.startswith((GATE, ATTENTION_SHARE)) for key in run.metrics)

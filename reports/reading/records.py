@@ -10,160 +10,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_workbench.core.layers import Selection
 from fusion_workbench.reports.reading.language import Asked, LanguageModel
 from fusion_workbench.reports.reading.layers import Importance, Inside, Similarity
+from fusion_workbench.schema.names import Phase, Status
+from fusion_workbench.schema.plan import Plan
+from fusion_workbench.schema.study import Cell, Contender, Task, TrackedSource
 
 Floats = NDArray[np.float64]
 
 # What became of a variant-replicate, in the words of the report.
-FINISHED, UNREADABLE, RUNNING, MISSING = "finished", "unreadable", "running", "missing"
 STATES: dict[str, str] = {
-    FINISHED: "trained to the end; counted in every table",
-    "diverged": "the loss left the finite numbers",
-    "out_of_memory": "did not fit into memory",
-    "pruned": "stopped early by the search",
-    "failed": "broke off with an error",
-    "killed": "was stopped from outside, and not trained again",
-    UNREADABLE: "finished, but its outcomes cannot be read",
-    RUNNING: "still training",
-    MISSING: "not started yet",
+    Status.FINISHED: "trained to the end; counted in every table",
+    Status.DIVERGED: "the loss left the finite numbers",
+    Status.OUT_OF_MEMORY: "did not fit into memory",
+    Status.PRUNED: "stopped early by the search",
+    Status.FAILED: "broke off with an error",
+    Status.KILLED: "was stopped from outside, and not trained again",
+    Status.UNREADABLE: "finished, but its outcomes cannot be read",
+    Status.RUNNING: "still training",
+    Status.MISSING: "not started yet",
 }
-ENDED = frozenset(STATES) - {RUNNING, MISSING}  # nothing more comes
-
-
-@dataclass(frozen=True)
-class Task:
-    """What was read off the fused tokens."""
-
-    name: str
-    metric: str = "accuracy"
-    direction: str = "maximize"
-    chance: float | None = None
-    title: str = ""
-    unit: str = "share"  # of the scores; see reports/units.py
-    perfect: float | None = None  # the metric of a model that is always right
-    ratio: tuple[str, str] | None = None  # statistics whose sums' quotient the metric is; None: a mean over examples
-    chance_test: float | None = None  # of the guess that ``chance`` is of, on test; they differ where the splits do
-
-    @property
-    def sign(self) -> int:
-        """+1 where more is better, -1 where less is."""
-        return 1 if self.direction == "maximize" else -1
-
-    @property
-    def spans(self) -> bool:
-        """Whether it is known how far it is from chance to perfect."""
-        return self.chance is not None and self.perfect is not None and self.chance != self.perfect
-
-    @property
-    def blind(self) -> float | None:
-        """What a guess that looks at no image reaches on test."""
-        return self.chance if self.chance_test is None else self.chance_test
-
-    def gain(self, scores: Floats) -> Floats:
-        """Scores as shares of the way from chance (0) to perfect (1). Only where :attr:`spans`."""
-        assert self.chance is not None
-        assert self.perfect is not None
-        return (scores - self.chance) / (self.perfect - self.chance)
-
-
-@dataclass(frozen=True)
-class Family:
-    """Measures whose comparisons are corrected together, at ``share`` of the study's level."""
-
-    measures: tuple[str, ...]
-    share: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was to count as a result, fixed before the first run.
-
-    Attributes:
-        primary: the measure that the recommended cell is picked by.
-        families: what is corrected together; their shares add up to at most 1.
-        level: the chance of any false better or worse in the whole study.
-        margin: a difference within it is as good as none, in scores where they are shares, else as a share of the way
-            from chance to perfect. None: nothing is called equivalent.
-        looks: numbers of replicates after which verdicts are read. The level is spent in proportion, so that looking
-            and then adding replicates stays honest; the last look is the planned end.
-        confirm: the same for the fresh replicates on which the winner is judged; empty: there are none.
-        confirm_share: of the level, what is kept for the fresh replicates; the rest is for comparing all cells.
-    """
-
-    primary: str
-    families: tuple[Family, ...]
-    level: float
-    margin: float | None
-    looks: tuple[int, ...]
-    confirm: tuple[int, ...] = ()
-    confirm_share: float = 0.0
-
-    def exploring(self) -> Plan:
-        """The part of the plan that compares all cells on the study's own replicates."""
-        return self._part(1 - self.confirm_share, self.looks)
-
-    def confirming(self) -> Plan:
-        """The part that judges the winner on fresh replicates."""
-        return self._part(self.confirm_share, self.confirm)
-
-    def _part(self, share: float, looks: tuple[int, ...]) -> Plan:
-        families = tuple(Family(f.measures, f.share * share) for f in self.families)
-        return replace(self, families=families, looks=looks, confirm=(), confirm_share=0.0)
-
-    def spent(self) -> tuple[float, ...]:
-        """The share of the level at each look: in proportion to the replicates that it adds."""
-        return tuple((b - a) / self.looks[-1] for a, b in zip((0, *self.looks), self.looks, strict=False))
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A strategy, a selection, options: one cell of the report's table."""
-
-    id: str
-    strategy: str
-    levels: tuple[int, ...]
-    query: int
-    label: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    alias: str = ""
-    baselines: tuple[str, ...] = ()
-    chosen_lr: float | None = None
-
-    @property
-    def selection(self) -> Selection:
-        return Selection(self.levels, self.query)
-
-    @property
-    def single(self) -> bool:
-        """One layer, unfused."""
-        return not self.levels
-
-    @property
-    def name(self) -> str:
-        """How a sentence calls it."""
-        alone = self.strategy == "deep_only" and self.single
-        alias = f" ({self.alias})" if self.alias else ""
-        return f"layer {self.query} alone{alias}" if alone else self.label
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A cell that was trained again on fresh replicates, and why.
-
-    Attributes:
-        roles: among ``winner`` (the best on validation) and ``fusion`` (the best that reads several layers).
-        stands_for: the (measure, baseline) that it was picked as.
-        controls: the budgets of the best fusion that it meets with one layer: ``parameters``, ``flops``.
-        without: the layer of the best fusion that it does without.
-    """
-
-    cell: Cell
-    roles: tuple[str, ...] = ()
-    stands_for: tuple[tuple[str, str], ...] = ()
-    controls: tuple[str, ...] = ()
-    without: int | None = None
+ENDED = frozenset(STATES) - {Status.RUNNING, Status.MISSING}  # nothing more comes
 
 
 @dataclass(frozen=True)
@@ -172,9 +39,9 @@ class Run:
 
     run_id: str
     cell: str
-    phase: str  # "search", "final" or "confirm"
+    phase: str  # a Phase
     replicate: str
-    state: str  # a key of STATES
+    state: str  # a Status
     lr: float | None
     started: int  # milliseconds since 1970, UTC
     metrics: Mapping[str, float]  # the last value of each
@@ -291,7 +158,7 @@ class StudyRecord:
     tags: Mapping[str, str]
     study_yaml: str
     passport: Mapping[str, Any]
-    source: Mapping[str, Any]
+    source: TrackedSource
     tasks: tuple[Task, ...]
     cells: tuple[Cell, ...]  # those that go on to the replicates
     searched: Mapping[str, Cell]  # also those that were only searched
@@ -328,14 +195,14 @@ class StudyRecord:
     @property
     def group_name(self) -> str:
         """What the source calls a group of images that no split cuts through."""
-        return str(self.source.get("group_name") or "group")
+        return self.source.group_name
 
     def fresh(self) -> StudyRecord | None:
         """The fresh replicates of the contenders as a study of their own; None where none was started.
 
         Likewise where the plan, changed since, has none: it keeps no part of its level for them.
         """
-        runs = tuple(replace(r, phase="final") for r in self.runs if r.phase == "confirm")
+        runs = tuple(replace(r, phase=Phase.FINAL) for r in self.runs if r.phase == Phase.CONFIRM)
         if not runs or not self.contenders or (self.plan and not self.plan.confirm):
             return None
         return replace(
@@ -351,12 +218,12 @@ class StudyRecord:
 
     def finals(self, cell: str) -> tuple[Run, ...]:
         """The counted runs of a cell, by replicate."""
-        return tuple(r for r in self.runs_of(cell) if r.phase == "final" and r.state == FINISHED)
+        return tuple(r for r in self.runs_of(cell) if r.phase == Phase.FINAL and r.state == Status.FINISHED)
 
     def state(self, cell: str, replicate: str) -> str:
         """What became of a variant-replicate."""
-        found = [r.state for r in self.runs_of(cell) if (r.replicate, r.phase) == (replicate, "final")]
-        return found[-1] if found else MISSING
+        found = [r.state for r in self.runs_of(cell) if (r.replicate, r.phase) == (replicate, Phase.FINAL)]
+        return found[-1] if found else Status.MISSING
 
     def counts(self) -> dict[str, int]:
         """How many variant-replicates are in each state, those of the plan that were never started included."""
@@ -372,7 +239,7 @@ class StudyRecord:
 
     @property
     def complete(self) -> bool:
-        return bool(self.cells) and self.counts().get(FINISHED, 0) == self.expected
+        return bool(self.cells) and self.counts().get(Status.FINISHED, 0) == self.expected
 
     def cell(self, cell_id: str) -> Cell:
         return self.searched[cell_id]

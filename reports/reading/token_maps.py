@@ -12,13 +12,13 @@ from typing import Any
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.records import Look, LookColumn, LookExample, LookLevel, LookRegions, LookScore
+from fusion_workbench.schema.names import LOOK_SCHEMA, Shown
 
-SCHEMA = 1
-KINDS = {
-    "random": "Drawn at random",
-    "hardest": "hardest: the worst mean over all cells",
-    "improved": "most improved",
-    "worsened": "most worsened",
+KINDS: dict[str, str] = {
+    Shown.RANDOM: "Drawn at random",
+    Shown.HARDEST: "hardest: the worst mean over all cells",
+    Shown.IMPROVED: "most improved",
+    Shown.WORSENED: "most worsened",
 }
 _NAME = re.compile(r"[\w-][\w.-]*")  # a file beside look.json, nowhere else
 _FORMATS = ("PNG", "WEBP", "JPEG")
@@ -34,8 +34,8 @@ def read_look(plain: Any, file: Callable[[str], Path | None]) -> Look:
         WorkbenchError: an unknown schema, or a picture that is missing or not what the description says.
         KeyError, TypeError, ValueError: the description lacks something or holds nonsense.
     """
-    if plain["schema"] != SCHEMA:
-        raise WorkbenchError(f"schema {plain['schema']!r}; this version reads {SCHEMA}")
+    if plain["schema"] != LOOK_SCHEMA:
+        raise WorkbenchError(f"schema {plain['schema']!r}; this version reads {LOOK_SCHEMA}")
     rows, columns = (int(n) for n in plain["grid"])
     examples = tuple(_example(entry, file) for entry in plain["examples"])
     read = [_column(entry, file, (rows, columns), len(examples)) for entry in plain["columns"]]

@@ -8,11 +8,11 @@ from typing import Any
 
 from fusion_workbench.reports.against.study import Against, Row, same
 from fusion_workbench.reports.analysis.comparison import Analysis, holds_zero
-from fusion_workbench.reports.reading.records import Cell
 from fusion_workbench.reports.render.tables import Mark, mark_of
 from fusion_workbench.reports.statistics.unpaired import BOTH, IMAGES, NOTHING
-from fusion_workbench.reports.statistics.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
 from fusion_workbench.reports.words.wording import listed, pvalue, when
+from fusion_workbench.schema.names import Verdict
+from fusion_workbench.schema.study import Cell
 
 SHARED = {
     BOTH: "Paired by replicate and test image.",
@@ -34,7 +34,7 @@ def words(analysis: Analysis, against: Against) -> tuple[str, ...]:
     total = len(against.rows)
     out.append(
         f"Against {name} ({when(before.ended)}): of {total} comparison{'s' * (total > 1)} "
-        f"{listed([f'{n} {_WITHOUT if word == NONE else word}' for word, n in counts.items()])}."
+        f"{listed([f'{n} {_WITHOUT if word == Verdict.NONE else word}' for word, n in counts.items()])}."
     )
     out.append(_recommendation(analysis, against))
     if against.lost:
@@ -61,13 +61,14 @@ def _recommendation(analysis: Analysis, against: Against) -> str:
 
 def _word(row: Row, now: Cell, before: Cell) -> str:
     was = "it was" if same(now, before) else f"{before.name} was"
-    return {
-        BETTER: f"is better than {was}",
-        WORSE: f"is worse than {was}",
-        EQUIVALENT: f"is as good as {was}",
-        SAME: f"is not distinguishable from what {was}",
-        NONE: "cannot be judged yet",
-    }[row.verdict]
+    words: dict[str, str] = {
+        Verdict.BETTER: f"is better than {was}",
+        Verdict.WORSE: f"is worse than {was}",
+        Verdict.EQUIVALENT: f"is as good as {was}",
+        Verdict.SAME: f"is not distinguishable from what {was}",
+        Verdict.NONE: "cannot be judged yet",
+    }
+    return words[row.verdict]
 
 
 def _size(analysis: Analysis, row: Row) -> str:
@@ -77,7 +78,7 @@ def _size(analysis: Analysis, row: Row) -> str:
 def mark(analysis: Analysis, row: Row) -> Mark:
     """As every verdict of the report is shown."""
     e = row.estimate
-    alone = row.verdict == SAME and not holds_zero(e)
+    alone = row.verdict == Verdict.SAME and not holds_zero(e)
     correction = f"p {pvalue(e.p)} alone, {pvalue(row.p)} corrected" if alone else ""
     return mark_of(row.verdict, e, row.p, analysis.measure(row.measure).unit, row.before.name, correction)
 
@@ -85,7 +86,11 @@ def mark(analysis: Analysis, row: Row) -> Mark:
 def tally(rows: Iterable[Row]) -> dict[str, int]:
     """How many of each verdict, in the order of the words."""
     found = [row.verdict for row in rows]
-    return {word: n for word in (BETTER, WORSE, EQUIVALENT, SAME, NONE) if (n := found.count(word))}
+    return {
+        word: n
+        for word in (Verdict.BETTER, Verdict.WORSE, Verdict.EQUIVALENT, Verdict.SAME, Verdict.NONE)
+        if (n := found.count(word))
+    }
 
 
 def against_page(analysis: Analysis, against: Against | None) -> dict[str, Any]:

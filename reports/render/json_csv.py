@@ -11,20 +11,21 @@ from fusion_workbench.reports.against.agreement import published_json
 from fusion_workbench.reports.against.environment import environment
 from fusion_workbench.reports.against.probes import Probes
 from fusion_workbench.reports.analysis.answer import Answer
-from fusion_workbench.reports.analysis.comparison import BASELINES, Analysis
+from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.fairness import budgets
 from fusion_workbench.reports.analysis.pick_luck import inflation_json
 from fusion_workbench.reports.analysis.plain import cell_json, comparison_json
 from fusion_workbench.reports.analysis.retention import retention_json
 from fusion_workbench.reports.analysis.trial import confirmation, trial_json
 from fusion_workbench.reports.figures.layers import layers_json
-from fusion_workbench.reports.reading.records import FINISHED, Cell
 from fusion_workbench.reports.reading.token_maps import look_json
 from fusion_workbench.reports.render.language import language_json
 from fusion_workbench.reports.render.saving import finite
 from fusion_workbench.reports.render.tables import cost_columns, health
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
+from fusion_workbench.schema.names import BASELINES, Status, Tag, on_validation, task_metric
+from fusion_workbench.schema.study import Cell
 
 SCHEMA = 2  # of report.schema.json: raised when a key goes away or changes its meaning, not when one is added
 
@@ -83,7 +84,7 @@ def to_json(
         "plan": {
             **asdict(record.plan or analysis.plan),
             "tracked": record.plan is not None,
-            "hash": record.tags.get("workbench.plan"),
+            "hash": record.tags.get(Tag.PLAN),
             "departures": list(record.departures),
         },
         "trial": {
@@ -146,7 +147,7 @@ def _results(analysis: Analysis) -> Iterator[list[Any]]:
             for run in record.finals(cell.id):
                 if run.replicate not in means:
                     continue
-                validation = run.metrics.get(f"val/{task.name}/{task.metric}", "")
+                validation = run.metrics.get(on_validation(task_metric(task.name, task.metric)), "")
                 options = ";".join(f"{key}={value}" for key, value in cell.options.items())
                 what = [record.name, cell.id, cell.strategy, _levels(cell), cell.query, options, cell.alias, run.lr]
                 score = [task.name, task.metric, run.replicate, means[run.replicate], validation]
@@ -180,7 +181,7 @@ def _numbers(analysis: Analysis, cell: Cell) -> dict[str, Any]:
         m.name: analysis.means[cell.id, m.name] for m in analysis.measures if (cell.id, m.name) in analysis.means
     }
     return {
-        "finished": sum(record.state(cell.id, r) == FINISHED for r in record.replicates),
+        "finished": sum(record.state(cell.id, r) == Status.FINISHED for r in record.replicates),
         "states": {r: record.state(cell.id, r) for r in record.replicates},
         "test": {name: asdict(e) for name, e in means.items()},
         "validation": {m.name: analysis.validation.get((cell.id, m.name)) for m in analysis.measures},

@@ -8,9 +8,8 @@ from typing import Any
 
 from fusion_workbench.reports.against.probes import FEWEST_CELLS, Foretold, Probes, probes_json, trust
 from fusion_workbench.reports.analysis.answer import Answer
-from fusion_workbench.reports.analysis.comparison import Analysis, Measure
+from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.image_controls import (
-    KINDS,
     LEAST,
     LOOKS,
     NOT,
@@ -21,12 +20,13 @@ from fusion_workbench.reports.analysis.image_controls import (
     sights,
     sights_json,
 )
+from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.reading.language import Asked, plain_text
-from fusion_workbench.reports.statistics.verdicts import BETTER, WORSE
 from fusion_workbench.reports.words.wording import SYMBOLS, count, pvalue, signed
+from fusion_workbench.schema.names import IMAGE_CONTROLS, Verdict
 
 _QUESTION, _ANSWER = 160, 80  # letters that are shown
-_WORDS = {LOOKS: SYMBOLS[BETTER], SOME: SYMBOLS["not distinguishable"], NOT: SYMBOLS["not distinguishable"]}
+_WORDS = {LOOKS: SYMBOLS[Verdict.BETTER], SOME: SYMBOLS[Verdict.SAME], NOT: SYMBOLS[Verdict.SAME]}
 
 
 def language_page(analysis: Analysis, answer: Answer, probes: Probes | None) -> dict[str, Any]:
@@ -112,10 +112,10 @@ def _sight_row(sight: Sight, answer: Answer) -> dict[str, Any]:
         "real": unit.score(sight.real.mean),
         "half": unit.half(sight.real),
         "value": sight.real.mean,
-        "controls": [_control(sight, sight.controls.get(kind)) for kind in KINDS],
+        "controls": [_control(sight, sight.controls.get(kind)) for kind in IMAGE_CONTROLS],
         "word": sight.word,
         "symbol": _WORDS.get(sight.word, SYMBOLS[UNKNOWN]),
-        "kind": BETTER if sight.word == LOOKS else WORSE if sight.word == NOT else "",
+        "kind": Verdict.BETTER if sight.word == LOOKS else Verdict.WORSE if sight.word == NOT else "",
     }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from fusion_workbench.reports.against.probes import Foretold, Probes, trust
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.image_controls import KINDS, Control, sights
+from fusion_workbench.reports.analysis.image_controls import Control, sights
 from fusion_workbench.reports.render.latex import MARKS, interval, line, numeral, table
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.tex import escape
 from fusion_workbench.reports.words.units import Unit
 from fusion_workbench.reports.words.wording import pvalue, signed
+from fusion_workbench.schema.names import IMAGE_CONTROLS
 
 
 def language_latex(analysis: Analysis, probes: Probes | None) -> str:
@@ -24,9 +25,9 @@ def _sight(analysis: Analysis) -> str:
     found = [sight for (_, name), sight in sights(analysis).items() if name == measure.name]
     if not found:
         return ""
-    lines = [line(["", "real", *KINDS]), r"\midrule"]
+    lines = [line(["", "real", *IMAGE_CONTROLS]), r"\midrule"]
     for sight in found:
-        controls = [sight.controls.get(kind) for kind in KINDS]
+        controls = [sight.controls.get(kind) for kind in IMAGE_CONTROLS]
         lines.append(
             line(
                 [

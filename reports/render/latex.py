@@ -11,24 +11,25 @@ from collections.abc import Callable, Iterator, Sequence
 
 from fusion_workbench.core.text import slug
 from fusion_workbench.reports.analysis.answer import Answer
-from fusion_workbench.reports.analysis.comparison import BASELINES, BEST_SINGLE, ITSELF, Analysis, Comparison, Measure
-from fusion_workbench.reports.reading.records import Cell
+from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
+from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.render import tables
 from fusion_workbench.reports.statistics.crossed import Estimate
-from fusion_workbench.reports.statistics.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
 from fusion_workbench.reports.words.tex import escape
 from fusion_workbench.reports.words.wording import listed, plural
+from fusion_workbench.schema.names import BASELINES, Baseline, Verdict
+from fusion_workbench.schema.study import Cell
 from fusion_workbench.version import __version__
 
 PANEL = 4  # selections beside each other
 LONG = 26  # letters of a name, above which it is set on several lines
-MARKS = {
-    BETTER: r"\uparrow",
-    WORSE: r"\downarrow",
-    EQUIVALENT: "=",
-    SAME: r"\approx",
-    NONE: r"\circ",
-    ITSELF: r"\diamond",
+MARKS: dict[str, str] = {
+    Verdict.BETTER: r"\uparrow",
+    Verdict.WORSE: r"\downarrow",
+    Verdict.EQUIVALENT: "=",
+    Verdict.SAME: r"\approx",
+    Verdict.NONE: r"\circ",
+    Verdict.ITSELF: r"\diamond",
 }
 
 
@@ -61,7 +62,7 @@ def _strategies(analysis: Analysis, measure: Measure, recommended: Cell | None) 
             entries = [row.entries[number] for row in panel]
             if any(entries):
                 lines.append(line([_name(column), *(_entry(e) for e in entries)]))
-    best = analysis.baselines.get((measure.name, BEST_SINGLE))
+    best = analysis.baselines.get((measure.name, Baseline.BEST_SINGLE))
     reference = f", {escape(analysis.record.cell(best).name)}" if best else ""
     unit = f" ({escape(measure.unit.symbol)})" if measure.unit.symbol else ""
     less = "; less is better" if measure.minimised else ""
@@ -144,7 +145,7 @@ def _bounds(analysis: Analysis) -> Iterator[str]:
 
 def _legend(verdicts: Sequence[str], reference: str) -> str:
     """The marks that occur, in words."""
-    words = {SAME: "not distinguishable", NONE: "no verdict yet", ITSELF: "is that baseline"}
+    words = {Verdict.SAME: "not distinguishable", Verdict.NONE: "no verdict yet", Verdict.ITSELF: "is that baseline"}
     used = [f"${MARKS[word]}$ {words.get(word, word)}" for word in MARKS if word in verdicts]
     return f"Against {reference}, corrected for all comparisons: {', '.join(used)}." if used else ""
 

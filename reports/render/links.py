@@ -10,11 +10,13 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.reading.records import MISSING, Cell, Run, StudyRecord
+from fusion_workbench.reports.reading.records import Run, StudyRecord
 from fusion_workbench.reports.words.units import Unit
+from fusion_workbench.schema.names import OBJECTIVE, Phase, Status, on_test, task_metric
+from fusion_workbench.schema.study import Cell
 
 UI = "http://127.0.0.1:5000"  # where `workbench ui` serves a database, unless told otherwise
-_PHASES = ("search", "final", "confirm")
+_PHASES = tuple(Phase)
 _SAFE = re.compile(r"[\w-]+", re.ASCII)
 
 
@@ -55,8 +57,8 @@ def link(record: StudyRecord, run_id: str) -> str:
 def cell_runs(analysis: Analysis) -> list[dict[str, Any]]:
     """Cells in the study's order, then those that were searched or confirmed only, each with its runs."""
     record = analysis.record
-    keys = [("val/objective", analysis.objective.unit)]
-    keys += [(f"test/{t.name}/{t.metric}", analysis.measure(t.name).unit) for t in record.tasks]
+    keys = [(OBJECTIVE, analysis.objective.unit)]
+    keys += [(on_test(task_metric(t.name, t.metric)), analysis.measure(t.name).unit) for t in record.tasks]
     others = [cell for cell in record.searched.values() if cell not in record.cells]
     return [
         {"cell": cell, "facts": _facts(cell), "runs": _rows(record, cell, keys, cell in record.cells)}
@@ -65,14 +67,14 @@ def cell_runs(analysis: Analysis) -> list[dict[str, Any]]:
 
 
 def _rows(record: StudyRecord, cell: Cell, keys: Sequence[tuple[str, Unit]], planned: bool) -> list[Row]:
-    found = sorted(record.runs_of(cell.id), key=lambda r: (_rank(r.phase), (r.phase == "search") * (r.lr or 0.0)))
-    have = {run.replicate for run in found if run.phase == "final"}
+    found = sorted(record.runs_of(cell.id), key=lambda r: (_rank(r.phase), (r.phase == Phase.SEARCH) * (r.lr or 0.0)))
+    have = {run.replicate for run in found if run.phase == Phase.FINAL}
     lacking = [r for r in record.replicates if r not in have] if planned else []
-    return [_row(record, run, keys) for run in found] + [Row(f"seed {r}", MISSING) for r in lacking]
+    return [_row(record, run, keys) for run in found] + [Row(f"seed {r}", Status.MISSING) for r in lacking]
 
 
 def _row(record: StudyRecord, run: Run, keys: Sequence[tuple[str, Unit]]) -> Row:
-    what = {"search": "search", "final": f"seed {run.replicate}"}.get(run.phase, f"{run.phase} {run.replicate}")
+    what = {Phase.SEARCH: "search", Phase.FINAL: f"seed {run.replicate}"}.get(run.phase, f"{run.phase} {run.replicate}")
     scores = tuple(unit.score(run.metrics[key]) if key in run.metrics else "" for key, unit in keys)
     return Row(what, run.state, run.lr, scores, run.run_id, link(record, run.run_id))
 
@@ -84,4 +86,4 @@ def _facts(cell: Cell) -> list[str]:
 
 
 def _rank(phase: str) -> int:
-    return _PHASES.index(phase) if phase in _PHASES else len(_PHASES)
+    return _PHASES.index(Phase(phase)) if phase in _PHASES else len(_PHASES)

@@ -7,14 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fusion_workbench.config.plan import FEWEST
 from fusion_workbench.reports.against.agreement import published_page
 from fusion_workbench.reports.against.fail_on import failures
 from fusion_workbench.reports.against.probes import Probes, find_probes, foretell
 from fusion_workbench.reports.against.sides import Source, find
 from fusion_workbench.reports.against.study import Against, compare
 from fusion_workbench.reports.analysis.answer import Answer, answer
-from fusion_workbench.reports.analysis.comparison import BASELINES, BEST_SINGLE, CONTROLS, ITSELF, Analysis
+from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.fairness import budgets
 from fusion_workbench.reports.calibration.table import calibration_rows
 from fusion_workbench.reports.figures.answer import answer_figure
@@ -23,7 +22,7 @@ from fusion_workbench.reports.figures.layers import layer_page
 from fusion_workbench.reports.figures.study import figures
 from fusion_workbench.reports.figures.svg import Figure
 from fusion_workbench.reports.reading.query import read_study
-from fusion_workbench.reports.reading.records import FINISHED, STATES
+from fusion_workbench.reports.reading.records import STATES
 from fusion_workbench.reports.reading.token_maps import look_page
 from fusion_workbench.reports.render import tables
 from fusion_workbench.reports.render.against import against_json, against_page
@@ -35,9 +34,10 @@ from fusion_workbench.reports.render.links import UI, cell_runs, link, server
 from fusion_workbench.reports.render.paths import ReportPaths
 from fusion_workbench.reports.render.saving import json_text, save_files
 from fusion_workbench.reports.render.templating import frame, template
-from fusion_workbench.reports.statistics.verdicts import BETTER, NONE, SAME, WORSE
 from fusion_workbench.reports.words import wording
 from fusion_workbench.reports.words.units import SHARE, Unit
+from fusion_workbench.schema.names import BASELINES, CONTROLS, Baseline, Phase, Status, Tag, Verdict
+from fusion_workbench.schema.plan import FEWEST
 
 
 def write(
@@ -96,7 +96,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
     record = analysis.record
     rates, searched = tables.search(analysis)
     tasks = [m for m in analysis.measures if any(t.name == m.name for t in record.tasks)]
-    versions = _versions(record.tags.get("workbench.versions", ""))
+    versions = _versions(record.tags.get(Tag.VERSIONS, ""))
     config_hash = hashlib.sha256(record.study_yaml.encode()).hexdigest() if record.study_yaml else ""
     return {
         "record": record,
@@ -108,7 +108,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "measures": analysis.measures,
         "tasks": tasks,
         "baselines": BASELINES,
-        "best_single": BEST_SINGLE,
+        "best_single": Baseline.BEST_SINGLE,
         "verdicts": _answer_rows(analysis, said),
         "grids": {m.name: tables.grid(analysis, m.name, said.cell) for m in tasks},
         "reference": {m.name: _reference(analysis, m.name) for m in analysis.measures},
@@ -125,7 +125,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "health": tables.health(record),
         "counts": record.counts(),
         "states": STATES,
-        "finished": FINISHED,
+        "finished": Status.FINISHED,
         "search_counts": _search_counts(analysis),
         "provenance": tables.provenance(record, versions, config_hash),
         "figures": {figure.name: figure for figure in drawn},
@@ -140,7 +140,13 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "calibration": calibration_rows(said.judged),
         **look_page(analysis),
         **published_page(analysis),
-        "words": {"better": BETTER, "worse": WORSE, "same": SAME, "none": NONE, "itself": ITSELF},
+        "words": {
+            "better": Verdict.BETTER,
+            "worse": Verdict.WORSE,
+            "same": Verdict.SAME,
+            "none": Verdict.NONE,
+            "itself": Verdict.ITSELF,
+        },
         "fewest": FEWEST,
         "symbols": wording.SYMBOLS,
         "plan": record.plan or analysis.plan,
@@ -199,14 +205,14 @@ def _answer_rows(analysis: Analysis, said: Answer) -> list[dict[str, Any]]:
 
 
 def _reference(analysis: Analysis, measure: str) -> str:
-    found = analysis.baselines.get((measure, BEST_SINGLE))
+    found = analysis.baselines.get((measure, Baseline.BEST_SINGLE))
     return analysis.record.cell(found).name if found else ""
 
 
 def _search_counts(analysis: Analysis) -> dict[str, int]:
     tally: dict[str, int] = {}
     for run in analysis.record.runs:
-        if run.phase == "search":
+        if run.phase == Phase.SEARCH:
             tally[run.state] = tally.get(run.state, 0) + 1
     return tally
 

@@ -6,12 +6,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fusion_workbench.reports.analysis.comparison import BASELINES, BEST_SINGLE, Analysis, Comparison, Measure
+from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
 from fusion_workbench.reports.analysis.fairness import flags
-from fusion_workbench.reports.reading.records import FINISHED, STATES, Cell, StudyRecord
+from fusion_workbench.reports.analysis.ranking import Measure
+from fusion_workbench.reports.reading.records import STATES, StudyRecord
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.units import Unit
 from fusion_workbench.reports.words.wording import SYMBOLS, correction, count, number, pvalue
+from fusion_workbench.schema.names import (
+    BASELINES,
+    CONVERGED,
+    FALLING,
+    GATES_OPENED,
+    OBJECTIVE,
+    TRAIN_LOSS,
+    Baseline,
+    CostMetric,
+    Phase,
+    Status,
+    Tag,
+)
+from fusion_workbench.schema.study import Cell
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,7 @@ def mark_of(
 
 
 def entry(
-    analysis: Analysis, cell: Cell, measure: str, recommended: Cell | None, baseline: str = BEST_SINGLE
+    analysis: Analysis, cell: Cell, measure: str, recommended: Cell | None, baseline: str = Baseline.BEST_SINGLE
 ) -> Entry | None:
     """A cell's score on one measure, judged against one baseline."""
     e: Estimate | None = analysis.means.get((cell.id, measure))
@@ -184,7 +199,7 @@ def replicates(analysis: Analysis, measure: str) -> list[dict[str, Any]]:
 def search(analysis: Analysis) -> tuple[list[float], list[dict[str, Any]]]:
     """The learning-rate search: validation objective of each cell at each rate."""
     record, unit = analysis.record, analysis.objective.unit
-    runs = [r for r in record.runs if r.phase == "search" and r.lr is not None]
+    runs = [r for r in record.runs if r.phase == Phase.SEARCH and r.lr is not None]
     rates = sorted({r.lr for r in runs if r.lr is not None})
     chosen = {c.id: c.chosen_lr for c in record.cells}
     rows: dict[str, dict[str, Any]] = {}
@@ -192,7 +207,7 @@ def search(analysis: Analysis) -> tuple[list[float], list[dict[str, Any]]]:
         cell = record.cell(run.cell)
         row = rows.setdefault(run.cell, {"cell": cell, "chosen": chosen.get(run.cell), "values": [None] * len(rates)})
         assert run.lr is not None
-        value = run.metrics.get("val/objective") if run.state == FINISHED else None
+        value = run.metrics.get(OBJECTIVE) if run.state == Status.FINISHED else None
         row["values"][rates.index(run.lr)] = {
             "state": run.state,
             "score": None if value is None else unit.score(value),
@@ -211,15 +226,15 @@ class Cost:
 
 
 COSTS = (
-    Cost("cost/parameters", "parameters", count),
-    Cost("cost/flops_per_image", "FLOPs an image", count),
-    Cost("cost/ms_per_image_forward", "ms an image, forward"),
-    Cost("cost/seconds", "seconds of training"),
-    Cost("cost/samples_per_second", "images a second"),
-    Cost("cost/peak_memory_mb", "peak memory, MB"),
+    Cost(CostMetric.PARAMETERS, "parameters", count),
+    Cost(CostMetric.FLOPS, "FLOPs an image", count),
+    Cost(CostMetric.FORWARD_MS, "ms an image, forward"),
+    Cost(CostMetric.SECONDS, "seconds of training"),
+    Cost(CostMetric.THROUGHPUT, "images a second"),
+    Cost(CostMetric.PEAK_MEMORY, "peak memory, MB"),
 )
-_PARAMETERS = "cost/parameters"  # of a part: with its name behind, after one of the two signs
-_SHARES = {"cost/mfu": "MFU, %"}  # model FLOP utilisation, where the device's peak is known
+_PARAMETERS = CostMetric.PARAMETERS  # of a part: with its name behind, after one of the two signs
+_SHARES = {CostMetric.MFU: "MFU, %"}  # model FLOP utilisation, where the device's peak is known
 
 
 def cost_columns(record: StudyRecord) -> tuple[Cost, ...]:
@@ -227,9 +242,9 @@ def cost_columns(record: StudyRecord) -> tuple[Cost, ...]:
 
     A study of language models counts samples, which are conversations.
     """
-    tracked = {name for run in record.runs if run.phase == "final" for name in run.metrics}
+    tracked = {name for run in record.runs if run.phase == Phase.FINAL for name in run.metrics}
     parts = sorted(name for name in tracked if name.startswith((f"{_PARAMETERS}_", f"{_PARAMETERS}/")))
-    titles = {"cost/samples_per_second": "samples a second"} if record.language else {}
+    titles: dict[str, str] = {CostMetric.THROUGHPUT: "samples a second"} if record.language else {}
     return (
         *(replace(c, title=titles.get(c.metric, c.title)) for c in COSTS),
         *(Cost(name, f"parameters, {name[len(_PARAMETERS) + 1 :].replace('_', ' ')}", count) for name in parts),
@@ -260,18 +275,18 @@ def health(record: StudyRecord) -> list[dict[str, Any]]:
         lost = {
             s: n
             for s in STATES
-            if s != FINISHED and (n := sum(record.state(cell.id, r) == s for r in record.replicates))
+            if s != Status.FINISHED and (n := sum(record.state(cell.id, r) == s for r in record.replicates))
         }
-        converged = [r.metrics["converged"] >= 0.5 for r in runs if "converged" in r.metrics]
-        opened = [r.metrics["gates_opened"] >= 0.5 for r in runs if "gates_opened" in r.metrics]
+        converged = [r.metrics[CONVERGED] >= 0.5 for r in runs if CONVERGED in r.metrics]
+        opened = [r.metrics[GATES_OPENED] >= 0.5 for r in runs if GATES_OPENED in r.metrics]
         minded = [f"{n} {state.replace('_', ' ')}" for state, n in lost.items()] + flags(record, cell)
         rows.append(
             {
                 "cell": cell,
                 "finished": len(runs),
                 "converged": f"{sum(converged)} of {len(converged)}" if converged else "",
-                "falling": record.mean_metric(cell.id, "loss_still_falling"),
-                "loss": record.mean_metric(cell.id, "train/loss"),
+                "falling": record.mean_metric(cell.id, FALLING),
+                "loss": record.mean_metric(cell.id, TRAIN_LOSS),
                 "opened": f"{sum(opened)} of {len(opened)}" if opened else "",
                 "flags": minded,
             }
@@ -282,10 +297,9 @@ def health(record: StudyRecord) -> list[dict[str, Any]]:
 def provenance(record: StudyRecord, versions: Mapping[str, Any], config_hash: str) -> list[tuple[str, str]]:
     """What is needed to repeat the study."""
     tags, passport, source = record.tags, record.passport, record.source
-    prints = source.get("fingerprints") or {}
     rows = [
-        ("Command", tags.get("workbench.command", "")),
-        ("Commit", tags.get("workbench.commit", "")),
+        ("Command", tags.get(Tag.COMMAND, "")),
+        ("Commit", tags.get(Tag.COMMIT, "")),
         ("Study id", record.study_id),
         ("study.yaml, sha256", config_hash),
         ("Encoder", " · ".join(str(passport[k]) for k in ("encoder", "revision", "precision") if passport.get(k))),
@@ -294,10 +308,10 @@ def provenance(record: StudyRecord, versions: Mapping[str, Any], config_hash: st
             "Language model",
             record.language.known_as if record.language else "",
         ),
-        ("Source", str(source.get("version") or source.get("name") or "")),
-        *((f"Source fingerprint, {split}", str(value)) for split, value in prints.items()),
-        ("Trained on", tags.get("workbench.device", "")),
-        ("Numerics", tags.get("workbench.numerics", "")),
+        ("Source", source.version or source.name),
+        *((f"Source fingerprint, {split}", value) for split, value in source.fingerprints.items()),
+        ("Trained on", tags.get(Tag.DEVICE, "")),
+        ("Numerics", tags.get(Tag.NUMERICS, "")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("MLflow", f"{record.tracking_uri}, experiment {record.experiment}, run {record.run_id}"),
     ]

@@ -8,26 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion_workbench.config.plan import FEWEST
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.reports.analysis.comparison import ITSELF, Comparison, codes
+from fusion_workbench.reports.analysis.comparison import Comparison, codes
 from fusion_workbench.reports.reading.parsing import natural
 from fusion_workbench.reports.reading.records import Floats, Outcomes
 from fusion_workbench.reports.scores.files import Scores
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, estimate, holm
 from fusion_workbench.reports.statistics.unpaired import BOTH, Difference, of_outcomes
-from fusion_workbench.reports.statistics.verdicts import (
-    BETTER,
-    EQUIVALENT,
-    NONE,
-    SAME,
-    WORSE,
-    Judged,
-    equivalence,
-    verdict,
-)
+from fusion_workbench.reports.statistics.verdicts import Judged, equivalence, verdict
 from fusion_workbench.reports.words.units import MIXED, SHARE, Unit
 from fusion_workbench.reports.words.wording import correction_sentence, listed, plural
+from fusion_workbench.schema.names import Verdict
+from fusion_workbench.schema.plan import FEWEST
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ class Judgement:
         return tuple(c for c in self.comparisons if place.get(c.cell, len(place)) > place[c.baseline])
 
     def worse(self) -> tuple[Comparison, ...]:
-        return tuple(c for c in self.comparisons if c.verdict == WORSE)
+        return tuple(c for c in self.comparisons if c.verdict == Verdict.WORSE)
 
 
 def judge_scores(
@@ -206,7 +198,7 @@ def _comparison(
 ) -> Comparison | None:
     nan = float("nan")
     if system == baseline:
-        return Comparison(measure, baseline, baseline, system, None, nan, nan, ITSELF)
+        return Comparison(measure, baseline, baseline, system, None, nan, nan, Verdict.ITSELF)
     one, other = sorted((system, baseline))
     found = pairs.get((measure, one, other))
     if found is None:
@@ -239,19 +231,27 @@ def _headline(found: Judgement) -> str:
         c = comparisons[0]
         assert c.difference is not None
         size = f"{units[c.measure].size(c.difference)}{f' on {c.measure}' if c.measure else ''}"
-        said = {
-            NONE: f"No verdict: {c.cell} against {c.baseline} makes",
-            SAME: f"{c.cell} is not distinguishable from {c.baseline}:",
-            EQUIVALENT: f"{c.cell} is equivalent to {c.baseline}:",
-        }.get(c.verdict, f"{c.cell} is {c.verdict} than {c.baseline}:")
+        words: dict[str, str] = {
+            Verdict.NONE: f"No verdict: {c.cell} against {c.baseline} makes",
+            Verdict.SAME: f"{c.cell} is not distinguishable from {c.baseline}:",
+            Verdict.EQUIVALENT: f"{c.cell} is equivalent to {c.baseline}:",
+        }
+        said = words.get(c.verdict, f"{c.cell} is {c.verdict} than {c.baseline}:")
         return f"{said} {size}.{correction_sentence(c)}"
-    number = {word: sum(c.verdict == word for c in comparisons) for word in (BETTER, WORSE, EQUIVALENT, SAME, NONE)}
-    if number[NONE] == len(comparisons):
+    number = {
+        word: sum(c.verdict == word for c in comparisons)
+        for word in (Verdict.BETTER, Verdict.WORSE, Verdict.EQUIVALENT, Verdict.SAME, Verdict.NONE)
+    }
+    if number[Verdict.NONE] == len(comparisons):
         return f"No verdict on any of {len(comparisons)} comparisons: intervals only."
     if len(comparisons) in number.values():
         return f"All {len(comparisons)} comparisons are {next(w for w, n in number.items() if n)}."
-    told = [f"{n} {'is' if n == 1 else 'are'} {word}" for word, n in number.items() if n and word != NONE]
-    told += [f"{number[NONE]} {'has' if number[NONE] == 1 else 'have'} no verdict"] if number[NONE] else []
+    told = [f"{n} {'is' if n == 1 else 'are'} {word}" for word, n in number.items() if n and word != Verdict.NONE]
+    told += (
+        [f"{number[Verdict.NONE]} {'has' if number[Verdict.NONE] == 1 else 'have'} no verdict"]
+        if number[Verdict.NONE]
+        else []
+    )
     return f"Of {len(comparisons)} comparisons {listed(told)}."
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fusion_workbench.config.plan import FEWEST
-from fusion_workbench.reports.reading.records import Floats, Plan
+from fusion_workbench.reports.reading.records import Floats
 from fusion_workbench.reports.statistics.crossed import Noise, holm, noise
+from fusion_workbench.schema.names import Verdict
+from fusion_workbench.schema.plan import FEWEST, Plan
 
-BETTER, WORSE, EQUIVALENT, SAME, NONE = "better", "worse", "equivalent", "not distinguishable", "no verdict"
 _AT_ONCE = 1 << 21  # scores that are judged in one piece: 16 MiB, and as much again a few times while they are
 
 
@@ -106,7 +106,7 @@ def _p_values(pairs: Sequence[Pair], rows: Sequence[tuple[int, ...]]) -> tuple[F
     return raw, close
 
 
-def verdict(mean: float, judged: Judged | None, level: float, sign: int = 1) -> str:
+def verdict(mean: float, judged: Judged | None, level: float, sign: int = 1) -> Verdict:
     """One of the five words. A difference that is shown counts before one that is shown to be small.
 
     Args:
@@ -114,7 +114,7 @@ def verdict(mean: float, judged: Judged | None, level: float, sign: int = 1) -> 
         sign: +1 where more is better.
     """
     if judged is None or np.isnan(judged.p):
-        return NONE
+        return Verdict.NONE
     if judged.p < level:
-        return BETTER if sign * mean > 0 else WORSE
-    return EQUIVALENT if judged.p_equivalent < level else SAME
+        return Verdict.BETTER if sign * mean > 0 else Verdict.WORSE
+    return Verdict.EQUIVALENT if judged.p_equivalent < level else Verdict.SAME

@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from fusion_workbench.reports.analysis.comparison import ITSELF, Comparison, holds_zero
-from fusion_workbench.reports.statistics.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
+from fusion_workbench.reports.analysis.comparison import Comparison, holds_zero
 from fusion_workbench.reports.words.units import MINUS
+from fusion_workbench.schema.names import Verdict
 
 DASH = "–"
-SYMBOLS = {BETTER: "▲", WORSE: "▼", EQUIVALENT: "=", SAME: "≈", NONE: "○", ITSELF: "◆"}
+SYMBOLS: dict[str, str] = {
+    Verdict.BETTER: "▲",
+    Verdict.WORSE: "▼",
+    Verdict.EQUIVALENT: "=",
+    Verdict.SAME: "≈",
+    Verdict.NONE: "○",
+    Verdict.ITSELF: "◆",
+}
 
 
 def plural(noun: str, count: int) -> str:
@@ -28,7 +35,7 @@ def pvalue(p: float) -> str:
 
 def correction(c: Comparison) -> str:
     """Why a verdict and the interval beside it seem to disagree: p before and after correction. Else empty."""
-    if c.difference is None or c.verdict != SAME or holds_zero(c.difference):
+    if c.difference is None or c.verdict != Verdict.SAME or holds_zero(c.difference):
         return ""
     return f"p {pvalue(c.difference.p)} alone, {pvalue(c.p)} corrected"
 

@@ -8,16 +8,8 @@ import numpy as np
 from synthetic_study import planted
 
 from fusion_workbench.reports.reading.language import Asked, LanguageModel, Question, Said
-from fusion_workbench.reports.reading.records import (
-    Cell,
-    Look,
-    LookColumn,
-    LookExample,
-    LookScore,
-    Run,
-    StudyRecord,
-    Task,
-)
+from fusion_workbench.reports.reading.records import Look, LookColumn, LookExample, LookScore, Run, StudyRecord
+from fusion_workbench.schema.study import Cell, Task, TrackedSource
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = "\"'><img src=x onerror=alert(1)>"
@@ -61,7 +53,7 @@ def hostile() -> StudyRecord:
         tags={"workbench.command": IMAGE, "workbench.device": SCRIPT, "workbench.versions": f'{{"x": "{SCRIPT}"}}'},
         study_yaml=f"{SCRIPT}\n```\n{IMAGE}",
         passport={"depth": 12, "encoder": SCRIPT, "fingerprint": IMAGE},
-        source={"group_name": f"{SCRIPT} photo", "version": IMAGE, "classes": {SCRIPT: ALL}},
+        source=TrackedSource(group_name=f"{SCRIPT} photo", version=IMAGE, classes={SCRIPT: ALL}),
         tasks=tuple(_task(task) for task in record.tasks),
         cells=cells,
         searched={cell.id: cell for cell in cells},

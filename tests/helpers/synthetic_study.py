@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from fusion_workbench.reports.reading.records import Cell, Contender, Family, Outcomes, Plan, Run, StudyRecord, Task
+from fusion_workbench.reports.reading.records import Outcomes, Run, StudyRecord
+from fusion_workbench.schema.plan import Family, Plan
+from fusion_workbench.schema.study import Cell, Contender, Task, TrackedSource
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -178,7 +180,8 @@ class _Writer:
         self._files(parent, files)
 
     def _plan(self, confirmed: int | None) -> bytes:
-        from fusion_workbench.config.plan import PlanConfig, full_plan, plan_hash
+        from fusion_workbench.config.plan import PlanConfig, full_plan
+        from fusion_workbench.schema.plan import plan_hash
 
         plan = full_plan(PlanConfig(confirm=list(self.study.confirm)), list(ITEMS), self.study.replicates)
         known = {"hash": plan_hash(plan), "plan": plan, "first": plan, "changes": []}
@@ -528,7 +531,7 @@ def planted(
         tags={},
         study_yaml="",
         passport={"depth": depth},
-        source={"group_name": "photograph"},
+        source=TrackedSource(group_name="photograph"),
         tasks=tuple(Task(t, direction=(directions or {}).get(t, "maximize"), chance=0.1) for t in tasks),
         cells=tuple(cells),
         searched={c.id: c for c in cells},

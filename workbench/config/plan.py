@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
-
-OVERALL = "overall"  # the measure: the mean of the tasks, each turned so that more is better
-FEWEST = 5  # replicates for a verdict
+from fusion_workbench.schema.names import OVERALL
+from fusion_workbench.schema.plan import FEWEST, Family, Plan
 
 
 @dataclass
@@ -86,21 +83,16 @@ def full_plan(plan: PlanConfig, tasks: Sequence[str], replicates: int) -> dict[s
     known = measures(tasks)
     primary = plan.primary or known[-1]
     others = [m for m in known if m != primary]
-    families = [asdict(f) for f in plan.families] or [
-        {"measures": [primary], "share": 0.8 if others else 1.0},
-        *([{"measures": others, "share": 0.2}] if others else []),
-    ]
-    return {
-        "primary": primary,
-        "families": families,
-        "level": plan.level,
-        "margin": plan.margin,
-        "looks": list(plan.looks) or [replicates],
-        "confirm": list(plan.confirm),
-        "confirm_share": plan.confirm_share if plan.confirm else 0.0,
-    }
-
-
-def plan_hash(plan: Mapping[str, Any]) -> str:
-    """16 hex digits over a plan in full."""
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
+    families = tuple(Family(tuple(f.measures), f.share) for f in plan.families) or (
+        Family((primary,), 0.8 if others else 1.0),
+        *([Family(tuple(others), 0.2)] if others else []),
+    )
+    return Plan(
+        primary=primary,
+        families=families,
+        level=plan.level,
+        margin=plan.margin,
+        looks=tuple(plan.looks) or (replicates,),
+        confirm=tuple(plan.confirm),
+        confirm_share=plan.confirm_share if plan.confirm else 0.0,
+    ).plain()

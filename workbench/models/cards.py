@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from fusion_workbench.schema.names import CostMetric
+
 if TYPE_CHECKING:
     from fusion_workbench.reports.analysis.comparison import Analysis
-    from fusion_workbench.reports.reading.records import Cell
+    from fusion_workbench.schema.study import Cell, TrackedSource
 
 _LOAD_CONNECTOR = """```python
 from fusion_workbench.models.connector import load_connector
@@ -36,10 +38,10 @@ _KEPT = {
 }
 _GENERAL = "Scores are of heads trained on these tokens; a language model may use them otherwise."
 _COSTS = (
-    ("parameters", "cost/parameters", "{:,.0f}"),
-    ("FLOPs an image", "cost/flops_per_image", "{:,.0f}"),
-    ("milliseconds an image, forward, on the machine of the study", "cost/ms_per_image_forward", "{:.3g}"),
-    ("seconds of training, with the heads, a replicate", "cost/seconds", "{:.3g}"),
+    ("parameters", CostMetric.PARAMETERS, "{:,.0f}"),
+    ("FLOPs an image", CostMetric.FLOPS, "{:,.0f}"),
+    ("milliseconds an image, forward, on the machine of the study", CostMetric.FORWARD_MS, "{:.3g}"),
+    ("seconds of training, with the heads, a replicate", CostMetric.SECONDS, "{:.3g}"),
 )
 
 
@@ -157,7 +159,7 @@ def _licences(whose: str) -> str:
 
 def _evidence(analysis: Analysis, cell: Cell) -> str:
     """A row a task: its test score with interval, and the verdict against every baseline."""
-    from fusion_workbench.reports.analysis.comparison import BASELINES
+    from fusion_workbench.schema.names import BASELINES
 
     columns = [b for b in BASELINES if any((m.name, b) in analysis.baselines for m in analysis.measures)]
     rows = [f"| | test, mean [95 % interval] | {' | '.join(f'against {b}' for b in columns)} |"]
@@ -191,10 +193,8 @@ def _costs(analysis: Analysis, cell: Cell) -> str:
     return "Fuser and projector, without the encoder:\n\n" + "".join(f"- {what}: {value}\n" for what, value in rows)
 
 
-def _data(source: Mapping[str, Any]) -> str:
+def _data(source: TrackedSource) -> str:
     """What it was trained, chosen and tested on."""
-    sizes = source.get("sizes") or {}
+    sizes = source.sizes
     counts = ", ".join(f"{sizes[split]:,} {split}" for split in ("train", "val", "test") if split in sizes)
-    return (
-        f"Data: `{source.get('version') or source.get('name') or 'unknown'}`{f', {counts} images' if counts else ''}.\n"
-    )
+    return f"Data: `{source.version or source.name or 'unknown'}`{f', {counts} images' if counts else ''}.\n"

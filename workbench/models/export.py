@@ -20,6 +20,7 @@ from fusion_workbench.models.connector import CARD, CONFIG, HEADS, SCHEMA, WEIGH
 from fusion_workbench.models.files import full_name, read_tensors, write_config, write_tensors
 from fusion_workbench.models.folder import is_model_folder, read_model_config
 from fusion_workbench.models.locate import ARTIFACT, Located, download, keeps_model, locate
+from fusion_workbench.schema.names import Artifact, Tag
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:
@@ -117,9 +118,9 @@ def _write_connector(found: Located, out: Path) -> tuple[int, ...]:
     if out.exists() and not ((out / CONFIG).is_file() and (out / WEIGHTS).is_file()):
         raise WorkbenchError(f"{out} is not an exported connector, so it is not replaced; name another folder.")
     with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch, whole_folder(out) as made:
-        trained = download(found.client, found.run_id, "fuser/config.json", scratch)
+        trained = download(found.client, found.run_id, Artifact.FUSER_CONFIG, scratch)
         config = _config(json.loads(trained.read_text(encoding="utf-8")), found)
-        tensors = read_tensors(download(found.client, found.run_id, "fuser/model.safetensors", scratch))
+        tensors = read_tensors(download(found.client, found.run_id, Artifact.FUSER, scratch))
         write_tensors(made / WEIGHTS, {k: v for k, v in tensors.items() if not k.startswith("heads.")})
         write_tensors(made / HEADS, {k: v for k, v in tensors.items() if k.startswith("heads.")})
         write_config(made, config, connector_card(found.analysis, found.cell, config))
@@ -150,9 +151,9 @@ def _config(trained: Mapping[str, Any], found: Located) -> dict[str, Any]:
             "name": record.name,
             "id": record.study_id,
             "run": found.run_id,
-            "replicate": tags.get("workbench.replicate", ""),
-            "commit": record.tags.get("workbench.commit", ""),
-            "command": record.tags.get("workbench.command", ""),
+            "replicate": tags.get(Tag.REPLICATE, ""),
+            "commit": record.tags.get(Tag.COMMIT, ""),
+            "command": record.tags.get(Tag.COMMAND, ""),
         },
     }
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError, first_line, nearest
 from fusion_workbench.models.files import CONFIG
+from fusion_workbench.schema.names import Phase, RunStatus, Tag
 from fusion_workbench.study.tracking import existing_uri
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def locate(uri: str, target: str, experiment: str | None = None) -> Located:
         run_id, cell = _replicate(analysis, label)
         return Located(client, run_id, analysis, cell)
     tags = _tags(client, target)
-    analysis = Analysis(read_study(uri, tags["workbench.study_id"]))
-    cell_id = tags["workbench.cell"]
+    analysis = Analysis(read_study(uri, tags[Tag.STUDY_ID]))
+    cell_id = tags[Tag.CELL]
     found = next((cell for cell in analysis.record.cells if cell.id == cell_id), None)
     if found is None:
         raise WorkbenchError(f"run {target} is of a cell that its study no longer holds.")
@@ -133,10 +134,10 @@ def _tags(client: MlflowClient, run_id: str) -> dict[str, str]:
     except MlflowException:
         raise WorkbenchError(f"MLflow has no run {run_id}.") from None
     tags: dict[str, str] = run.data.tags
-    if tags.get("workbench.phase") != "final":
-        what = "a step of a learning-rate search" if "workbench.phase" in tags else "not a variant's"
+    if tags.get(Tag.PHASE) != Phase.FINAL:
+        what = "a step of a learning-rate search" if Tag.PHASE in tags else "not a variant's"
         raise WorkbenchError(f"run {run_id} is {what}: only runs of the replicates keep their weights.")
-    if run.info.status != "FINISHED":
+    if run.info.status != RunStatus.FINISHED:
         raise WorkbenchError(f"run {run_id} was not trained to its end ({run.info.status}), so it has no weights.")
     return tags
 

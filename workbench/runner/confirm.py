@@ -8,43 +8,24 @@ picked once, written down, and trained on replicates that had no part in the pic
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.config.study import SelectionConfig, StrategyConfig
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
+from fusion_workbench.schema.names import MATCHED, SEARCH_REPLICATE, Artifact, Budget, Phase, Role, fresh_replicate
+from fusion_workbench.schema.study import Contender
 from fusion_workbench.study.identity import variant
-from fusion_workbench.study.jobs import CONFIRM, SEARCH, Job, JobTrainer, fresh
+from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.plan_log import write_plan
 from fusion_workbench.study.prepare import Parts
-from fusion_workbench.study.record import describe
 from fusion_workbench.study.tracking import to_json
 
 if TYPE_CHECKING:
     from fusion_workbench.sweeps.space import Cell
 
 _FACT = "contenders"  # in the ledger
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A cell to train again, and why; see :class:`reports.reading.records.Contender`."""
-
-    cell: Cell
-    lr: float
-    roles: tuple[str, ...] = ()
-    stands_for: tuple[tuple[str, str], ...] = ()
-    controls: tuple[str, ...] = ()
-    without: int | None = None
-
-    def entry(self) -> dict[str, Any]:
-        return describe(self.cell, self.lr) | {
-            "roles": list(self.roles),
-            "stands_for": [list(pair) for pair in self.stands_for],
-            "controls": list(self.controls),
-            "without": self.without,
-        }
 
 
 class Confirmer:
@@ -62,6 +43,7 @@ class Confirmer:
         self.banks = banks
         self.cells = {cell.id: cell for cell in cells}
         self.rates = dict(rates)
+        self.trainable = dict(self.cells)  # also those that are trained on fresh replicates alone
 
     def run(self, looks: Sequence[int]) -> int:
         """Train up to the look that decides, or the last; how many variant-replicates did not finish."""
@@ -69,18 +51,18 @@ class Confirmer:
         if not contenders:
             return 0
         study, ledger = self.parts.study, self.banks.ledger
-        variants = [variant(study, c.cell, c.lr) for c in contenders]
+        variants = [variant(study, self.trainable[c.cell.id], _rate(c)) for c in contenders]
         reached = 0
         for look in looks:
-            jobs = [Job(v, fresh(r)) for r in range(reached, look) for v in variants]
-            self.banks.train(jobs, CONFIRM)
+            jobs = [Job(v, fresh_replicate(r)) for r in range(reached, look) for v in variants]
+            self.banks.train(jobs, Phase.CONFIRM)
             reached = look
             if look < looks[-1] and self._decided():
                 self.banks.display.say(f"decided after {look} fresh replicates, as planned: no more are needed")
                 break
         ledger.remember("confirmed", reached)
         write_plan(ledger, self.banks.tracker, self.banks.run_id)
-        done = [ledger.find(v.id, fresh(r)) for r in range(reached) for v in variants]
+        done = [ledger.find(v.id, fresh_replicate(r)) for r in range(reached) for v in variants]
         return sum(1 for entry in done if entry is None or not entry.finished)
 
     def _decided(self) -> bool:
@@ -96,23 +78,23 @@ class Confirmer:
         ledger, tracker, run_id = self.banks.ledger, self.banks.tracker, self.banks.run_id
         known: list[dict[str, Any]] | None = ledger.fact(_FACT)
         contenders = [self._restored(entry) for entry in known] if known is not None else self._pick()
-        entries = [contender.entry() for contender in contenders]
+        entries = [contender.plain() for contender in contenders]
         if entries:  # of a study in which nothing has finished yet, they are picked when something has
             ledger.remember(_FACT, entries)
-        tracker.log_files(run_id, {"contenders.json": to_json(entries)})
+        tracker.log_files(run_id, {Artifact.CONTENDERS: to_json(entries)})
         return contenders
 
     def _restored(self, entry: Mapping[str, Any]) -> Contender:
-        levels = tuple(entry["levels"] or ())
-        cell = self._cell(entry["strategy"], Selection(levels, entry["query"]), entry["options"], entry["alias"])
-        return Contender(
-            replace(cell, baselines=tuple(entry["baselines"])),
-            entry["chosen_lr"],
-            tuple(entry["roles"]),
-            tuple((measure, name) for measure, name in entry["stands_for"]),
-            tuple(entry["controls"]),
-            entry["without"],
-        )
+        found = Contender.read(entry)
+        known = found.cell
+        cell = self._cell(known.strategy, known.selection, known.options, known.alias)
+        self.trainable[known.id] = replace(cell, baselines=known.baselines)
+        return found
+
+    def _contender(self, cell: Cell, rate: float | None = None, **why: Any) -> Contender:
+        """``rate``: its learning rate; None: not searched yet."""
+        self.trainable[cell.id] = cell
+        return Contender(cell.tracked(rate), **why)
 
     def _pick(self) -> list[Contender]:
         from fusion_workbench.reports import find_picks
@@ -123,24 +105,30 @@ class Confirmer:
             return []
         roles: dict[str, list[str]] = {}
         stands_for: dict[str, list[tuple[str, str]]] = {}
-        roles.setdefault(found.winner.id, []).append("winner")
+        roles.setdefault(found.winner.id, []).append(Role.WINNER)
         if found.fusion is not None:
-            roles.setdefault(found.fusion.id, []).append("fusion")
+            roles.setdefault(found.fusion.id, []).append(Role.FUSION)
         for key, cell in found.baselines.items():
             stands_for.setdefault(cell.id, []).append(key)
         chosen = [
-            Contender(self.cells[cell], self.rates[cell], tuple(roles.get(cell, ())), tuple(stands_for.get(cell, ())))
+            self._contender(
+                self.cells[cell],
+                self.rates[cell],
+                roles=tuple(roles.get(cell, ())),
+                stands_for=tuple(stands_for.get(cell, ())),
+            )
             for cell in dict.fromkeys([*roles, *stands_for])
             if cell in self.cells
         ]
         if found.fusion is not None and found.fusion.id in self.cells:
             fusion = self.cells[found.fusion.id]
             extra = [*self._controls(fusion), *self._without(fusion)]
-            rates = self._rates([c.cell for c in extra])
+            rates = self._rates([self.trainable[c.cell.id] for c in extra])
             merged = {c.cell.id: c for c in chosen}
             for contender in extra:  # one that is among the others already is trained once
-                before = merged.get(contender.cell.id, replace(contender, lr=rates[contender.cell.id]))
-                merged[contender.cell.id] = replace(
+                cell = contender.cell
+                before = merged.get(cell.id, replace(contender, cell=replace(cell, chosen_lr=rates[cell.id])))
+                merged[cell.id] = replace(
                     before,
                     controls=before.controls + tuple(c for c in contender.controls if c not in before.controls),
                     without=contender.without if contender.without is not None else before.without,
@@ -156,19 +144,19 @@ class Confirmer:
             self.banks.display.say(f"no control of the same size is trained: {fusion.label} injects into the decoder")
             return
         changed = self._changed_options(fusion)
-        sizes: dict[int, Contender] = {}
-        for budget in ("parameters", "flops"):
-            options = {"like": fusion.strategy, "like_options": changed, "budget": budget}
+        sizes: dict[int, tuple[Cell, tuple[str, ...]]] = {}
+        for budget in Budget:
+            options = {"like": fusion.strategy, "like_options": changed, "budget": str(budget)}
             try:
-                cell = self._cell("matched", fusion.selection, options)
+                cell = self._cell(MATCHED, fusion.selection, options)
                 size = self._projector_size(cell)
             except WorkbenchError as error:
                 self.banks.display.say(f"no control of the same {budget} is trained: {error}")
                 continue
-            before = sizes.get(size)
-            controls = (*(before.controls if before else ()), budget)
-            sizes[size] = Contender(before.cell if before else cell, 0.0, controls=controls)
-        yield from sizes.values()
+            first, budgets = sizes.get(size, (cell, ()))
+            sizes[size] = (first, (*budgets, budget))
+        for cell, budgets in sizes.values():
+            yield self._contender(cell, controls=budgets)
 
     def _without(self, fusion: Cell) -> Iterator[Contender]:
         """The fusion without each of its layers; without its query, its highest level asks."""
@@ -186,7 +174,7 @@ class Confirmer:
             except WorkbenchError as error:
                 self.banks.display.say(f"{fusion.label} without layer {layer} cannot be trained: {error}")
                 continue
-            yield Contender(self.cells.get(cell.id, cell), 0.0, without=layer)
+            yield self._contender(self.cells.get(cell.id, cell), without=layer)
 
     def _cell(self, strategy: str, selection: Selection, options: Mapping[str, Any], alias: str = "") -> Cell:
         config = StrategyConfig(strategy, dict(options), selections=[SelectionConfig()], alias=alias)
@@ -224,5 +212,13 @@ class Confirmer:
             found |= {c.id: families[c.family] for c in cells if c.id not in found and c.family in families}
         rest = [cell for cell in cells if cell.id not in found]
         if len(grid) > 1:
-            self.banks.train([Job(variant(self.parts.study, c, lr), SEARCH) for c in rest for lr in grid], SEARCH)
+            self.banks.train(
+                [Job(variant(self.parts.study, c, lr), SEARCH_REPLICATE) for c in rest for lr in grid], Phase.SEARCH
+            )
         return found | {c.id: self.banks.best_rate(c, grid)[0] if len(grid) > 1 else grid[0] for c in rest}
+
+
+def _rate(contender: Contender) -> float:
+    """The rate that it is trained at."""
+    assert contender.cell.chosen_lr is not None
+    return contender.cell.chosen_lr

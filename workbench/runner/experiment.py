@@ -20,14 +20,24 @@ from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.runner.confirm import Confirmer
 from fusion_workbench.runner.layer_analysis import log_layers
 from fusion_workbench.runner.token_maps import log_look
+from fusion_workbench.schema.names import (
+    OPEN,
+    SEARCH_REPLICATE,
+    Artifact,
+    LedgerState,
+    Phase,
+    RunStatus,
+    Tag,
+    closing_status,
+)
 from fusion_workbench.study import provenance
 from fusion_workbench.study.identity import LEDGER, remember_schema, variant
-from fusion_workbench.study.jobs import FINAL, SEARCH, Job, JobTrainer
-from fusion_workbench.study.ledger import DONE, RUNNING, Ledger
+from fusion_workbench.study.jobs import Job, JobTrainer
+from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.numerics import open_numerics
 from fusion_workbench.study.plan_log import freeze, write_plan
 from fusion_workbench.study.prepare import Parts, flat
-from fusion_workbench.study.record import describe, study_files
+from fusion_workbench.study.record import study_files
 from fusion_workbench.study.tracking import Tracker, default_uri, to_json
 
 if TYPE_CHECKING:
@@ -87,7 +97,7 @@ class Experiment:
                 "wait for it, or stop it."
             ) from None
         with held:
-            (folder / "study.yaml").write_text(to_yaml(self.study), encoding="utf-8")
+            (folder / Artifact.STUDY).write_text(to_yaml(self.study), encoding="utf-8")
             uri = self.study.tracking.uri or default_uri(self.parts.workspace)
             with self.display.step("opening MLflow"):
                 self.tracker = Tracker(uri, self.study.tracking.experiment, self.parts.workspace / "mlartifacts")
@@ -99,12 +109,11 @@ class Experiment:
             try:
                 self._train_all(planner)
             except BaseException as error:
-                killed = isinstance(error, KeyboardInterrupt | SystemExit)
-                self.tracker.close(self.run_id, "KILLED" if killed else "FAILED")
+                self.tracker.close(self.run_id, RunStatus.of_error(error))
                 raise
             finally:
                 self.ledger.close()
-            self.tracker.close(self.run_id, "FINISHED")
+            self.tracker.close(self.run_id, RunStatus.FINISHED)
         return StudyResult(
             self.study.name,
             self.parts.study_id,
@@ -122,12 +131,11 @@ class Experiment:
         self._build_store(planner)
         rates = self._search(planner)
         cells = planner.finalists()
-        self.tracker.log_files(self.run_id, {"variants.json": to_json([describe(c, rates[c.id]) for c in cells])})
+        self.tracker.log_files(self.run_id, {Artifact.CELLS: to_json([c.tracked(rates[c.id]).plain() for c in cells])})
         variants = [variant(self.study, cell, rates[cell.id]) for cell in cells]
         jobs = self._replicate(variants)
         for cell, v in zip(cells, variants, strict=True):
-            values = [e.result["val/objective"] for j in jobs if j.variant.id == v.id and (e := self.banks.finished(j))]
-            planner.tell(cell, sum(values) / len(values) if values else None)
+            planner.tell(cell, self.ledger.objective(v.id, [j.replicate for j in jobs if j.variant == v]))
         done = [self.ledger.find(job.variant.id, job.replicate) for job in jobs]
         self.failed = sum(1 for entry in done if entry is None or not entry.finished)
         self.failed += Confirmer(self.parts, self.banks, cells, rates).run(self.plan["confirm"])
@@ -140,7 +148,7 @@ class Experiment:
         jobs: list[Job] = []
         for look in self.plan["looks"]:
             more = [Job(v, str(r)) for r in range(len(jobs) // len(variants), look) for v in variants]
-            self.banks.train(more, FINAL)
+            self.banks.train(more, Phase.FINAL)
             jobs += more
             if look < self.plan["looks"][-1] and self._decided(look):
                 self.ledger.remember("stopped", look)
@@ -192,7 +200,9 @@ class Experiment:
             return {cell.id: grid_of(cell)[0] for cell in planner.finalists()}
         while asked := planner.ask(self.study.training.bank_size):
             cells = [a.cell for a in asked]
-            self.banks.train([Job(variant(self.study, c, lr), SEARCH) for c in cells for lr in grid_of(c)], SEARCH)
+            self.banks.train(
+                [Job(variant(self.study, c, lr), SEARCH_REPLICATE) for c in cells for lr in grid_of(c)], Phase.SEARCH
+            )
             for cell in cells:
                 rates[cell.id], value = self.banks.best_rate(cell, grid_of(cell))
                 planner.tell(cell, value)
@@ -201,7 +211,9 @@ class Experiment:
     def _rates_by_strategy(self, planner: Planner, grid: Sequence[float]) -> dict[str, float]:
         """Scope ``strategy``: one cell stands for all that differ from it in their layers alone."""
         first = planner.representatives()
-        self.banks.train([Job(variant(self.study, c, lr), SEARCH) for c in first.values() for lr in grid], SEARCH)
+        self.banks.train(
+            [Job(variant(self.study, c, lr), SEARCH_REPLICATE) for c in first.values() for lr in grid], Phase.SEARCH
+        )
         return {family: self.banks.best_rate(cell, grid)[0] for family, cell in first.items()}
 
     # --- opening ------------------------------------------------------------------------------------------------
@@ -210,11 +222,11 @@ class Experiment:
         """The parent run, and everything an earlier run left half done, put right by the ledger."""
         parts = self.parts
         tags = {
-            "workbench.question": self.study.question,
-            "workbench.command": " ".join(["workbench", *map(shlex.quote, sys.argv[1:])]),
-            "workbench.commit": provenance.commit(),
-            "workbench.versions": to_json(provenance.versions()),
-            "workbench.device": provenance.device(),
+            Tag.QUESTION: self.study.question,
+            Tag.COMMAND: " ".join(["workbench", *map(shlex.quote, sys.argv[1:])]),
+            Tag.COMMIT: provenance.commit(),
+            Tag.VERSIONS: to_json(provenance.versions()),
+            Tag.DEVICE: provenance.device(),
         }
         trainer = trainer_of(parts)
         trainer.check_unchanged(parts, self.ledger)
@@ -237,23 +249,21 @@ class Experiment:
     def _reconcile(self) -> None:
         entries = self.ledger.entries()
         runs = self.tracker.children(self.run_id)
-        owner = {entry.run_id: entry for entry in entries if entry.state == DONE}
+        owner = {entry.run_id: entry for entry in entries if entry.state == LedgerState.DONE}
         for run_id, status in runs.items():
-            if status not in ("RUNNING", "SCHEDULED"):
+            if status not in OPEN:
                 continue
             entry = owner.get(run_id)
             if entry is None:
-                self.tracker.close(run_id, "KILLED")
+                self.tracker.close(run_id, RunStatus.KILLED)
             else:
-                self.tracker.close(
-                    run_id, "FINISHED" if entry.outcome in ("finished", "pruned") else "FAILED", entry.outcome
-                )
+                self.tracker.close(run_id, closing_status(entry.outcome), entry.outcome)
         for entry in entries:
             lost = entry.run_id not in runs
-            again = self.retry_failed and entry.state == DONE and not entry.finished
-            if entry.state == RUNNING or lost or again:
+            again = self.retry_failed and entry.state == LedgerState.DONE and not entry.finished
+            if entry.state == LedgerState.RUNNING or lost or again:
                 self.ledger.forget(entry.variant, entry.replicate)
-        self.kept = sum(entry.state == DONE for entry in self.ledger.entries())
+        self.kept = sum(entry.state == LedgerState.DONE for entry in self.ledger.entries())
 
 
 def trainer_of(parts: Parts) -> type[JobTrainer]:

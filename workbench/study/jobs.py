@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_workbench.schema.names import SEARCH_REPLICATE, LedgerState, Phase, RunStatus, Tag, closing_status
 from fusion_workbench.study.identity import variant
-from fusion_workbench.study.ledger import DONE, RUNNING, Entry, Ledger
-from fusion_workbench.study.numerics import TAG, add_numerics
+from fusion_workbench.study.ledger import Ledger
+from fusion_workbench.study.numerics import add_numerics
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.tracking import Tracker
 from fusion_workbench.version import NUMERICS
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from fusion_workbench.study.progress import Display
     from fusion_workbench.sweeps.space import Cell, Variant
 
-SEARCH = "search"  # the phase, and the replicate, on which learning rates are chosen; never one of those reported
-FINAL = "final"  # the phase of the study's replicates, 0, 1, …
-CONFIRM = "confirm"  # the phase of the fresh replicates, c0, c1, …, on which the winner is judged
-
 
 @dataclass(frozen=True)
 class Job:
@@ -37,11 +34,6 @@ class Job:
 
     variant: Variant
     replicate: str
-
-
-def fresh(number: int) -> str:
-    """The name of a fresh replicate."""
-    return f"c{number}"
 
 
 class JobTrainer(ABC):
@@ -125,21 +117,21 @@ class JobTrainer(ABC):
         self.tracker.log_files(run_id, files)
         result = {key: value for key, value in last.items() if math.isfinite(value)} | dict(metrics)
         self.ledger.finish(job.variant.id, job.replicate, outcome, result)
-        self.tracker.close(run_id, "FINISHED" if outcome in ("finished", "pruned") else "FAILED", outcome)
+        self.tracker.close(run_id, closing_status(outcome), outcome)
         self.trained += 1
 
-    def finished(self, job: Job) -> Entry | None:
-        """The ledger's entry of a job that was trained to its end; None of any other."""
-        entry = self.ledger.find(job.variant.id, job.replicate)
-        return entry if entry is not None and entry.finished and "val/objective" in entry.result else None
+    def objective(self, job: Job) -> float | None:
+        """The validation objective of a job; None of one that was not trained to its end."""
+        return self.ledger.objective(job.variant.id, [job.replicate])
 
     def best_rate(self, cell: Cell, grid: Sequence[float]) -> tuple[float, float | None]:
-        """The rate with the best validation objective (ties: the lower), and that objective."""
-        scored = []
-        for lr in grid:
-            entry = self.finished(Job(variant(self.study, cell, lr), SEARCH))
-            if entry is not None:
-                scored.append((-entry.result["val/objective"], lr))
+        """The rate with the best validation objective (ties: the lower), and that objective.
+
+        What is trained must not depend on the plan, which may change later: rates and cells are searched by the mean
+        of the tasks, whatever the plan's primary measure is.
+        """
+        tried = {lr: self.objective(Job(variant(self.study, cell, lr), SEARCH_REPLICATE)) for lr in grid}
+        scored = [(-value, lr) for lr, value in tried.items() if value is not None]
         if not scored:
             return min(grid), None
         value, lr = min(scored)
@@ -147,15 +139,15 @@ class JobTrainer(ABC):
 
     def _start(self, job: Job, phase: str) -> str:
         name = f"{job.variant.cell.label} " + (
-            f"search lr {job.variant.lr:g}" if phase == SEARCH else f"r{job.replicate}"
+            f"search lr {job.variant.lr:g}" if phase == Phase.SEARCH else f"r{job.replicate}"
         )
         tags = {
-            "workbench.study_id": self.parts.study_id,
-            "workbench.cell": job.variant.cell.id,
-            "workbench.variant": job.variant.id,
-            "workbench.phase": phase,
-            "workbench.replicate": job.replicate,
-            TAG: str(NUMERICS),
+            Tag.STUDY_ID: self.parts.study_id,
+            Tag.CELL: job.variant.cell.id,
+            Tag.VARIANT: job.variant.id,
+            Tag.PHASE: phase,
+            Tag.REPLICATE: job.replicate,
+            Tag.NUMERICS: str(NUMERICS),
         }
         add_numerics(self.ledger, self.tracker, self.run_id)
         run_id = self.tracker.start_child(self.run_id, name, tags, self.params(job))
@@ -168,17 +160,16 @@ class JobTrainer(ABC):
         try:
             yield
         except BaseException as error:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
             for job, run_id in zip(jobs, run_ids, strict=True):
                 entry = self.ledger.find(job.variant.id, job.replicate)
-                if entry is None or entry.state == RUNNING:
+                if entry is None or entry.state == LedgerState.RUNNING:
                     self.ledger.forget(job.variant.id, job.replicate)
-                    self.tracker.close(run_id, status)
+                    self.tracker.close(run_id, RunStatus.of_error(error))
             raise
 
     def _wanted(self, job: Job) -> bool:
         entry = self.ledger.find(job.variant.id, job.replicate)
-        return entry is None or entry.state != DONE
+        return entry is None or entry.state != LedgerState.DONE
 
 
 def _groups(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError
-
-RUNNING, DONE = "running", "done"
+from fusion_workbench.schema.names import OBJECTIVE, LedgerState, Status
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -39,14 +38,19 @@ class Entry:
 
     variant: str
     replicate: str  # "0", "1", … or "search"
-    state: str  # running, done
+    state: str  # a LedgerState
     run_id: str | None  # in MLflow
-    outcome: str | None  # finished, diverged, out_of_memory, pruned
-    result: dict[str, float]  # what the planner needs: val/objective and the metrics
+    outcome: str | None  # a Status, once it is done
+    result: dict[str, float]  # the last value of every metric
 
     @property
     def finished(self) -> bool:
-        return self.state == DONE and self.outcome == "finished"
+        return self.state == LedgerState.DONE and self.outcome == Status.FINISHED
+
+    @property
+    def objective(self) -> float | None:
+        """What the search goes by, more is better; None of one that was not trained to its end."""
+        return self.result.get(OBJECTIVE) if self.finished else None
 
 
 class Ledger:
@@ -80,6 +84,12 @@ class Ledger:
             (variant, replicate),
         ).fetchone()
         return Entry(variant, replicate, row[0], row[1], row[2], json.loads(row[3])) if row else None
+
+    def objective(self, variant: str, replicates: Iterable[str]) -> float | None:
+        """The mean of a variant's objective over those of some replicates that have one; None where none has."""
+        entries = (self.find(variant, replicate) for replicate in replicates)
+        values = [e.objective for e in entries if e is not None and e.objective is not None]
+        return sum(values) / len(values) if values else None
 
     def start(self, variant: str, replicate: str, run_id: str) -> None:
         """It trains now, under this MLflow run. What is done stays done."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from fusion_workbench.schema.names import Tag
 from fusion_workbench.study.ledger import DONE, Ledger
 from fusion_workbench.study.tracking import Tracker
 from fusion_workbench.version import NUMERICS
 
-TAG = "workbench.numerics"  # of a parent run: "1", or "1, 2" where its rows are mixed; of a child: its own
 FACT = "numerics"  # in the ledger, a list in the order of training
 
 
@@ -36,4 +36,4 @@ def add_numerics(ledger: Ledger, tracker: Tracker, run_id: str) -> None:
 
 def _record(numerics: list[int], ledger: Ledger, tracker: Tracker, run_id: str) -> None:
     ledger.remember(FACT, numerics)
-    tracker.set_tags(run_id, {TAG: ", ".join(map(str, numerics))})
+    tracker.set_tags(run_id, {Tag.NUMERICS: ", ".join(map(str, numerics))})

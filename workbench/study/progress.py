@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from fusion_workbench.core.bars import counted
+from fusion_workbench.schema.names import Phase
 
 _EVERY = 30.0  # seconds between plain lines
 
@@ -42,7 +43,7 @@ class Display:
         self, phase: str, total: int, kept: int, unit: str = "variant-epochs"
     ) -> Iterator[Callable[[int], None]]:
         """A bar over ``unit``. Yields the function that moves it."""
-        name = {"search": "learning rates", "confirm": "fresh replicates"}.get(phase, "replicates")
+        name = {Phase.SEARCH: "learning rates", Phase.CONFIRM: "fresh replicates"}.get(phase, "replicates")
         if kept:
             self.say(f"{name}: {kept} variant-replicates were finished before and are kept")
         if not total or not self.progress:

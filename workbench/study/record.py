@@ -8,12 +8,29 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
 from fusion_workbench.config.study import StudyConfig, to_yaml
+from fusion_workbench.schema.names import (
+    CONVERGED,
+    FALLING,
+    GATE,
+    GATES_OPENED,
+    LOSS,
+    Artifact,
+    CostMetric,
+    Phase,
+    Status,
+    on_test,
+    scores_file,
+    statistic_column,
+)
+from fusion_workbench.schema.study import Task as TrackedTask
+from fusion_workbench.schema.study import TrackedSource
 from fusion_workbench.study.identity import training_identity
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.tracking import to_json
@@ -22,7 +39,7 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.answers.task import AnswerTask
     from fusion_workbench.modules.probes.bank import Evaluation, Member
     from fusion_workbench.modules.tasks import Task
-    from fusion_workbench.sweeps.space import Cell, Variant
+    from fusion_workbench.sweeps.space import Variant
 
 STILL_FALLING = 0.02  # relative drop of the training loss an epoch, above which a run does not count as converged
 GATES_OPEN = 0.01  # root mean square of a gate that starts at zero, from which on it counts as opened
@@ -32,40 +49,45 @@ _MOST_GROUPS = 1000  # of a split, that are written down by name
 
 def study_files(parts: Parts) -> dict[str, str | bytes]:
     """The artifacts of the parent run that are known before training."""
-    source = parts.source
-    groups = {split: sorted(source.identity(split)["group"].unique().tolist()) for split in ("train", "val", "test")}
-    named = {split: names if len(names) <= _MOST_GROUPS else [] for split, names in groups.items()}
+    tasks = {task.name: tracked_task(parts, task).plain() for task in parts.measured}
     return {
-        "study.yaml": to_yaml(parts.study),
-        "passport.json": to_json(parts.encoder.passport()),
-        "source.json": to_json(
-            {
-                "name": parts.study.source.name,
-                "version": source.version,
-                "fingerprints": {split: source.fingerprint(split) for split in groups},
-                "sizes": {split: source.size(split) for split in groups},
-                "classes": {task: list(names) for task, names in source.classes().items()},
-                "groups": named,
-                "group_counts": {split: len(names) for split, names in groups.items()},
-                "group_name": source.group_name,
-            }
-        ),
-        "tasks.json": to_json(
-            {
-                task.name: {
-                    "metric": task.metric_name,
-                    "direction": task.direction,
-                    "unit": task.unit,
-                    "chance": task.chance,
-                    "chance_test": guess_on_test(parts, task),
-                    "perfect": task.perfect,
-                    "ratio": list(task.ratio) if task.ratio else None,
-                    "title": task.title,
-                }
-                for task in parts.measured
-            }
-        ),
+        Artifact.STUDY: to_yaml(parts.study),
+        Artifact.ENCODER: to_json(parts.encoder.passport()),
+        Artifact.SOURCE: to_json(tracked_source(parts).plain()),
+        Artifact.TASKS: to_json(tasks),
     }
+
+
+def tracked_source(parts: Parts) -> TrackedSource:
+    """The study's source as it is written down."""
+    source = parts.source
+    splits = ("train", "val", "test")
+    groups = {split: tuple(sorted(source.identity(split)["group"].unique().tolist())) for split in splits}
+    return TrackedSource(
+        name=parts.study.source.name,
+        version=source.version,
+        fingerprints={split: source.fingerprint(split) for split in splits},
+        sizes={split: source.size(split) for split in splits},
+        classes={task: tuple(names) for task, names in source.classes().items()},
+        groups={split: names if len(names) <= _MOST_GROUPS else () for split, names in groups.items()},
+        group_counts={split: len(names) for split, names in groups.items()},
+        group_name=source.group_name,
+    )
+
+
+def tracked_task(parts: Parts, task: Task | AnswerTask) -> TrackedTask:
+    """A task of the study as it is written down."""
+    return TrackedTask(
+        name=task.name,
+        metric=task.metric_name,
+        direction=task.direction,
+        unit=task.unit,
+        chance=task.chance,
+        chance_test=guess_on_test(parts, task),
+        perfect=task.perfect,
+        ratio=task.ratio,
+        title=task.title,
+    )
 
 
 def guess_on_test(parts: Parts, task: Task | AnswerTask) -> float:
@@ -83,91 +105,108 @@ def guess_on_test(parts: Parts, task: Task | AnswerTask) -> float:
     return task.guess(taught, asked)
 
 
-def describe(cell: Cell, lr: float) -> dict[str, Any]:
-    """A cell at its learning rate, as ``variants.json`` and ``contenders.json`` list it."""
-    return {
-        "cell": cell.id,
-        "strategy": cell.strategy,
-        "levels": list(cell.selection.levels) or None,
-        "query": cell.selection.query,
-        "label": cell.label,
-        "options": dict(cell.options),
-        "alias": cell.alias,
-        "baselines": list(cell.baselines),
-        "chosen_lr": lr,
-    }
-
-
 def describe_variant(variant: Variant) -> dict[str, Any]:
     """A variant as ``variant.yaml`` of its run tells it."""
-    cell = variant.cell
-    return {
-        "variant": variant.id,
-        "cell": cell.id,
-        "strategy": cell.strategy,
-        "levels": list(cell.selection.levels),
-        "query": cell.selection.query,
-        "options": dict(cell.options),
-        "lr": variant.lr,
-        "training": dict(variant.training),
-    }
+    core = variant.cell.tracked(variant.lr).core()
+    return {"variant": variant.id} | core | {"lr": variant.lr, "training": dict(variant.training)}
+
+
+def variant_params(variant: Variant, replicate: str) -> dict[str, Any]:
+    """What the params of every child run begin with, whatever is trained."""
+    return variant.cell.tracked(variant.lr).params() | {"replicate": replicate, "lr": variant.lr}
 
 
 def child_params(study: StudyConfig, variant: Variant, replicate: str) -> dict[str, Any]:
     """Flat scalars of a child run."""
-    cell, training = variant.cell, training_identity(study)
-    params: dict[str, Any] = {
-        "strategy": cell.strategy,
-        "levels": ",".join(map(str, cell.selection.levels)),
-        "query": cell.selection.query,
-        "replicate": replicate,
-        "lr": variant.lr,
-        "alias": cell.alias,
+    training, lr = training_identity(study), variant.lr
+    parts = ("fuser", "gates", "projector", "head")
+    return (
+        variant_params(variant, replicate)
+        | {f"lr_{part}": lr * training[f"{part}_lr_scale"] for part in parts}
+        | {key: value for key, value in training.items() if not key.endswith("_lr_scale")}
+    )
+
+
+def training_metrics(
+    *,
+    fuser: int,
+    projector: int,
+    flops: float,
+    samples: int,
+    seconds: float,
+    timed: float,
+    peak_memory_mb: float,
+    history: Sequence[Mapping[str, float]],
+    status: str | None,
+) -> dict[str, float]:
+    """What every training ends with, whatever is trained: its cost, and whether it had converged.
+
+    Args:
+        fuser, projector: parameters.
+        flops: of an image, forward, through fuser and projector.
+        samples: trained on in ``timed`` seconds.
+        seconds: of training in all.
+        peak_memory_mb: see :func:`peak_memory_mb`.
+        history: a row of metrics an epoch.
+        status: a :class:`~schema.names.Status`; None: it was not ended.
+    """
+    from fusion_workbench.modules.probes.bank import loss_still_falling
+
+    falling = loss_still_falling(history)
+    return {
+        CostMetric.PARAMETERS: fuser + projector,
+        CostMetric.PARAMETERS_FUSER: fuser,
+        CostMetric.FLOPS: flops,
+        CostMetric.SECONDS: seconds,
+        CostMetric.THROUGHPUT: samples / timed if timed else math.nan,
+        CostMetric.PEAK_MEMORY: peak_memory_mb,
+        FALLING: falling,
+        CONVERGED: float(status == Status.FINISHED and falling < STILL_FALLING),
     }
-    params |= {
-        f"lr_{part}": variant.lr * training[f"{part}_lr_scale"] for part in ("fuser", "gates", "projector", "head")
-    }
-    params |= {f"options.{key}": value for key, value in cell.options}
-    params |= {key: value for key, value in training.items() if not key.endswith("_lr_scale")}
-    return params
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those that are finite numbers; MLflow's databases hold no others."""
+    return {str(key): float(value) for key, value in metrics.items() if math.isfinite(value)}
+
+
+def keeps_results(phase: str, status: str | None) -> bool:
+    """Whether a run keeps its scores and weights: those of the search, and what was not trained to its end, do not."""
+    return phase != Phase.SEARCH and status == Status.FINISHED
 
 
 def final_metrics(member: Member, parts: Parts, grid: tuple[int, int], phase: str) -> dict[str, float]:
     """Cost, convergence, gates, attention and, for the final replicates, the test metrics."""
     from fusion_workbench.modules.cost import flops, parameters
-    from fusion_workbench.modules.probes.bank import loss_still_falling
 
     probe, dim = member.probe, parts.encoder.dim
     device = next(probe.parameters()).device
     dtype = next(probe.parameters()).dtype
     tokens = grid[0] * grid[1]
     example = torch.zeros(len(probe.fuser.uses), 1, tokens, dim, device=device, dtype=dtype)
-    falling = loss_still_falling(member.history)
     gates = {
-        key: value for key, value in (member.history[-1] if member.history else {}).items() if key.startswith("gate/")
+        key: value for key, value in (member.history[-1] if member.history else {}).items() if key.startswith(GATE)
     }
-    seconds = member.step_seconds
-    metrics: dict[str, float] = {
-        "cost/parameters": parameters(probe.fuser) + parameters(probe.projector),
-        "cost/parameters_fuser": parameters(probe.fuser),
-        "cost/parameters_heads": parameters(probe.heads),
-        "cost/flops_per_image": flops(lambda x: probe.tokens(x, grid), example),
-        "cost/seconds": seconds,
-        "cost/samples_per_second": member.images / seconds if seconds else math.nan,
-        "cost/peak_memory_mb": peak_memory_mb(),
-        "loss_still_falling": falling,
-        "converged": float(member.outcome == "finished" and falling < STILL_FALLING),
-        **member.diagnostics,
-        **gates,
-    }
-    if phase != "search":
-        metrics["cost/ms_per_image_forward"] = _forward_ms(member, example, grid)
+    metrics = training_metrics(
+        fuser=parameters(probe.fuser),
+        projector=parameters(probe.projector),
+        flops=flops(lambda x: probe.tokens(x, grid), example),
+        samples=member.images,
+        seconds=member.step_seconds,
+        timed=member.step_seconds,
+        peak_memory_mb=peak_memory_mb(),
+        history=member.history,
+        status=member.outcome,
+    )
+    metrics |= {CostMetric.PARAMETERS_HEADS: parameters(probe.heads)} | member.diagnostics | gates
+    if phase != Phase.SEARCH:
+        metrics[CostMetric.FORWARD_MS] = _forward_ms(member, example, grid)
     if gates:
-        metrics["gates_opened"] = float(all(value >= GATES_OPEN for value in gates.values()))
+        metrics[GATES_OPENED] = float(all(value >= GATES_OPEN for value in gates.values()))
     if "test" in member.evaluations:
         test = member.evaluations["test"]
-        metrics |= {f"test/{key}": value for key, value in test.metrics.items()} | {"test/loss": test.loss}
-    return {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+        metrics |= {on_test(key): value for key, value in test.metrics.items()} | {on_test(LOSS): test.loss}
+    return finite(metrics)
 
 
 def child_files(member: Member, parts: Parts, variant: Variant, phase: str) -> dict[str, str | bytes]:
@@ -176,11 +215,11 @@ def child_files(member: Member, parts: Parts, variant: Variant, phase: str) -> d
 
     cell = variant.cell
     described = describe_variant(variant)
-    files: dict[str, str | bytes] = {"variant.yaml": yaml.safe_dump(described, sort_keys=False)}
-    if phase == "search" or member.outcome != "finished":
+    files: dict[str, str | bytes] = {Artifact.VARIANT: yaml.safe_dump(described, sort_keys=False)}
+    if not keeps_results(phase, member.outcome):
         return files
     for split, evaluation in member.evaluations.items():
-        files[f"outcomes/{split}.parquet"] = _outcomes(evaluation, parts, split)
+        files[scores_file(split)] = _outcomes(evaluation, parts, split)
     weights = {
         f"{part}.{key}": value.detach().cpu().contiguous()
         for part, module in (
@@ -190,12 +229,12 @@ def child_files(member: Member, parts: Parts, variant: Variant, phase: str) -> d
         )
         for key, value in module.state_dict().items()
     }
-    if inside := member.inside | {f"gate/{name}": torch.stack(gates) for name, gates in member.gates.items() if gates}:
+    if inside := member.inside | {f"{GATE}{name}": torch.stack(gates) for name, gates in member.gates.items() if gates}:
         plain = {key: value.contiguous() for key, value in inside.items()}
-        files["inside.safetensors"] = safetensors.torch.save(
+        files[Artifact.INSIDE] = safetensors.torch.save(
             plain, metadata={"levels": ",".join(map(str, cell.selection.levels))}
         )
-    files["fuser/model.safetensors"] = safetensors.torch.save(weights, metadata={"format": "pt"})
+    files[Artifact.FUSER] = safetensors.torch.save(weights, metadata={"format": "pt"})
     config = described | {
         "encoder": parts.encoder.passport(),
         "dim": parts.encoder.dim,
@@ -203,7 +242,7 @@ def child_files(member: Member, parts: Parts, variant: Variant, phase: str) -> d
         "width": member.config.probe.width or parts.encoder.dim,
         "out_dim": member.probe.fuser.out_dim,
     }
-    files["fuser/config.json"] = to_json(config)
+    files[Artifact.FUSER_CONFIG] = to_json(config)
     return files
 
 
@@ -221,7 +260,7 @@ def _outcomes(evaluation: Evaluation, parts: Parts, split: str) -> bytes:
                 "score": evaluation.scores[task.name].numpy(),
                 "items": evaluation.items[task.name].numpy().astype("int32"),
             }
-            | {f"stat.{key}": values.numpy() for key, values in evaluation.statistics[task.name].items()}
+            | {statistic_column(key): values.numpy() for key, values in evaluation.statistics[task.name].items()}
         )
         for task in parts.tasks
     ]

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow
+from fusion_workbench.schema.names import TRACKING_SCHEMA, RunKind, RunStatus, Tag
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
-
-SCHEMA = "1"
 
 
 def default_uri(workspace: Path) -> str:
@@ -75,29 +74,29 @@ class Tracker:
 
     # --- the study ----------------------------------------------------------------------------------------------
 
-    def open_study(self, name: str, study_id: str, known_run: str | None, folder: str, tags: Mapping[str, str]) -> str:
+    def open_study(self, name: str, study_id: str, known_run: str | None, folder: str, tags: Mapping[Tag, str]) -> str:
         """The parent run: the one it had, set to RUNNING again, or a new one. Returns its run id.
 
         ``folder`` tells this study's own parent runs from those of the same study elsewhere: one that a kill left
         RUNNING before the ledger knew of it is closed.
         """
         tags = {
-            "workbench.kind": "study",
-            "workbench.study": name,
-            "workbench.study_id": study_id,
-            "workbench.schema": SCHEMA,
-            "workbench.folder": folder,
+            Tag.KIND: RunKind.STUDY,
+            Tag.STUDY: name,
+            Tag.STUDY_ID: study_id,
+            Tag.SCHEMA: TRACKING_SCHEMA,
+            Tag.FOLDER: folder,
             **tags,
         }
         if known_run is not None and self.exists(known_run):
-            self.client.update_run(known_run, status="RUNNING")
+            self.client.update_run(known_run, status=str(RunStatus.RUNNING))
             self.set_tags(known_run, tags)
             return known_run
-        orphans = f"tags.`workbench.study_id` = '{study_id}' and attributes.status = 'RUNNING'"
+        orphans = f"tags.`{Tag.STUDY_ID}` = '{study_id}' and attributes.status = '{RunStatus.RUNNING}'"
         for orphan in self.client.search_runs([self.experiment_id], orphans):
-            if orphan.data.tags.get("workbench.folder") == folder:  # only parent runs have the tag
-                self.close(str(orphan.info.run_id), "KILLED")
-        run = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+            if orphan.data.tags.get(Tag.FOLDER) == folder:  # only parent runs have the tag
+                self.close(str(orphan.info.run_id), RunStatus.KILLED)
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=_plain(tags))
         return str(run.info.run_id)
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
@@ -123,19 +122,19 @@ class Tracker:
                     path.write_bytes(content)
             self.client.log_artifacts(run_id, folder)
 
-    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+    def set_tags(self, run_id: str, tags: Mapping[Tag, str]) -> None:
         """Set or replace tags."""
-        for key, value in tags.items():
+        for key, value in _plain(tags).items():
             self.client.set_tag(run_id, key, value)
 
     # --- variant-replicates -------------------------------------------------------------------------------------
 
-    def start_child(self, parent: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
+    def start_child(self, parent: str, name: str, tags: Mapping[Tag, str], params: Mapping[str, Any]) -> str:
         """A child run, RUNNING. Returns its run id."""
         run = self.client.create_run(
             self.experiment_id,
             run_name=name,
-            tags={"mlflow.parentRunId": parent, "workbench.kind": "variant-replicate", **tags},
+            tags=_plain({Tag.PARENT: parent, Tag.KIND: RunKind.VARIANT_REPLICATE, **tags}),
         )
         run_id = str(run.info.run_id)
         self.log_params(run_id, params)
@@ -146,15 +145,15 @@ class Tracker:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(key, float(value), now, step) for step, row in rows for key, value in row.items()]
+        metrics = [Metric(str(key), float(value), now, step) for step, row in rows for key, value in row.items()]
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
-    def close(self, run_id: str, status: str, outcome: str | None = None) -> None:
-        """Set the final status (FINISHED, FAILED, KILLED) and the outcome in our words."""
+    def close(self, run_id: str, status: RunStatus, outcome: str | None = None) -> None:
+        """Set MLflow's final status (FINISHED, FAILED, KILLED) and ours, a :class:`~schema.names.Status`."""
         if outcome is not None:
-            self.client.set_tag(run_id, "workbench.outcome", outcome)
-        self.client.set_terminated(run_id, status=status)
+            self.set_tags(run_id, {Tag.STATUS: outcome})
+        self.client.set_terminated(run_id, status=str(status))
 
     def exists(self, run_id: str) -> bool:
         """Whether MLflow still has the run, and it was not deleted."""
@@ -171,7 +170,7 @@ class Tracker:
         token: str | None = None
         while True:
             page = self.client.search_runs(
-                [self.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=1000, page_token=token
+                [self.experiment_id], f"tags.`{Tag.PARENT}` = '{parent}'", max_results=1000, page_token=token
             )
             runs |= {str(run.info.run_id): str(run.info.status) for run in page}
             token = page.token
@@ -182,3 +181,8 @@ class Tracker:
 def to_json(value: Any) -> str:
     """Readable JSON for artifacts."""
     return json.dumps(value, indent=1, ensure_ascii=False)
+
+
+def _plain(tags: Mapping[Tag, str]) -> dict[str, str]:
+    """As strings and nothing else: a database driver need not know of enums."""
+    return {str(key): str(value) for key, value in tags.items()}

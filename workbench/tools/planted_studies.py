@@ -45,14 +45,14 @@ def aliased(studies: int, seed: int, workspace: Path, advance: Callable[[int], N
     """Train studies of one strategy under :data:`ALIASES` names; count those with any verdict better or worse."""
     from fusion_workbench.reports.analysis.comparison import Analysis
     from fusion_workbench.reports.calibration.checks import REAL_AA, row
-    from fusion_workbench.reports.statistics.verdicts import BETTER, WORSE
+    from fusion_workbench.schema.names import Verdict
 
     false = comparisons = 0
     for number in range(studies):
         analysis = Analysis(_equals(_run(aliased_study(seed + number), workspace)))
         verdicts = [c.verdict for c in analysis.comparisons.values() if c.difference is not None]
         comparisons = len(verdicts)
-        false += bool({BETTER, WORSE} & set(verdicts))
+        false += bool({Verdict.BETTER, Verdict.WORSE} & set(verdicts))
         advance(1)
     setting = {"replicates": 5, "cells": f"{ALIASES} aliases of concat", "comparisons": comparisons}
     return row(REAL_AA, setting, false, studies)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fusion_workbench.config.plan import FEWEST
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.analysis.planning import Planning, hours, planning, round_up, usual, worth
 from fusion_workbench.reports.statistics.power import CONFIDENCE, POWER, Pilot, needed, needed_examples, pilot, smallest
 from fusion_workbench.reports.words.units import Unit
+from fusion_workbench.schema.plan import FEWEST
 
 if TYPE_CHECKING:
     from rich.console import Console

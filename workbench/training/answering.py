@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fusion_workbench.datamodules.conversations.batches import padded_prompts
 from fusion_workbench.modules.encoders.encoder import both
+from fusion_workbench.schema.names import ImageControl, statistic_column, task_metric
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.prepare import Parts
 
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.answers.task import AnswerTask
     from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
-REAL, BLANK, SHUFFLED = "real", "blank", "shuffled"
-CONTROLS = (BLANK, SHUFFLED)
+REAL = "real"
 _GREY = 127
 
 
@@ -56,7 +56,7 @@ class Answers:
             if own:
                 names = self.statistics[own[0]]
                 sums = {name: [self.statistics[place][name] for place in own] for name in names}
-                found[f"{task.name}/{task.metric_name}"] = task.metric.value([self.scores[p] for p in own], sums)
+                found[task_metric(task.name, task.metric_name)] = task.metric.value([self.scores[p] for p in own], sums)
         return found
 
     def outcomes(self) -> bytes:
@@ -70,7 +70,7 @@ class Answers:
             row["score"] = (row["score"] * row["items"] + score) / (row["items"] + 1)
             row["items"] += 1
             for name, value in statistics.items():
-                row[f"stat.{name}"] = row.get(f"stat.{name}", 0.0) + value
+                row[statistic_column(name)] = row.get(statistic_column(name), 0.0) + value
         return _parquet(list(rows.values()), {"score": "float32", "items": "int32"})
 
     def words(self) -> bytes:
@@ -172,7 +172,7 @@ class Asker:
         return every[:, [place[row] for row in rows]]
 
 
-_IMAGES = {REAL: Asker._own, BLANK: Asker._blank, SHUFFLED: Asker._shuffled}
+_IMAGES = {REAL: Asker._own, ImageControl.BLANK: Asker._blank, ImageControl.SHUFFLED: Asker._shuffled}
 
 
 def _parquet(rows: list[dict[str, Any]], dtypes: Mapping[str, str]) -> bytes:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.schema.names import Status
 
 if TYPE_CHECKING:
     from fusion_workbench.study.jobs import Job
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from fusion_workbench.training.language_run import Row
 
 ORDER = "order.json"
-OUT_OF_MEMORY = "out_of_memory"
 _LAST = 20  # lines of a failed worker's words that are shown
 
 
@@ -54,13 +54,7 @@ def teach(
     order = {
         "study": to_yaml(parts.study),
         "workspace": str(parts.workspace.resolve()),
-        "cell": {
-            "strategy": cell.strategy,
-            "levels": list(cell.selection.levels),
-            "query": cell.selection.query,
-            "options": dict(cell.options),
-            "alias": cell.alias,
-        },
+        "cell": cell.tracked(job.variant.lr).plain(),
         "lr": job.variant.lr,
         "training": [list(pair) for pair in job.variant.training],
         "replicate": job.replicate,
@@ -92,7 +86,7 @@ def teach(
         except BaseException:
             process.terminate()
             raise
-    if not end or (process.returncode and end["outcome"] != OUT_OF_MEMORY):
+    if not end or (process.returncode and end["outcome"] != Status.OUT_OF_MEMORY):
         raise WorkbenchError(
             f"teaching {cell.label} on {parts.study.training.devices} devices failed: "
             + (next((line for line in reversed(said) if "Error" in line), said[-1] if said else "no word was said"))
@@ -120,7 +114,7 @@ def work(path: Path) -> None:
     import torch
 
     from fusion_workbench.config.study import study_from_yaml
-    from fusion_workbench.core.layers import Selection
+    from fusion_workbench.schema.study import Cell as TrackedCell
     from fusion_workbench.study.jobs import Job
     from fusion_workbench.study.prepare import prepare
     from fusion_workbench.sweeps.space import Cell, Variant
@@ -133,9 +127,8 @@ def work(path: Path) -> None:
     order = json.loads(path.read_text(encoding="utf-8"))
     study = study_from_yaml(order["study"], str(path))
     parts = prepare(study, Path(order["workspace"]), progress=False)
-    named = order["cell"]
-    selection = Selection(tuple(named["levels"]), named["query"])
-    cell = Cell(named["strategy"], selection, tuple(sorted(named["options"].items())), named["alias"])
+    named = TrackedCell.read(order["cell"])
+    cell = Cell(named.strategy, named.selection, tuple(sorted(named.options.items())), named.alias)
     first = os.environ.get("RANK", "0") == "0"
 
     def say(event: dict[str, Any]) -> None:
@@ -150,7 +143,9 @@ def work(path: Path) -> None:
     run = LanguageRun(parts, job, Path(order["folder"]), tell, lambda steps: say({"steps": steps}))
     run.train()
     end = {"outcome": run.outcome, "samples": run.samples, "seconds": run.seconds, "before": run.before}
-    if run.outcome == OUT_OF_MEMORY:  # of this device, whichever it is; the others wait for it, and must be ended
+    if (
+        run.outcome == Status.OUT_OF_MEMORY
+    ):  # of this device, whichever it is; the others wait for it, and must be ended
         print(json.dumps(end), flush=True)
         sys.exit(1)
     say(end)

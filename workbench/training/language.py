@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.study.jobs import SEARCH, Job, JobTrainer
+from fusion_workbench.schema.names import IMAGE_CONTROLS, OBJECTIVE, Phase, Status, on_validation
+from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.language_parts import stage_steps
 from fusion_workbench.training import language_record
 from fusion_workbench.training.language_record import check_words, child_files, child_params, final_metrics
@@ -42,7 +43,7 @@ class LanguageTrainer(JobTrainer):
         self, jobs: Sequence[Job], run_ids: Sequence[str], phase: str, advance: Callable[[int], None]
     ) -> None:
         from fusion_workbench.modules.probes.bank import objective
-        from fusion_workbench.training.answering import CONTROLS, Answers, Asker
+        from fusion_workbench.training.answering import Answers, Asker
         from fusion_workbench.training.callbacks import quiet_lightning
         from fusion_workbench.training.distributed import teach
         from fusion_workbench.training.language_run import LanguageRun, Row
@@ -59,7 +60,7 @@ class LanguageTrainer(JobTrainer):
         if self.study.training.devices > 1:
             taught = teach(self.parts, job, folder, tell, advance)  # leaves its checkpoints for the run to take up
             run = LanguageRun(self.parts, job, folder)
-            if taught.outcome == "finished":
+            if taught.outcome == Status.FINISHED:
                 run.train()
             run.outcome, run.history = taught.outcome, taught.history
             run.samples, run.seconds, run.before = taught.samples, taught.seconds, taught.before
@@ -70,19 +71,19 @@ class LanguageTrainer(JobTrainer):
         answers: dict[str, Answers] = {}
         controls: dict[str, Answers] = {}
         last = dict(run.history[-1]) if run.history else {}
-        if run.outcome == "finished":
+        if run.outcome == Status.FINISHED:
             asker = Asker(self.parts, run.model, run.layers)
             answers["val"] = asker.ask("val")
             values = answers["val"].metrics(language.tasks)
-            last |= {f"val/{key}": value for key, value in values.items()}
-            last["val/objective"] = objective(values, language.tasks)
-            if phase != SEARCH:
+            last |= {on_validation(key): value for key, value in values.items()}
+            last[OBJECTIVE] = objective(values, language.tasks)
+            if phase != Phase.SEARCH:
                 answers["test"] = asker.ask("test")
                 if language.config.controls:
-                    controls = {name: asker.ask("test", name) for name in CONTROLS}
-            tell(len(run.history), {key: value for key, value in last.items() if key.startswith("val/")})
+                    controls = {name: asker.ask("test", name) for name in IMAGE_CONTROLS}
+            tell(len(run.history), {key: value for key, value in last.items() if key.startswith(on_validation(""))})
         metrics = final_metrics(run, self.parts, answers, controls)
         with tempfile.TemporaryDirectory(prefix="workbench-") as scratch:
             files = child_files(run, self.parts, answers, phase, Path(scratch))
-            self.commit(job, run_id, run.outcome or "pruned", len(run.history), metrics, files, last)
+            self.commit(job, run_id, run.outcome or Status.PRUNED, len(run.history), metrics, files, last)
         run.forget()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,18 @@ import yaml
 from fusion_workbench.config.study import StudyConfig
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.models.folder import Described, kept_of, save_model
-from fusion_workbench.study.jobs import SEARCH
+from fusion_workbench.schema.names import (
+    Artifact,
+    CostMetric,
+    control_metric,
+    model_file,
+    on_test,
+    scores_file,
+    task_metric,
+)
 from fusion_workbench.study.language_parts import parameters_of, stage_rates
 from fusion_workbench.study.prepare import Parts
-from fusion_workbench.study.record import STILL_FALLING, describe_variant
+from fusion_workbench.study.record import describe_variant, finite, keeps_results, training_metrics, variant_params
 from fusion_workbench.study.tracking import to_json
 
 if TYPE_CHECKING:
@@ -58,7 +65,7 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
         "controls": config.controls,
         "probes": config.probes,
     }
-    return {"language_model.json": to_json(described)}
+    return {Artifact.LANGUAGE_MODEL: to_json(described)}
 
 
 def check_words(parts: Parts, ledger: Ledger) -> None:
@@ -81,18 +88,8 @@ def check_words(parts: Parts, ledger: Ledger) -> None:
 def child_params(study: StudyConfig, variant: Variant, replicate: str) -> dict[str, Any]:
     """Flat scalars of a child run."""
     assert study.language_model is not None
-    cell = variant.cell
-    params: dict[str, Any] = {
-        "strategy": cell.strategy,
-        "levels": ",".join(map(str, cell.selection.levels)),
-        "query": cell.selection.query,
-        "replicate": replicate,
-        "lr": variant.lr,
-        "alias": cell.alias,
-        "projector": study.training.projector,
-        "language_model": study.language_model.name,
-    }
-    params |= {f"options.{key}": value for key, value in cell.options}
+    params = variant_params(variant, replicate)
+    params |= {"projector": study.training.projector, "language_model": study.language_model.name}
     for stage in study.language_model.stages:
         params |= {f"{stage.name}.lr_{part}": rate for part, rate in stage_rates(study, stage, variant.lr).items()}
         params[f"{stage.name}.language_model"] = stage.language_model
@@ -105,7 +102,6 @@ def final_metrics(
 ) -> dict[str, float]:
     """Cost, convergence, gates; of the final replicates the test metrics and the controls."""
     from fusion_workbench.modules.cost import flops
-    from fusion_workbench.modules.probes.bank import loss_still_falling
 
     assert parts.language is not None
     adapter, tasks = run.model.adapter, parts.language.tasks
@@ -113,28 +109,29 @@ def final_metrics(
     owner = next(adapter.parameters())
     example = torch.zeros(len(adapter.uses), 1, grid[0] * grid[1], parts.encoder.dim, device=owner.device)
     own = parameters_of(adapter)
-    falling = loss_still_falling(run.history)
-    metrics: dict[str, float] = {
-        "cost/parameters": own["fuser"] + own["projector"],
-        "cost/parameters_fuser": own["fuser"],
-        "cost/parameters_trained": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
-        "cost/flops_per_image": flops(lambda x: adapter(x, grid).tokens, example),
-        "cost/seconds": run.before + run.seconds,
-        "cost/samples_per_second": run.samples / run.seconds if run.seconds else math.nan,
-        "cost/peak_memory_mb": run.peak_memory_mb,
-        "cost/mfu": run.flops_seen / run.seconds / peak if run.flops_seen and (peak := peak_flops()) else math.nan,
-        "loss_still_falling": falling,
-        "converged": float(run.outcome == "finished" and falling < STILL_FALLING),
-        **run.gates(),
-    }
+    metrics = training_metrics(
+        fuser=own["fuser"],
+        projector=own["projector"],
+        flops=flops(lambda x: adapter(x, grid).tokens, example),
+        samples=run.samples,
+        seconds=run.before + run.seconds,
+        timed=run.seconds,
+        peak_memory_mb=run.peak_memory_mb,
+        history=run.history,
+        status=run.outcome,
+    )
+    metrics[CostMetric.PARAMETERS_TRAINED] = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    if run.flops_seen and (peak := peak_flops()):
+        metrics[CostMetric.MFU] = run.flops_seen / run.seconds / peak
+    metrics |= run.gates()
     if "test" in answers:
-        metrics |= {f"test/{key}": value for key, value in answers["test"].metrics(tasks).items()}
+        metrics |= {on_test(key): value for key, value in answers["test"].metrics(tasks).items()}
     for name, control in controls.items():
         for task in tasks:
-            value = control.metrics([task]).get(f"{task.name}/{task.metric_name}")
+            value = control.metrics([task]).get(task_metric(task.name, task.metric_name))
             if value is not None:
-                metrics[f"control/{name}/{task.name}"] = value
-    return {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+                metrics[control_metric(name, task.name)] = value
+    return finite(metrics)
 
 
 def child_files(
@@ -145,17 +142,17 @@ def child_files(
     The model is written to ``scratch``, and stays there until the files are logged.
     """
     files: dict[str, str | bytes | Path] = {
-        "variant.yaml": yaml.safe_dump(describe_variant(run.job.variant), sort_keys=False)
+        Artifact.VARIANT: yaml.safe_dump(describe_variant(run.job.variant), sort_keys=False)
     }
-    if phase == SEARCH or run.outcome != "finished":
+    if not keeps_results(phase, run.outcome):
         return files
     for split, said in answers.items():
-        files[f"outcomes/{split}.parquet"] = said.outcomes()
+        files[scores_file(split)] = said.outcomes()
     if "test" in answers:
-        files["outcomes/answers.parquet"] = answers["test"].words()
+        files[Artifact.ANSWERS] = answers["test"].words()
     folder = scratch / "model"
     save_model(run.model, folder, parts.encoder, _described(run, parts))
-    files |= {f"model/{path.relative_to(folder)}": path for path in folder.rglob("*") if path.is_file()}
+    files |= {model_file(str(path.relative_to(folder))): path for path in folder.rglob("*") if path.is_file()}
     return files
 
 

@@ -26,7 +26,8 @@ from fusion_workbench.modules.language.adapter import seeded_adapter
 from fusion_workbench.modules.language.decoder import LoraOptions
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.modules.optim import Recipe, gate_rms, named_gates
-from fusion_workbench.modules.probes.bank import DIVERGED, FINISHED, OUT_OF_MEMORY, is_out_of_memory
+from fusion_workbench.modules.probes.bank import is_out_of_memory
+from fusion_workbench.schema.names import TRAIN_LOSS, Status
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.language_parts import stage_rates, stage_steps
 from fusion_workbench.study.prepare import Parts
@@ -104,7 +105,7 @@ class LanguageRun:
                     return
             else:
                 self.advance(steps)
-        self.outcome = FINISHED
+        self.outcome = Status.FINISHED
 
     def at_home(self) -> None:
         """Move the model to where it was built: Lightning leaves what it has trained on the CPU."""
@@ -225,7 +226,7 @@ class LanguageRun:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self.outcome = OUT_OF_MEMORY
+                self.outcome = Status.OUT_OF_MEMORY
                 return
             finally:
                 self.seconds += self.clock()
@@ -351,12 +352,12 @@ class _Recorder(L.Callback):
         # Of all processes: one that stopped alone would leave the others waiting for its gradients.
         loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
         self._loss, self._batches = 0.0, 0
-        row = {"train/loss": loss, "lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
+        row = {TRAIN_LOSS: loss, "lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
         row |= self.run.gates()
         self.run.history.append(row)
         self.run.tell(len(self.run.history) - 1, row)
         if not math.isfinite(loss):
-            self.run.outcome = DIVERGED
+            self.run.outcome = Status.DIVERGED
             trainer.should_stop = True
 
 

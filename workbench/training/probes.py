@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fusion_workbench.schema.names import Phase, Status
 from fusion_workbench.study.identity import seed_of
-from fusion_workbench.study.jobs import SEARCH, Job, JobTrainer
+from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.record import child_files, child_params, final_metrics
 
 if TYPE_CHECKING:
@@ -66,13 +67,13 @@ class BankTrainer(JobTrainer):
             default_root_dir=self.parts.folder,
         )
         trainer.fit(bank, data)
-        if phase != SEARCH:
+        if phase != Phase.SEARCH:
             trainer.test(bank, data, verbose=False)
         for job, member, run_id in zip(jobs, bank.members, run_ids, strict=True):
             metrics = final_metrics(member, self.parts, grid, phase)
             files = child_files(member, self.parts, job.variant, phase)
             last = member.history[-1] if member.history else {}
-            self.commit(job, run_id, member.outcome or "pruned", len(member.history), metrics, files, last)
+            self.commit(job, run_id, member.outcome or Status.PRUNED, len(member.history), metrics, files, last)
 
     def _member(self, job: Job) -> MemberConfig:
         from fusion_workbench.modules.optim import Recipe

@@ -17,9 +17,10 @@ from torch import Tensor
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
 from fusion_workbench.modules.optim import Recipe
-from fusion_workbench.modules.probes.bank import FINISHED, FusionBank, MemberConfig
+from fusion_workbench.modules.probes.bank import FusionBank, MemberConfig
 from fusion_workbench.modules.probes.probe import ProbeConfig, seeded_probe
 from fusion_workbench.modules.tasks import Digit, Read, Task
+from fusion_workbench.schema.names import Status
 
 LAYERS, STEPS, IMAGES = (1, 2, 3), 3, 4
 TASKS: list[Task] = [Read(5), Digit(4)]
@@ -82,7 +83,7 @@ def test_every_strategy_learns_on_it(family: str, tmp_path: Path) -> None:
     trainer.fit(bank, Encoded(encoder))
     for member in bank.members:
         name = member.config.variant
-        assert member.outcome == FINISHED, name
+        assert member.outcome == Status.FINISHED, name
         assert all(math.isfinite(value) for value in member.history[-1].values()), name
         fresh = seeded_probe(member.config.probe, TASKS, 0)
         pairs = zip(member.probe.named_parameters(), fresh.parameters(), strict=True)

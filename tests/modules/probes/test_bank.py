@@ -14,17 +14,10 @@ from torch import Tensor, nn
 
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.optim import Recipe
-from fusion_workbench.modules.probes.bank import (
-    DIVERGED,
-    FINISHED,
-    OUT_OF_MEMORY,
-    PRUNED,
-    FusionBank,
-    MemberConfig,
-    loss_still_falling,
-)
+from fusion_workbench.modules.probes.bank import FusionBank, MemberConfig, loss_still_falling
 from fusion_workbench.modules.probes.probe import ProbeConfig
 from fusion_workbench.modules.tasks import Digit, Read, Task
+from fusion_workbench.schema.names import Status
 
 LAYERS, DIM, GRID = (0, 1, 2, 3), 16, (3, 4)
 TASKS: list[Task] = [Read(5), Digit(4)]
@@ -112,7 +105,7 @@ def test_training_moves_every_part() -> None:
         for part, parameters in after.items():
             moved = [not torch.equal(p, q) for p, q in zip(parameters, before[part], strict=True)]
             assert not parameters or any(moved), (ALL[number].label, part)
-    assert all(m.outcome == FINISHED for m in bank.members)
+    assert all(m.outcome == Status.FINISHED for m in bank.members)
     assert bank.members[0].history[-1]["train/loss"] < bank.members[0].history[0]["train/loss"]
 
 
@@ -153,8 +146,8 @@ class _Stop(L.Callback):
 
 def test_a_pruned_member_leaves_the_others_untouched() -> None:
     undisturbed = fit(ALL)
-    bank = fit(ALL, callback=_Stop(2, PRUNED))
-    assert bank.members[2].outcome == PRUNED
+    bank = fit(ALL, callback=_Stop(2, Status.PRUNED))
+    assert bank.members[2].outcome == Status.PRUNED
     for number in (0, 1, 3, 4):
         assert same(weights(bank, number), weights(undisturbed, number))
 
@@ -163,10 +156,10 @@ def test_a_diverged_member_is_taken_out_and_named() -> None:
     wild = [*ALL[:2], replace(ALL[2], recipe=Recipe.of(1e30, weight_decay=0.01, warmup=0.05)), *ALL[3:]]
     bank = fit(wild, epochs=3)
     undisturbed = fit(ALL, epochs=3)
-    assert bank.members[2].outcome == DIVERGED
-    assert len(bank.members[2].history) < 3 or bank.members[2].outcome == DIVERGED
+    assert bank.members[2].outcome == Status.DIVERGED
+    assert len(bank.members[2].history) < 3 or bank.members[2].outcome == Status.DIVERGED
     for number in (0, 1, 3, 4):
-        assert bank.members[number].outcome == FINISHED
+        assert bank.members[number].outcome == Status.FINISHED
         assert same(weights(bank, number), weights(undisturbed, number))
 
 
@@ -182,7 +175,7 @@ def test_a_member_out_of_memory_leaves_the_others_untouched(monkeypatch: pytest.
 
     monkeypatch.setattr(FusionBank, "_step", starved)
     bank = fit(ALL)
-    assert bank.members[3].outcome == OUT_OF_MEMORY
+    assert bank.members[3].outcome == Status.OUT_OF_MEMORY
     for number in (0, 1, 2, 4):
         assert same(weights(bank, number), weights(undisturbed, number))
 

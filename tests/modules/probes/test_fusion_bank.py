@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.optim import Recipe
-from fusion_workbench.modules.probes.bank import FINISHED, FusionBank, Member, MemberConfig
+from fusion_workbench.modules.probes.bank import FusionBank, Member, MemberConfig
 from fusion_workbench.modules.probes.probe import ProbeConfig, seeded_probe
 from fusion_workbench.modules.tasks import Digit, Read, Task
+from fusion_workbench.schema.names import Status
 
 LAYERS, DIM, STEPS = (1, 2, 4), 16, 3
 TASKS: list[Task] = [Read(5), Digit(4)]
@@ -77,7 +78,7 @@ def trained(request: pytest.FixtureRequest) -> FusionBank:
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{name}{options or ''}" for name, options in CASES])
 def test_three_steps_in_a_bank(number: int, trained: FusionBank) -> None:
     member: Member = trained.members[number]
-    assert member.outcome == FINISHED
+    assert member.outcome == Status.FINISHED
     assert member.images == 4 * STEPS
     assert math.isfinite(member.history[0]["train/loss"])
     assert math.isfinite(member.evaluations["test"].loss)

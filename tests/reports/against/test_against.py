@@ -26,10 +26,11 @@ from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.render.against import words
 from fusion_workbench.reports.render.json_csv import to_json
 from fusion_workbench.reports.statistics.unpaired import BOTH, NOTHING
-from fusion_workbench.reports.statistics.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
+from fusion_workbench.schema.names import Verdict
+from fusion_workbench.schema.study import TrackedSource
 
 DEEP, FIVE, CONCAT, FUSER = ("deep_only", (), 12), ("deep_only", (), 5), ("concat", (3, 6), 12), ("mmfuser", (3, 6), 12)
-PRINTS = {"fingerprints": {"test": "ab"}}
+PRINTS = TrackedSource(fingerprints={"test": "ab"})
 
 
 def scores(mean: float, seed: int, replicates: int = 5, images: int = 120) -> np.ndarray:
@@ -58,7 +59,12 @@ def verdicts(against: Against) -> dict[str, str]:
 
 def test_what_got_better_and_worse_is_told() -> None:
     analysis, against = held(study(MEANS), study(MEANS | {CONCAT: 0.55, DEEP: 0.25}, first=10))
-    assert verdicts(against) == {"deep_only12": BETTER, "deep_only5": SAME, "concat12": WORSE, "mmfuser12": SAME}
+    assert verdicts(against) == {
+        "deep_only12": Verdict.BETTER,
+        "deep_only5": Verdict.SAME,
+        "concat12": Verdict.WORSE,
+        "mmfuser12": Verdict.SAME,
+    }
     assert not against.changed
     assert {row.difference.shares for row in against.rows} == {BOTH}
     said = " ".join(words(analysis, against))
@@ -71,7 +77,7 @@ def test_equals_are_rarely_told_apart() -> None:
     false = 0
     for number in range(40):
         _, against = held(study(MEANS, first=100 * number), study(MEANS, first=100 * number + 50))
-        false += any(row.verdict in (BETTER, WORSE) for row in against.all)
+        false += any(row.verdict in (Verdict.BETTER, Verdict.WORSE) for row in against.all)
     assert false <= 6  # of 40 at 5 %: more has a chance below 1 %
 
 
@@ -79,7 +85,12 @@ def test_another_recommendation_is_held_against_the_old_one() -> None:
     analysis, against = held(study(MEANS | {CONCAT: 0.42}), study(MEANS, first=10))
     assert against.changed
     row = next(r for r in against.recommended)
-    assert (row.now.strategy, row.before.strategy, row.verdict, row.same_cell) == ("mmfuser", "concat", WORSE, False)
+    assert (row.now.strategy, row.before.strategy, row.verdict, row.same_cell) == (
+        "mmfuser",
+        "concat",
+        Verdict.WORSE,
+        False,
+    )
     assert row in against.all
     assert row not in against.rows
     said = " ".join(words(analysis, against))
@@ -88,12 +99,12 @@ def test_another_recommendation_is_held_against_the_old_one() -> None:
 
 def test_one_and_the_same_study() -> None:
     analysis, against = held(study(MEANS), study(MEANS))
-    assert all(row.difference.identical and row.verdict == SAME for row in against.rows)
+    assert all(row.difference.identical and row.verdict == Verdict.SAME for row in against.rows)
     assert "Of 4 comparisons every single score is the same." in words(analysis, against)
     assert not failures(analysis, answer(analysis), against)
     planned = replace(analysis.plan, margin=0.01)
     _, again = held(study(MEANS, plan=planned), study(MEANS))
-    assert set(verdicts(again).values()) == {EQUIVALENT}
+    assert set(verdicts(again).values()) == {Verdict.EQUIVALENT}
 
 
 def test_cells_of_one_study_only_and_lost_ones() -> None:
@@ -126,7 +137,7 @@ def test_a_cell_whose_id_changed_is_found_by_its_name() -> None:
 
 
 def test_other_images_are_never_paired() -> None:
-    before = replace(study(MEANS, first=10), source={"fingerprints": {"test": "cd"}})
+    before = replace(study(MEANS, first=10), source=TrackedSource(fingerprints={"test": "cd"}))
     _, against = held(study(MEANS), before)
     assert {row.difference.shares for row in against.rows} == {NOTHING}
     assert [(c.what, c.before, c.now) for c in against.environment] == [("source fingerprint, test", "cd", "ab")]
@@ -149,7 +160,7 @@ def test_a_measure_that_is_another_one_now_is_left_out() -> None:
 def test_few_replicates_have_no_verdict() -> None:
     few = {key: {"read": scores(mean, i, replicates=3)} for i, (key, mean) in enumerate(MEANS.items())}
     analysis, against = held(replace(planted(few), source=PRINTS), study(MEANS, first=10))
-    assert set(verdicts(against).values()) == {NONE}
+    assert set(verdicts(against).values()) == {Verdict.NONE}
     failed = failures(analysis, answer(analysis), against)
     assert set(failed) == {"no-verdict"}
     assert failed["no-verdict"].endswith("and 1 more")
@@ -164,7 +175,7 @@ def test_an_earlier_report_is_read_back(tmp_path: Path) -> None:
     assert side.means == before.means
     against = compare(analysis, answer(analysis), side)
     assert {row.difference.shares for row in against.rows} == {NOTHING}
-    assert verdicts(against)["concat12"] == WORSE
+    assert verdicts(against)["concat12"] == Verdict.WORSE
     paired = held(study(MEANS), before.record)[1]
     for apart, together in zip(against.rows, paired.rows, strict=True):
         assert apart.estimate.mean == pytest.approx(together.estimate.mean)
@@ -241,7 +252,7 @@ def test_page_markdown_and_json_say_it(small_uri: str, before_uri: str, tmp_path
     assert len(found["only_now"]) == 7
     by_cell = {(c["measure"], c["cell"]): c for c in found["comparisons"] if c["cell"] == c["before"]}
     concat = by_cell["overall", cell_id(("concat", (3, 6, 9), 12))]
-    assert concat["verdict"] == WORSE
+    assert concat["verdict"] == Verdict.WORSE
     assert concat["paired_by"] == "replicates and images"
     fuser = by_cell["overall", cell_id(("mmfuser", (3, 6, 9), 12))]
     assert fuser["identical"]

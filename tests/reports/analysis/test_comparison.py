@@ -10,11 +10,10 @@ from synthetic_study import MIDDLE, cell_id, planted
 
 from fusion_workbench.config.study import study_from_yaml
 from fusion_workbench.reports.analysis.answer import answer, snippet
-from fusion_workbench.reports.analysis.comparison import BEST_SINGLE, DEEPEST, ITSELF, OVERALL, PENULTIMATE, Analysis
-from fusion_workbench.reports.analysis.comparison import MIDDLE as MIDDLE_CONCAT
-from fusion_workbench.reports.reading.records import Cell, Task
-from fusion_workbench.reports.statistics.verdicts import BETTER, NONE, SAME, WORSE
+from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.words.units import GAIN
+from fusion_workbench.schema.names import OVERALL, Baseline, Verdict
+from fusion_workbench.schema.study import Cell, Task
 
 L3, L5, L10, L11, L12 = (("deep_only", (), n) for n in (3, 5, 10, 11, 12))
 CONCAT, FUSER, MIDDLE_KEY = ("concat", (3, 6), 12), ("mmfuser", (3, 6), 12), ("concat", *MIDDLE)
@@ -42,21 +41,21 @@ def test_a_planted_winner_is_found_and_better_than_every_baseline() -> None:
     assert "concat [3,6]→12 at learning rate 0.003" in found.headline
     assert found.best_baseline is not None
     assert found.best_baseline.id == cell_id(MIDDLE_KEY)
-    for baseline in (DEEPEST, PENULTIMATE, BEST_SINGLE, MIDDLE_CONCAT):
+    for baseline in (Baseline.DEEPEST, Baseline.PENULTIMATE, Baseline.BEST_SINGLE, Baseline.MIDDLE):
         comparison = analysis.comparisons["read", baseline, cell_id(CONCAT)]
-        assert comparison.verdict == BETTER
+        assert comparison.verdict == Verdict.BETTER
         assert comparison.difference is not None
         assert comparison.difference.low > 0
-    assert analysis.comparisons["read", BEST_SINGLE, cell_id(FUSER)].verdict == WORSE
+    assert analysis.comparisons["read", Baseline.BEST_SINGLE, cell_id(FUSER)].verdict == Verdict.WORSE
 
 
 def test_the_best_single_layer_is_picked_on_validation_and_judged_on_test() -> None:
     scores = one({L3: 0.45, L5: 0.40, L12: 0.2, CONCAT: 0.42})
     record = planted(scores, validation={L3: {"read": 0.30}, L5: {"read": 0.41}})
     analysis = Analysis(record)
-    assert analysis.baselines["read", BEST_SINGLE] == cell_id(L5)
-    assert analysis.comparisons["read", BEST_SINGLE, cell_id(L5)].verdict == ITSELF
-    assert analysis.comparisons["read", BEST_SINGLE, cell_id(L3)].verdict == BETTER
+    assert analysis.baselines["read", Baseline.BEST_SINGLE] == cell_id(L5)
+    assert analysis.comparisons["read", Baseline.BEST_SINGLE, cell_id(L5)].verdict == Verdict.ITSELF
+    assert analysis.comparisons["read", Baseline.BEST_SINGLE, cell_id(L3)].verdict == Verdict.BETTER
 
 
 def test_a_recommendation_never_looks_at_test() -> None:
@@ -99,14 +98,16 @@ def test_worse_on_test_is_said() -> None:
     assert not found.settled
 
 
-@pytest.mark.parametrize(("replicates", "word"), [(1, NONE), (3, NONE), (4, NONE), (5, BETTER)])
+@pytest.mark.parametrize(
+    ("replicates", "word"), [(1, Verdict.NONE), (3, Verdict.NONE), (4, Verdict.NONE), (5, Verdict.BETTER)]
+)
 def test_few_replicates(replicates: int, word: str) -> None:
     analysis = Analysis(planted(one({L5: 0.3, L12: 0.2, CONCAT: 0.5}, replicates)))
-    comparison = analysis.comparisons["read", BEST_SINGLE, cell_id(CONCAT)]
+    comparison = analysis.comparisons["read", Baseline.BEST_SINGLE, cell_id(CONCAT)]
     assert comparison.verdict == word
     found = answer(analysis)
-    assert found.headline.startswith("No verdict yet") == (word == NONE)
-    assert any("a verdict takes 5" in c for c in found.caveats) == (word == NONE)
+    assert found.headline.startswith("No verdict yet") == (word == Verdict.NONE)
+    assert any("a verdict takes 5" in c for c in found.caveats) == (word == Verdict.NONE)
 
 
 def test_the_family_is_corrected_together() -> None:
@@ -117,12 +118,12 @@ def test_the_family_is_corrected_together() -> None:
     others = {("concat", (a,), 12): {"read": noise(0.4, 20 + a, spread=0.2)} for a in range(12)}
     few = Analysis(planted({L5: {"read": x}, L12: {"read": x - 0.2}, CONCAT: {"read": slight}}))
     many = Analysis(planted({L5: {"read": x}, L12: {"read": x - 0.2}, CONCAT: {"read": slight}, **others}))
-    a, b = (s.comparisons["read", BEST_SINGLE, cell_id(CONCAT)] for s in (few, many))
+    a, b = (s.comparisons["read", Baseline.BEST_SINGLE, cell_id(CONCAT)] for s in (few, many))
     assert a.difference is not None
     assert b.difference is not None
     assert a.difference.p == pytest.approx(b.difference.p)
     assert b.p > a.p
-    assert (a.verdict, b.verdict) == (BETTER, SAME)
+    assert (a.verdict, b.verdict) == (Verdict.BETTER, Verdict.SAME)
 
 
 def test_each_task_has_its_own_best_layer_and_the_mean_one_of_its_own() -> None:
@@ -134,9 +135,9 @@ def test_each_task_has_its_own_best_layer_and_the_mean_one_of_its_own() -> None:
     }
     analysis = Analysis(planted(scores))
     assert [m.name for m in analysis.measures] == ["read", "digit", OVERALL]
-    assert analysis.baselines["read", BEST_SINGLE] == cell_id(L5)
-    assert analysis.baselines["digit", BEST_SINGLE] == cell_id(L10)
-    assert analysis.baselines[OVERALL, BEST_SINGLE] == cell_id(L10)
+    assert analysis.baselines["read", Baseline.BEST_SINGLE] == cell_id(L5)
+    assert analysis.baselines["digit", Baseline.BEST_SINGLE] == cell_id(L10)
+    assert analysis.baselines[OVERALL, Baseline.BEST_SINGLE] == cell_id(L10)
     found = answer(analysis)
     assert found.settled
     assert "Not for every task: on read it is worse than layer 5 alone" in found.lead
@@ -148,8 +149,8 @@ def test_each_task_has_its_own_best_layer_and_the_mean_one_of_its_own() -> None:
 def test_less_can_be_better() -> None:
     record = planted(one({L5: 0.5, L12: 0.7, CONCAT: 0.3}, task="error"), directions={"error": "minimize"})
     analysis = Analysis(record)
-    assert analysis.baselines["error", BEST_SINGLE] == cell_id(L5)
-    assert analysis.comparisons["error", BEST_SINGLE, cell_id(CONCAT)].verdict == BETTER
+    assert analysis.baselines["error", Baseline.BEST_SINGLE] == cell_id(L5)
+    assert analysis.comparisons["error", Baseline.BEST_SINGLE, cell_id(CONCAT)].verdict == Verdict.BETTER
     assert answer(analysis).cell == record.cell(cell_id(CONCAT))
 
 
@@ -184,10 +185,10 @@ def test_an_unfinished_study_compares_like_with_like() -> None:
     found = answer(analysis)
     assert found.cell is not None
     assert found.cell.id == cell_id(CONCAT)
-    comparison = analysis.comparisons["read", BEST_SINGLE, cell_id(FUSER)]
+    comparison = analysis.comparisons["read", Baseline.BEST_SINGLE, cell_id(FUSER)]
     assert comparison.difference is not None
     assert comparison.difference.replicates == 4
-    assert comparison.verdict == NONE
+    assert comparison.verdict == Verdict.NONE
     assert any("19 of 20 variant-replicates (1 diverged)" in c for c in found.caveats)
 
 
@@ -205,8 +206,8 @@ def test_aliases_of_one_strategy_are_not_distinguished() -> None:
     for study in range(40):
         cells = {("concat", (n,), 12): {"read": noise(0.4, 1000 * study + n)} for n in range(6)}
         analysis = Analysis(planted({L5: {"read": noise(0.4, 1000 * study + 50)}, **cells}))
-        words = [c.verdict for (_, b, _), c in analysis.comparisons.items() if b == BEST_SINGLE]
-        false += any(word in (BETTER, WORSE) for word in words)
+        words = [c.verdict for (_, b, _), c in analysis.comparisons.items() if b == Baseline.BEST_SINGLE]
+        false += any(word in (Verdict.BETTER, Verdict.WORSE) for word in words)
     assert false <= 5  # 40 × 5 % = 2 expected; 6 or more has a chance of .014
 
 
@@ -239,7 +240,7 @@ def test_tasks_of_different_units_meet_as_gains_over_chance() -> None:
     overall = analysis.means[cell_id(CONCAT), OVERALL].mean
     expected = np.mean([(2.0 - scores[CONCAT]["count"].mean()) / 2, (scores[CONCAT]["segment"].mean() - 0.25) / 0.75])
     assert overall == pytest.approx(float(expected))
-    assert analysis.comparisons[OVERALL, DEEPEST, cell_id(CONCAT)].verdict == BETTER
+    assert analysis.comparisons[OVERALL, Baseline.DEEPEST, cell_id(CONCAT)].verdict == Verdict.BETTER
 
 
 def test_a_guess_that_looks_at_no_image_is_scored_on_test_and_named_where_nothing_does_better() -> None:

@@ -10,7 +10,9 @@ from synthetic_study import Key, cell_id, planted
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.fairness import budgets, flags, rates
-from fusion_workbench.reports.reading.records import FINISHED, Cell, Run, StudyRecord
+from fusion_workbench.reports.reading.records import Run, StudyRecord
+from fusion_workbench.schema.names import Status
+from fusion_workbench.schema.study import Cell
 
 L5, L12, CONCAT, FUSER = ("deep_only", (), 5), ("deep_only", (), 12), ("concat", (3, 6), 12), ("mmfuser", (3, 6), 12)
 RATES = (0.0003, 0.001, 0.003)
@@ -21,7 +23,7 @@ def scores(mean: float, seed: int) -> np.ndarray:
 
 
 def searched(key: Key, lr: float) -> Run:
-    return Run(f"s{cell_id(key)}{lr}", cell_id(key), "search", "search", FINISHED, lr, 0, {}, {})
+    return Run(f"s{cell_id(key)}{lr}", cell_id(key), "search", "search", Status.FINISHED, lr, 0, {}, {})
 
 
 def study(tried: dict[Key, tuple[float, ...]], chosen: dict[Key, float] | None = None) -> StudyRecord:
@@ -80,7 +82,7 @@ def test_a_falling_loss_and_shut_gates_are_told_on_the_first_screen() -> None:
 
 def test_fresh_replicates_count_and_the_search_does_not() -> None:
     record = with_metrics(study(ALL), CONCAT, "converged", [1.0] * 5)
-    again = Run("f", cell_id(CONCAT), "confirm", "c0", FINISHED, 0.001, 0, {"converged": 0.0}, {})
+    again = Run("f", cell_id(CONCAT), "confirm", "c0", Status.FINISHED, 0.001, 0, {"converged": 0.0}, {})
     lost = replace(again, run_id="g", state="diverged")
     search = replace(searched(CONCAT, 0.001), metrics={"converged": 0.0})
     record = replace(record, runs=(*record.runs, again, lost, search))

@@ -9,7 +9,7 @@ import pytest
 from synthetic_study import cell_id, planted, tried_again
 
 from fusion_workbench.reports.analysis.answer import answer
-from fusion_workbench.reports.analysis.comparison import DEEPEST, Analysis
+from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.retention import (
     LOST,
     OPEN,
@@ -21,8 +21,9 @@ from fusion_workbench.reports.analysis.retention import (
     retention_words,
 )
 from fusion_workbench.reports.analysis.trial import confirmation
-from fusion_workbench.reports.reading.records import Family, Plan, StudyRecord
-from fusion_workbench.reports.statistics.verdicts import WORSE
+from fusion_workbench.reports.reading.records import StudyRecord
+from fusion_workbench.schema.names import Baseline, Verdict
+from fusion_workbench.schema.plan import Family, Plan
 
 L3, L12, CONCAT = ("deep_only", (), 3), ("deep_only", (), 12), ("concat", (3, 6), 12)
 PLAN = Plan("overall", (Family(("read", "digit", "overall"), 1.0),), 0.05, 0.01, (5,))
@@ -83,7 +84,7 @@ def test_a_small_loss_that_is_shown_may_still_be_retained() -> None:
     analysis = Analysis(replace(study(0.585), plan=replace(PLAN, margin=0.03)))
     found = retention(analysis, analysis, analysis.record.cell(cell_id(CONCAT)))
     assert found is not None
-    assert analysis.comparisons["digit", DEEPEST, cell_id(CONCAT)].verdict == WORSE
+    assert analysis.comparisons["digit", Baseline.DEEPEST, cell_id(CONCAT)].verdict == Verdict.WORSE
     assert found.word == RETAINED
 
 

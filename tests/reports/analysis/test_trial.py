@@ -14,19 +14,20 @@ from synthetic_study import Key, cell_id, copy_database, planted, tiny, tried_ag
 
 from fusion_workbench.reports import ReportPaths, write_report
 from fusion_workbench.reports.analysis.answer import Answer, answer
-from fusion_workbench.reports.analysis.comparison import BEST_SINGLE, DEEPEST, SAME_FLOPS, SAME_PARAMETERS, Analysis
+from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.planning import planning
 from fusion_workbench.reports.analysis.trial import Confirmation, confirmation, trial_json
 from fusion_workbench.reports.reading.query import read_study
-from fusion_workbench.reports.reading.records import Contender, StudyRecord
+from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import holm, noise
-from fusion_workbench.reports.statistics.verdicts import BETTER, NONE, SAME, WORSE
+from fusion_workbench.schema.names import SAME_FLOPS, SAME_PARAMETERS, Baseline, Verdict
+from fusion_workbench.schema.study import Contender
 
 L5, L12, CONCAT, FUSER = ("deep_only", (), 5), ("deep_only", (), 12), ("concat", (3, 6), 12), ("mmfuser", (3, 6), 12)
 MATCHED: Any = ("matched", (3, 6), 12, "parameters")
 MATCHED_FLOPS: Any = ("matched", (3, 6), 12, "flops")
 WITHOUT_3, WITHOUT_6, WITHOUT_12 = ("concat", (6,), 12), ("concat", (3,), 12), ("concat", (3,), 6)
-STANDS = {L12: [("read", DEEPEST)], L5: [("read", BEST_SINGLE)]}
+STANDS = {L12: [("read", Baseline.DEEPEST)], L5: [("read", Baseline.BEST_SINGLE)]}
 FIRST = {L5: 0.5, L12: 0.2, CONCAT: 0.6, FUSER: 0.4}
 
 
@@ -66,10 +67,10 @@ def judged(record: StudyRecord) -> tuple[Analysis, Confirmation, Answer]:
 def test_luck_of_the_first_replicates_does_not_reach_the_verdict() -> None:
     """They show the concat ten points ahead, on validation and on test; fresh ones show that there is nothing."""
     analysis, trial, said = judged(study({L5: 0.5, L12: 0.2, CONCAT: 0.5}))
-    assert analysis.comparisons["read", BEST_SINGLE, cell_id(CONCAT)].verdict == BETTER
-    (found,) = [c for c in said.comparisons if c.baseline == BEST_SINGLE]
-    assert found == trial.analysis.comparisons["read", BEST_SINGLE, cell_id(CONCAT)]
-    assert found.verdict != BETTER
+    assert analysis.comparisons["read", Baseline.BEST_SINGLE, cell_id(CONCAT)].verdict == Verdict.BETTER
+    (found,) = [c for c in said.comparisons if c.baseline == Baseline.BEST_SINGLE]
+    assert found == trial.analysis.comparisons["read", Baseline.BEST_SINGLE, cell_id(CONCAT)]
+    assert found.verdict != Verdict.BETTER
     assert found.difference is not None
     assert (found.difference.replicates, found.difference.mean) == (5, pytest.approx(0, abs=0.01))
     assert not said.settled
@@ -103,14 +104,14 @@ def test_the_level_is_shared_between_both_parts() -> None:
             for a, b in pairs
         ]
         corrected = dict(zip(pairs, holm(raw) / 0.5, strict=True))
-        found = part.comparisons["read", BEST_SINGLE, cell_id(CONCAT)]
+        found = part.comparisons["read", Baseline.BEST_SINGLE, cell_id(CONCAT)]
         assert found.p == pytest.approx(min(corrected[CONCAT, L5], 1.0))
 
 
 def test_below_five_fresh_replicates_there_is_no_verdict() -> None:
     record = study({L5: 0.5, L12: 0.2, CONCAT: 0.6}, trained=3)
     _, trial, said = judged(replace(record, plan=record.plan and replace(record.plan, confirm=(5,))))
-    assert {c.verdict for c in trial.compared(record.cell(cell_id(CONCAT))) if c.difference} == {NONE}
+    assert {c.verdict for c in trial.compared(record.cell(cell_id(CONCAT))) if c.difference} == {Verdict.NONE}
     assert said.headline.startswith("No verdict yet: concat")
     assert "from 3 fresh replicates; a verdict takes 5" in said.lead
 
@@ -142,9 +143,9 @@ def test_controls_and_contributions_have_the_right_sign(direction: str) -> None:
     assert said.cell is not None
     assert said.cell.id == cell_id(CONCAT)
     found = {c.baseline: c for c in trial.compared(said.cell)}
-    assert set(found) == {DEEPEST, BEST_SINGLE, SAME_PARAMETERS, SAME_FLOPS}
-    assert found[SAME_PARAMETERS].verdict == (WORSE if less else BETTER)
-    assert found[SAME_FLOPS].verdict == (BETTER if less else WORSE)
+    assert set(found) == {Baseline.DEEPEST, Baseline.BEST_SINGLE, SAME_PARAMETERS, SAME_FLOPS}
+    assert found[SAME_PARAMETERS].verdict == (Verdict.WORSE if less else Verdict.BETTER)
+    assert found[SAME_FLOPS].verdict == (Verdict.BETTER if less else Verdict.WORSE)
     assert [c.difference and c.difference.mean for b, c in found.items() if b in (SAME_PARAMETERS, SAME_FLOPS)] == [
         pytest.approx(0.05, abs=0.01),
         pytest.approx(-0.02, abs=0.01),
@@ -185,8 +186,8 @@ def test_nothing_told_apart_says_what_it_would_take() -> None:
     assert record.plan is not None
     record = replace(record, plan=replace(record.plan, margin=0.0005))
     analysis, trial, said = judged(record)
-    (found,) = [c for c in said.comparisons if c.baseline == BEST_SINGLE]
-    assert found.verdict == SAME
+    (found,) = [c for c in said.comparisons if c.baseline == Baseline.BEST_SINGLE]
+    assert found.verdict == Verdict.SAME
     assert said.takes.startswith("To tell a difference of 0.1 points") or "No number of replicates" in said.takes
     pilot = planning(analysis, trial.analysis)
     assert pilot.pilot.replicates == 5

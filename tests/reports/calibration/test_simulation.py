@@ -25,7 +25,8 @@ from fusion_workbench.reports.calibration.simulation import (
 )
 from fusion_workbench.reports.calibration.table import TITLES, calibration_rows, document, load, markdown, told
 from fusion_workbench.reports.statistics.crossed import estimate, noise
-from fusion_workbench.reports.statistics.verdicts import BETTER, WORSE, judge
+from fusion_workbench.reports.statistics.verdicts import judge
+from fusion_workbench.schema.names import Verdict
 
 MIX = Mix(0.05, 0.25, 0.7)
 
@@ -81,7 +82,7 @@ def test_an_overconfident_referee_would_be_caught() -> None:
     naive = checks.row(checks.COVERAGE, {"replicates": 5}, _naive_coverage(world, 400), 400)
     assert not naive.passed
     shifted = Study(world).pairs(np.random.default_rng(0), shift=2.0)
-    words = {BETTER, WORSE}
+    words = {Verdict.BETTER, Verdict.WORSE}
     assert checks._any(Study(world), 2.0, words)(3, np.random.default_rng(0)) == 3
     assert len(shifted) > 0
 

@@ -16,14 +16,16 @@ from synthetic_study import MIDDLE, cell_id, planted
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports import write_report
 from fusion_workbench.reports.analysis.answer import answer
-from fusion_workbench.reports.analysis.comparison import BEST_SINGLE, DEEPEST, Analysis
+from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.calibration.table import load
 from fusion_workbench.reports.figures.answer import answer_figure
-from fusion_workbench.reports.reading.records import Contender, Family, Floats, Plan
+from fusion_workbench.reports.reading.records import Floats
 from fusion_workbench.reports.render.report import render
 from fusion_workbench.reports.render.tables import mark
-from fusion_workbench.reports.statistics.verdicts import BETTER, SAME
 from fusion_workbench.reports.words.wording import correction
+from fusion_workbench.schema.names import Baseline, Verdict
+from fusion_workbench.schema.plan import Family, Plan
+from fusion_workbench.schema.study import Contender
 
 L3, L5, L12 = ("deep_only", (), 3), ("deep_only", (), 5), ("deep_only", (), 12)
 FRESH = ("c0", "c1", "c2", "c3", "c4")
@@ -106,9 +108,9 @@ def test_an_interval_without_zero_explains_its_verdict() -> None:
         slight = x + 0.011 + rng.normal(0, 0.008, (5, 1)) + rng.normal(0, 0.05, x.shape)
         validation = {CONCAT: {"read": 0.9}}
         analysis = Analysis(planted({L5: {"read": x}, CONCAT: {"read": slight}, **others}, validation))
-        found = analysis.comparisons["read", BEST_SINGLE, cell_id(CONCAT)]
+        found = analysis.comparisons["read", Baseline.BEST_SINGLE, cell_id(CONCAT)]
         assert found.difference is not None
-        if found.verdict == SAME and found.difference.p < 0.05:
+        if found.verdict == Verdict.SAME and found.difference.p < 0.05:
             break
         assert correction(found) == ""
     else:
@@ -118,7 +120,7 @@ def test_an_interval_without_zero_explains_its_verdict() -> None:
     assert shown.correction.startswith("p .0")
     assert shown.correction.endswith("corrected")
     assert shown.correction in answer(analysis).lead
-    assert found.verdict != BETTER
+    assert found.verdict != Verdict.BETTER
 
 
 def test_the_page_and_the_json_hold_them(small_uri: str, tmp_path: Path) -> None:
@@ -138,7 +140,9 @@ def tried_again(analysis: Analysis) -> Analysis:
     runs = [replace(r, phase="confirm", replicate=f"c{r.replicate}") for r in record.runs]
     contenders = [Contender(c, ("winner",) if c.id == cell_id(CONCAT) else ()) for c in record.cells]
     halves = (Family(("overall",), 0.8), Family(("read", "digit"), 0.2))
-    contenders[2] = replace(contenders[2], stands_for=tuple((m, DEEPEST) for m in ("read", "digit", "overall")))
+    contenders[2] = replace(
+        contenders[2], stands_for=tuple((m, Baseline.DEEPEST) for m in ("read", "digit", "overall"))
+    )
     return Analysis(
         replace(
             record,

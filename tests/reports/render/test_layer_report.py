@@ -15,7 +15,7 @@ from test_report import Page
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports import ReportPaths, write_report
-from fusion_workbench.reports.analysis.comparison import Measure
+from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.figures.fusers import _same_channels, gates
 from fusion_workbench.reports.figures.layers import LeftOut, disagreement, importance_figure, importance_words
 from fusion_workbench.reports.figures.similarity import similarity_figure, stage_words

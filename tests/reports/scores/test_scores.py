@@ -16,8 +16,8 @@ from fusion_workbench.reports.scores.files import Scores
 from fusion_workbench.reports.scores.judge import Judgement, judge_scores, paired_differences
 from fusion_workbench.reports.scores.render import to_json, write_judgement
 from fusion_workbench.reports.statistics.crossed import estimate, holm
-from fusion_workbench.reports.statistics.verdicts import BETTER, EQUIVALENT, NONE, SAME, WORSE
 from fusion_workbench.reports.words.units import MIXED, SHARE
+from fusion_workbench.schema.names import Verdict
 
 
 def outcomes(scores: np.ndarray, replicates: str = "01234", examples: range | None = None, groups: int = 0) -> Outcomes:
@@ -54,10 +54,15 @@ def test_the_five_words() -> None:
     )
     found = judge_scores(scores, margin=0.02)
     words = verdicts(found)
-    assert [words[s, "base"] for s in ("up", "down", "alike", "few")] == [BETTER, WORSE, EQUIVALENT, NONE]
-    assert verdicts(judge_scores(scores))["alike", "base"] == SAME  # without a margin nothing is equivalent
+    assert [words[s, "base"] for s in ("up", "down", "alike", "few")] == [
+        Verdict.BETTER,
+        Verdict.WORSE,
+        Verdict.EQUIVALENT,
+        Verdict.NONE,
+    ]
+    assert verdicts(judge_scores(scores))["alike", "base"] == Verdict.SAME  # without a margin nothing is equivalent
     turned = verdicts(judge_scores(scores, higher_is_better=False))
-    assert (turned["up", "base"], turned["down", "base"]) == (WORSE, BETTER)
+    assert (turned["up", "base"], turned["down", "base"]) == (Verdict.WORSE, Verdict.BETTER)
     assert found.headline.startswith("Of 5 comparisons ")
     assert "1 has no verdict" in found.headline
     assert "A verdict takes 5 replicates of both systems" in found.caveats[0]
@@ -99,19 +104,19 @@ def test_replicates_are_paired_where_names_agree_and_else_not() -> None:
 def test_one_common_replicate_of_many_pairs_nothing() -> None:
     found = judge_scores(scores_of(a=outcomes(noisy(0.5, 0)), b=outcomes(noisy(0.5, 1), "4abcd")))
     assert "not by replicate" in found.caveats[0]
-    assert found.comparisons[0].verdict == SAME
+    assert found.comparisons[0].verdict == Verdict.SAME
 
 
 def test_one_replicate_says_that_seeds_are_left_out() -> None:
     found = judge_scores(scores_of(a=outcomes(noisy(0.5, 0, 1)), b=outcomes(noisy(0.6, 1, 1))))
-    assert verdicts(found) == {("b", "a"): NONE}
+    assert verdicts(found) == {("b", "a"): Verdict.NONE}
     assert found.headline.startswith("No verdict: b against a makes +")
     assert found.caveats[0].startswith(
         "a and b have one replicate: their intervals are over examples alone and leave seeds out"
     )
     single = judge_scores(scores_of(a=outcomes(noisy(0.5, 0)), b=outcomes(noisy(0.6, 1, 1), "x")))
     assert single.caveats[0].startswith("b has one replicate: its intervals")
-    assert verdicts(single) == {("b", "a"): NONE}
+    assert verdicts(single) == {("b", "a"): Verdict.NONE}
 
 
 def test_few_groups_are_a_condition() -> None:
@@ -168,7 +173,7 @@ def test_at_most_one_in_twenty_files_of_equals_holds_a_false_verdict() -> None:
             for k in range(4)
         }
         found = judge_scores(scores_of(**systems))
-        wrong += any(c.verdict in (BETTER, WORSE) for c in found.comparisons)
+        wrong += any(c.verdict in (Verdict.BETTER, Verdict.WORSE) for c in found.comparisons)
     assert wrong <= 24  # 15 expected at most; 24 has a chance of 1 % there
 
 
@@ -200,7 +205,7 @@ def test_files_say_the_same_and_escape_what_they_print(tmp_path: Path) -> None:
     assert told == json.loads(json.dumps(to_json(found, ("x.csv",))))
     assert told["comparisons"][1]["p"] is None  # two replicates: no verdict
     rows = list(csv.DictReader(table.open()))
-    assert [r["verdict"] for r in rows] == ["the baseline itself", BETTER, NONE]
+    assert [r["verdict"] for r in rows] == ["the baseline itself", Verdict.BETTER, Verdict.NONE]
     assert float(rows[1]["difference"]) == pytest.approx(0.1, abs=0.02)
 
 

@@ -8,20 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fusion_workbench.reports.reading.records import Family, Plan
 from fusion_workbench.reports.statistics.crossed import holm, noise
-from fusion_workbench.reports.statistics.verdicts import (
-    BETTER,
-    EQUIVALENT,
-    NONE,
-    SAME,
-    WORSE,
-    Judged,
-    Pair,
-    equivalence,
-    judge,
-    verdict,
-)
+from fusion_workbench.reports.statistics.verdicts import Judged, Pair, equivalence, judge, verdict
+from fusion_workbench.schema.names import Verdict
+from fusion_workbench.schema.plan import Family, Plan
 
 PLAN = Plan("overall", (Family(("overall",), 0.8), Family(("read", "digit"), 0.2)), 0.05, 0.01, (5,))
 
@@ -72,15 +62,15 @@ def test_many_pairs_at_once_are_judged_as_one_by_one(groups: int | None) -> None
 
 def test_below_five_replicates_there_is_no_verdict() -> None:
     found = judge([pair("overall", 1, 0.5, replicates=4)], PLAN, 5).get(("overall", "a", "b1"))
-    assert verdict(0.5, found, 0.05) == NONE
+    assert verdict(0.5, found, 0.05) == Verdict.NONE
 
 
 def test_nothing_is_read_before_the_planned_look() -> None:
     plan = Plan("overall", PLAN.families, 0.05, 0.01, (10,))
     eight = pair("overall", 1, 0.5, replicates=8)
-    assert verdict(0.5, judge([eight], plan, 8).get(("overall", "a", "b1")), 0.05) == NONE
+    assert verdict(0.5, judge([eight], plan, 8).get(("overall", "a", "b1")), 0.05) == Verdict.NONE
     ten = pair("overall", 1, 0.5, replicates=10)
-    assert verdict(0.5, judge([ten], plan, 10)["overall", "a", "b1"], 0.05) == BETTER
+    assert verdict(0.5, judge([ten], plan, 10)["overall", "a", "b1"], 0.05) == Verdict.BETTER
 
 
 def test_looks_share_the_level() -> None:
@@ -130,10 +120,10 @@ def test_equivalence_is_the_90_percent_interval_inside_the_margin(margin: float,
 
 
 def test_words() -> None:
-    assert verdict(0.2, Judged(0.01, 1, 5), 0.05) == BETTER
-    assert verdict(0.2, Judged(0.01, 1, 5), 0.05, sign=-1) == WORSE
-    assert verdict(0.001, Judged(0.01, 0.01, 5), 0.05) == BETTER  # a difference that is shown counts first
-    assert verdict(0.001, Judged(0.3, 0.01, 5), 0.05) == EQUIVALENT
-    assert verdict(0.2, Judged(0.06, 0.2, 5), 0.05) == SAME
-    assert verdict(0.2, Judged(0.06, float("nan"), 5), 0.05) == SAME
-    assert verdict(0.2, None, 0.05) == NONE
+    assert verdict(0.2, Judged(0.01, 1, 5), 0.05) == Verdict.BETTER
+    assert verdict(0.2, Judged(0.01, 1, 5), 0.05, sign=-1) == Verdict.WORSE
+    assert verdict(0.001, Judged(0.01, 0.01, 5), 0.05) == Verdict.BETTER  # a difference that is shown counts first
+    assert verdict(0.001, Judged(0.3, 0.01, 5), 0.05) == Verdict.EQUIVALENT
+    assert verdict(0.2, Judged(0.06, 0.2, 5), 0.05) == Verdict.SAME
+    assert verdict(0.2, Judged(0.06, float("nan"), 5), 0.05) == Verdict.SAME
+    assert verdict(0.2, None, 0.05) == Verdict.NONE

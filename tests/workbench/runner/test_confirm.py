@@ -11,10 +11,11 @@ from rich.console import Console
 
 from fusion_workbench.config.study import StudyConfig, study_from_yaml
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.reports.analysis.comparison import BASELINES, CONTROLS, Analysis
+from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.trial import Confirmation, confirmation
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.runner.experiment import Experiment, StudyResult
+from fusion_workbench.schema.names import BASELINES, CONTROLS
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.prepare import prepare
 from fusion_workbench.study.progress import Display

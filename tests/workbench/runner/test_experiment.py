@@ -19,11 +19,11 @@ from fusion_workbench.config.study import StudyConfig, study_from_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.against.environment import environment
 from fusion_workbench.reports.analysis.answer import answer
-from fusion_workbench.reports.analysis.comparison import ITSELF, Analysis
+from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.records import StudyRecord
-from fusion_workbench.reports.statistics.verdicts import BETTER, EQUIVALENT, WORSE
 from fusion_workbench.runner.experiment import Experiment, StudyResult
+from fusion_workbench.schema.names import Verdict
 from fusion_workbench.study import jobs, numerics
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.numerics import FACT, TAG, open_numerics
@@ -250,8 +250,8 @@ def test_a_look_that_decides_ends_the_study(text: str, tmp_path: Path) -> None:
     assert record.replicates == tuple("01234")
     assert record.complete
     words = {c.verdict for c in Analysis(record).comparisons.values()}
-    assert EQUIVALENT in words
-    assert words <= {EQUIVALENT, ITSELF, BETTER, WORSE}
+    assert Verdict.EQUIVALENT in words
+    assert words <= {Verdict.EQUIVALENT, Verdict.ITSELF, Verdict.BETTER, Verdict.WORSE}
     again, _ = run(wide, tmp_path)
     assert again.trained == 0
     narrow, _ = run(study(text, "search.learning_rates=[0.003]", *plan, "plan.margin=null"), tmp_path)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.study.ledger import DONE, RUNNING, Ledger
+from fusion_workbench.schema.names import LedgerState
+from fusion_workbench.study.ledger import Ledger
 
 
 def test_start_finish_forget(tmp_path: Path) -> None:
@@ -20,13 +21,13 @@ def test_start_finish_forget(tmp_path: Path) -> None:
     ledger.start("v", "0", "run-a")
     entry = ledger.find("v", "0")
     assert entry is not None
-    assert (entry.state, entry.run_id, entry.finished) == (RUNNING, "run-a", False)
+    assert (entry.state, entry.run_id, entry.finished) == (LedgerState.RUNNING, "run-a", False)
     ledger.start("v", "0", "run-b")
     ledger.finish("v", "0", "finished", {"val/objective": 0.5})
     ledger.start("v", "0", "run-c")  # changes nothing: it is done
     entry = ledger.find("v", "0")
     assert entry is not None
-    assert (entry.state, entry.run_id, entry.result) == (DONE, "run-b", {"val/objective": 0.5})
+    assert (entry.state, entry.run_id, entry.result) == (LedgerState.DONE, "run-b", {"val/objective": 0.5})
     assert entry.finished
     ledger.forget("v", "0")
     assert ledger.entries() == []
@@ -55,7 +56,7 @@ def test_a_commit_survives_sigkill(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=os.environ, check=False)
     assert done.returncode == -signal.SIGKILL
     states = [entry.state for entry in Ledger(tmp_path / "ledger.db").entries()]
-    assert states == [DONE] * 5 + [RUNNING]
+    assert states == [LedgerState.DONE] * 5 + [LedgerState.RUNNING]
 
 
 def test_what_is_no_ledger_is_said(tmp_path: Path) -> None:
