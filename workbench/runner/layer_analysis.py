@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_workbench.config.study import digest
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.prepare import Parts
+from fusion_workbench.runner.optional_step import log_once
+from fusion_workbench.schema.names import LAYERS_SCHEMA, Artifact
 from fusion_workbench.study.tracking import Tracker, to_json
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from fusion_workbench.sweeps.planner import Planner
     from fusion_workbench.sweeps.space import Cell, Variant
 
-SCHEMA = 1
 SPLIT = "val"
 _IMAGES = 512  # from the store, at most
 _LIVE_IMAGES = 128  # encoded anew where there is no store
@@ -45,27 +45,27 @@ def log_layers(
 ) -> bool:
     """Log similarity and importance to the parent run ``run_id``; whether both are there now."""
 
-    def logged(name: str, doing: str, made_of: dict[str, Any], make: Callable[[], dict[str, Any]]) -> bool:
-        """Make ``name``.json and log it, unless the ledger knows it to be there; a failure is told in a line."""
-        mark = digest({"schema": SCHEMA, "run": run_id} | made_of)
-        if ledger.fact(name) == mark:
-            return True
-        try:
-            with display.step(doing):
-                tracker.log_files(run_id, {f"{name}.json": to_json({"schema": SCHEMA} | make())})
-        except Exception as error:  # whatever it is, the study is done and its numbers stand
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            display.say(f"the {name} of layers is left out of the report ({type(error).__name__}): {first}")
-            return False
-        ledger.remember(name, mark)
-        return True
+    def logged(artifact: Artifact, doing: str, made_of: dict[str, Any], make: Callable[[], dict[str, Any]]) -> bool:
+        name = artifact.removesuffix(".json")
+        return log_once(
+            name,
+            {"schema": LAYERS_SCHEMA, "run": run_id} | made_of,
+            lambda: {artifact: to_json({"schema": LAYERS_SCHEMA} | make())},
+            doing=doing,
+            what=f"the {name} of layers",
+            tracker=tracker,
+            run_id=run_id,
+            ledger=ledger,
+            display=display,
+        )
 
     layers = planner.layers()
     seen = {"layers": layers, "encoder": parts.encoder.fingerprint, "images": parts.source.fingerprint(SPLIT)}
-    similar = logged("similarity", "comparing layers", seen, lambda: similarity(parts, layers))
+    similar = logged(Artifact.SIMILARITY, "comparing layers", seen, lambda: similarity(parts, layers))
     values, of = _values(parts, variants, planner, ledger)
     told = {"cells": sorted([cell.id, value] for cell, value in values), "of": of}
-    return logged("importance", "weighing layers", told, lambda: importances(parts, values, of)) and similar
+    weighed = logged(Artifact.IMPORTANCE, "weighing layers", told, lambda: importances(parts, values, of))
+    return similar and weighed
 
 
 # --- similarity -----------------------------------------------------------------------------------------------------
@@ -118,15 +118,8 @@ def _values(
     its cells from a space, what Optuna was told: one replicate, the same for all.
     """
     told = planner.told()
-    final = {v.cell.id: mean for v in variants if (mean := _mean(parts, v, ledger)) is not None}
+    replicates = [str(r) for r in range(parts.study.replicates)]
+    final = {v.cell.id: mean for v in variants if (mean := ledger.objective(v.id, replicates)) is not None}
     if all(cell.id in final for cell, _ in told):
         return [(v.cell, final[v.cell.id]) for v in variants if v.cell.id in final], "mean over replicates"
     return told, "search replicate"
-
-
-def _mean(parts: Parts, variant: Variant, ledger: Ledger) -> float | None:
-    entries = [ledger.find(variant.id, str(r)) for r in range(parts.study.replicates)]
-    values = [
-        e.result["val/objective"] for e in entries if e is not None and e.finished and "val/objective" in e.result
-    ]
-    return sum(values) / len(values) if values else None

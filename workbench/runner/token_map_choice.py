@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion_workbench.schema.names import Baseline, Shown
+
 if TYPE_CHECKING:
     from fusion_workbench.sweeps.space import Cell
 
 Floats = NDArray[np.float64]
 
-RANDOM, HARDEST, IMPROVED, WORSENED = "random", "hardest", "improved", "worsened"
-DEEPEST = "deepest layer"  # the baseline's name
 _MOST_CELLS = 5
 _MOST_LAYERS = 8
 
@@ -45,21 +45,20 @@ class ChosenExample:
     task: str
 
 
-def choose_cells(cells: Sequence[Cell], fusing: Sequence[bool], validation: Floats) -> ChosenCells:
-    """The cells to look at, by the validation objective alone.
+def choose_cells(
+    cells: Sequence[Cell], fusing: Sequence[bool], trained: Sequence[bool], ranked: Sequence[int]
+) -> ChosenCells:
+    """The cells to look at, by validation alone.
 
     Args:
         cells: C of them.
         fusing: whether each reads more than one layer (a control may name levels and read none).
-        validation: ``[C, R]``, more is better, nan where a replicate was not trained to its end. Only cells with as
-            many replicates as the fullest has can be chosen.
+        trained: whether a replicate of each was trained to its end.
+        ranked: positions of those that can be chosen, the best on validation first
+            (:meth:`reports.analysis.ranking.Ranking.ranked`).
     """
-    finished = np.isfinite(validation).sum(1)
-    value = _mean(validation, 1)
-    able = [i for i in range(len(cells)) if finished[i] and finished[i] == finished.max()]
-    ranked = sorted(able, key=lambda i: (-value[i], len(cells[i].selection.levels), cells[i].id))
-    singles = [i for i in range(len(cells)) if finished[i] and not cells[i].selection.levels]
-    named = [i for i in singles if DEEPEST in cells[i].baselines]
+    singles = [i for i in range(len(cells)) if trained[i] and not cells[i].selection.levels]
+    named = [i for i in singles if Baseline.DEEPEST in cells[i].baselines]
     baseline = next(iter(named or sorted(singles, key=lambda i: -cells[i].selection.query)), None)
     fused = [i for i in ranked if fusing[i]]
     others = [i for i in ranked if i != baseline]
@@ -100,7 +99,7 @@ def choose_examples(
     """
     known = [i for i in range(_examples(scores)) if any(np.isfinite(s[..., i]).any() for s in scores.values())]
     drawn = sorted(random.Random(seed).sample(known, min(at_random, len(known))))
-    chosen = {i: ChosenExample(i, RANDOM, "") for i in drawn}
+    chosen = {i: ChosenExample(i, Shown.RANDOM, "") for i in drawn}
 
     def take(kind: str, task: str, badness: Floats, limit: float = np.inf) -> None:
         order = [int(i) for i in np.argsort(badness, kind="stable") if badness[i] < limit and int(i) not in chosen]
@@ -108,11 +107,11 @@ def choose_examples(
 
     for task, values in scores.items():
         signed = signs[task] * values
-        take(HARDEST, task, _mean(signed, (0, 1)))
+        take(Shown.HARDEST, task, _mean(signed, (0, 1)))
         if baseline is not None and featured is not None and baseline != featured:
             gain = _mean(signed[featured] - signed[baseline], 0)
-            take(IMPROVED, task, -gain, limit=-1e-9)
-            take(WORSENED, task, gain, limit=-1e-9)
+            take(Shown.IMPROVED, task, -gain, limit=-1e-9)
+            take(Shown.WORSENED, task, gain, limit=-1e-9)
     return list(chosen.values())
 
 

@@ -13,18 +13,15 @@ import io
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_workbench.config.study import digest
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.runner.optional_step import log_once
 from fusion_workbench.runner.token_map_choice import (
     ChosenCells,
     ChosenExample,
@@ -35,16 +32,16 @@ from fusion_workbench.runner.token_map_choice import (
 )
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.prepare import Parts
+from fusion_workbench.schema.names import LOOK_SCHEMA, OVERALL, Artifact, look_file
 from fusion_workbench.study.tracking import Tracker, to_json
 
 if TYPE_CHECKING:
     from fusion_workbench.modules.maps import ColourMaps, ShareMaps
+    from fusion_workbench.reports.reading.records import StudyRecord
     from fusion_workbench.study.ledger import Entry, Ledger
     from fusion_workbench.study.progress import Display
     from fusion_workbench.sweeps.space import Cell, Variant
 
-SCHEMA = 1
-_FACT = "look"  # in the ledger: what the logged look was made of
 _PICTURE = 160  # pixels, at most
 _BATCH = 8
 Files = dict[str, str | bytes]
@@ -61,20 +58,17 @@ def log_look(
     look = Look(parts, tracker, run_id, variants, ledger)
     if not look.entries:
         return False
-    made_of = digest(
-        {"schema": SCHEMA, "regions": True, "run": run_id, "of": sorted(str(e.run_id) for e in look.entries.values())}
+    return log_once(
+        "look",
+        look.made_of(),
+        look.files,
+        doing="looking at test images",
+        what="the look at test images",
+        tracker=tracker,
+        run_id=run_id,
+        ledger=ledger,
+        display=display,
     )
-    if ledger.fact(_FACT) == made_of:
-        return True
-    try:
-        with display.step("looking at test images"):
-            tracker.log_files(run_id, look.files())
-    except Exception as error:  # whatever it is, the study is done and its numbers stand
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        display.say(f"the look at test images is left out of the report ({type(error).__name__}): {first}")
-        return False
-    ledger.remember(_FACT, made_of)
-    return True
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,7 @@ class Look:
 
     Args:
         parts: the prepared study.
-        tracker: MLflow, to read outcomes and weights from.
+        tracker: MLflow, to read scores and weights from.
         run_id: the study's parent run.
         variants: the finalists at their rates.
         ledger: knows their runs.
@@ -136,25 +130,28 @@ class Look:
         """The artifacts, by their path in the run.
 
         Raises:
-            WorkbenchError: outcomes or weights that the ledger names are not in MLflow, or not this study's.
+            WorkbenchError: weights of a finished run are not in MLflow, or not this study's.
         """
+        from fusion_workbench.reports.reading.query import read_study
+
         with tempfile.TemporaryDirectory(prefix="workbench-look-") as folder:
-            scores = self._scores(Path(folder))
-            chosen = choose_cells(self.cells, [self._fuses(cell) for cell in self.cells], self._validation())
-            signs = {task.name: 1 if task.direction == "maximize" else -1 for task in self.parts.tasks}
+            record = read_study(self.tracker.uri, self.parts.study_id, self.parts.study.tracking.experiment)
+            scores = self._scores(record)
+            chosen = self._choose(record)
+            signs = {task.name: task.sign for task in record.tasks}
             seed = seed_of("look", self.parts.study_id)
             examples = choose_examples(scores, signs, chosen.baseline, chosen.featured, seed)
             images = np.stack([self.parts.source.image("test", e.index) for e in examples])
-            maps = self._maps(chosen, [e.index for e in examples], Path(folder))
+            maps = self._maps(chosen, [e.index for e in examples], record, Path(folder))
         rows, columns = self.parts.encoder.grid()
-        files: Files = {f"look/{m.name}": _strip(m.maps.colours, columns) for m in maps}
+        files: Files = {look_file(m.name): _strip(m.maps.colours, columns) for m in maps}
         for m in maps:
             for level, shades in zip(m.levels, m.shares.shades if m.shares else (), strict=False):
-                files[f"look/{m.of_level(level)}"] = _strip(shades, columns)
+                files[look_file(m.of_level(level))] = _strip(shades, columns)
         pictures = [f"image-{e.index}.webp" for e in examples]
-        files |= {f"look/{name}": _picture(image) for name, image in zip(pictures, images, strict=True)}
+        files |= {look_file(name): _picture(image) for name, image in zip(pictures, images, strict=True)}
         described = {
-            "schema": SCHEMA,
+            "schema": LOOK_SCHEMA,
             "split": "test",
             "seed": seed,
             "grid": [rows, columns],
@@ -164,65 +161,54 @@ class Look:
             "regions": [m.regions() for m in maps if m.shares is not None],
             "examples": self._described(examples, pictures, scores, chosen),
         }
-        return {"look/look.json": to_json(described)} | files
+        return {Artifact.LOOK: to_json(described)} | files
 
     def _fuses(self, cell: Cell) -> bool:
         """Whether the cell's fuser reads more than one layer."""
         return len(self.parts.layers_read(cell)) > 1
 
+    def made_of(self) -> dict[str, Any]:
+        """All that the look depends on: it is taken again when this changes.
+
+        The plan's primary measure and the way that ratios are scored came later; where they change nothing, a look that
+        was taken before they did still counts.
+        """
+        runs = sorted(str(entry.run_id) for entry in self.entries.values())
+        made_of: dict[str, Any] = {"schema": LOOK_SCHEMA, "regions": True, "run": self.run_id, "of": runs}
+        tasks, primary = self.parts.tasks, self.parts.study.plan.primary
+        if primary and len(tasks) > 1 and primary != OVERALL:
+            made_of["primary"] = primary
+        if any(task.ratio for task in tasks):
+            made_of["ratios"] = True
+        return made_of
+
     # --- what was measured --------------------------------------------------------------------------------------
 
-    def _validation(self) -> Floats:
-        """``[cells, replicates]``, nan where there is none."""
-        table = np.full((len(self.cells), len(self.replicates)), np.nan)
-        for (i, replicate), entry in self.entries.items():
-            table[i, self.replicates.index(replicate)] = entry.result.get("val/objective", np.nan)
-        return table
+    def _choose(self, record: StudyRecord) -> ChosenCells:
+        """By the report's own ranking, so that the featured cell is the one that it recommends."""
+        from fusion_workbench.reports.analysis.ranking import Ranking
 
-    def _scores(self, folder: Path) -> dict[str, Floats]:
+        place = {cell.id: i for i, cell in enumerate(self.cells)}
+        ranked = [place[cell.id] for cell in Ranking(record).ranked() if cell.id in place]
+        trained = [bool(record.finals(cell.id)) for cell in self.cells]
+        return choose_cells(self.cells, [self._fuses(cell) for cell in self.cells], trained, ranked)
+
+    def _scores(self, record: StudyRecord) -> dict[str, Floats]:
         """For each task the test scores ``[cells, replicates, examples]``, nan where there is none."""
-        import pandas as pd
-
         identity = self.parts.source.identity("test")
         place = {str(example): i for i, example in enumerate(identity["example_id"])}
         shape = (len(self.cells), len(self.replicates), len(place))
-        scores = {task.name: np.full(shape, np.nan) for task in self.parts.tasks}
-        for (i, replicate), entry in self.entries.items():
-            table = pd.read_parquet(self._artifact(entry, "outcomes/test.parquet", folder))
-            for task, part in table[table["items"] > 0].groupby("task"):
-                index = [place[str(example)] for example in part["example_id"]]
-                scores[str(task)][i, self.replicates.index(replicate), index] = part["score"].to_numpy(dtype=float)
+        scores = {task.name: np.full(shape, np.nan) for task in record.tasks}
+        for i, cell in enumerate(self.cells):
+            for task, table in scores.items():
+                found = record.outcomes.get((cell.id, task, "test"))
+                if found is None:
+                    continue
+                index = [place[example] for example in found.examples]
+                for replicate, row in zip(found.replicates, found.scores, strict=True):
+                    if replicate in self.replicates:
+                        table[i, self.replicates.index(replicate), index] = row
         return scores
-
-    def _artifact(self, entry: Entry, name: str, folder: Path) -> Path:
-        """An artifact of a child run as a file here; read in place where it is on this machine."""
-        run = str(entry.run_id)
-        place = self._places.get(run, "")
-        if place.startswith("file:"):
-            file = Path(url2pathname(urlsplit(place).path)) / name
-        else:
-            from mlflow.artifacts import download_artifacts
-
-            target = folder / run
-            target.mkdir(exist_ok=True)
-            found = download_artifacts(f"{place}/{name}", dst_path=str(target), tracking_uri=self.tracker.uri)
-            file = Path(found)
-        if not file.is_file():
-            raise WorkbenchError(f"MLflow run {run} has no artifact {name}")
-        return file
-
-    @cached_property
-    def _places(self) -> dict[str, str]:
-        """run id → where its artifacts are, for every child of the study; asked for together, as one by one is slow."""
-        places: dict[str, str] = {}
-        token: str | None = None
-        where = f"tags.`mlflow.parentRunId` = '{self.run_id}'"
-        while True:
-            page = self.tracker.client.search_runs([self.tracker.experiment_id], where, page_token=token)
-            places |= {str(run.info.run_id): str(run.info.artifact_uri) for run in page}
-            token = page.token
-            if not token:
-                return places
 
     def _described(
         self,
@@ -256,9 +242,13 @@ class Look:
 
     # --- maps ---------------------------------------------------------------------------------------------------
 
-    def _maps(self, chosen: ChosenCells, examples: Sequence[int], folder: Path) -> list[_Map]:
+    def _maps(
+        self, chosen: ChosenCells, examples: Sequence[int], record: StudyRecord, folder: Path
+    ) -> list[_Map]:
         """Layers before fusion, then cells after it, of test images; PCA over all of a column together."""
         from fusion_workbench.modules.maps import on_grid, pca_rgb, share_maps
+        from fusion_workbench.reports.reading.artifacts import Artifacts
+        from fusion_workbench.reports.reading.connect import children
 
         first = [i for i in dict.fromkeys([chosen.featured, *chosen.shown, chosen.baseline]) if i is not None]
         shown_cells = [self.cells[i] for i in first]
@@ -275,15 +265,25 @@ class Look:
             for layer in shown_layers
         ]
         grid = self.parts.encoder.grid()
+        own_runs = children(self.tracker.client, self.tracker.client.get_run(self.run_id))
+        artifacts = Artifacts(self.tracker.client, own_runs, folder)
         for i in chosen.shown:
             cell = self.cells[i]
-            replicate = next(r for r in self.replicates if (i, r) in self.entries)
-            entry = self.entries[i, replicate]
-            fuser = self._fuser(cell, self._artifact(entry, "fuser/model.safetensors", folder))
+            run = record.finals(cell.id)[0]
+            weights = artifacts.file(run.run_id, Artifact.FUSER)
+            if weights is None:
+                raise WorkbenchError(f"MLflow run {run.run_id} has no artifact {Artifact.FUSER}")
+            fuser = self._fuser(cell, weights)
             with torch.inference_mode():
                 own = features[[layers.index(layer) for layer in fuser.uses]]
                 fused, regions = fuser(own, grid), fuser.inspect(own, grid).get("regions")
-            facts = {"kind": "cell", "cell": cell.id, "label": cell.label, "replicate": replicate, "run": entry.run_id}
+            facts = {
+                "kind": "cell",
+                "cell": cell.id,
+                "label": cell.label,
+                "replicate": run.replicate,
+                "run": run.run_id,
+            }
             on_cells = on_grid(fused, fuser.token_map(grid), grid[0] * grid[1])
             shares = None if regions is None else share_maps(regions)
             maps.append(_Map(f"cell-{cell.id}.png", facts, pca_rgb(on_cells), shares, cell.selection.levels))

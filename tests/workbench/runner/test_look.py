@@ -23,12 +23,20 @@ from fusion_workbench.config.study import study_from_yaml
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.fusion import build
 from fusion_workbench.modules.maps import pca_rgb
+from fusion_workbench.reports.analysis.answer import answer
+from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.analysis.ranking import Ranking
+from fusion_workbench.reports.reading.query import read_study
+from fusion_workbench.reports.reading.records import Run, StudyRecord
 from fusion_workbench.runner.experiment import Experiment
-from fusion_workbench.runner.token_map_choice import choose_cells, choose_examples, choose_layers
+from fusion_workbench.runner.token_map_choice import ChosenCells, choose_cells, choose_examples, choose_layers
 from fusion_workbench.runner.token_maps import Look, log_look
 from fusion_workbench.study.identity import variant
+from fusion_workbench.schema.names import OBJECTIVE, Phase, Status
+from fusion_workbench.schema.study import TrackedSource
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.prepare import Parts, prepare
+from fusion_workbench.study.plan_log import freeze
 from fusion_workbench.study.progress import Display
 from fusion_workbench.study.tracking import Tracker
 from fusion_workbench.sweeps.space import Cell, Variant
@@ -219,6 +227,29 @@ def test_a_look_that_fails_is_told_and_ends_nothing(done: Done) -> None:
     assert done.log() == (True, "")
 
 
+@pytest.mark.parametrize(("primary", "strategy"), [("overall", "concat"), ("read", "mmfuser"), ("", "concat")])
+def test_the_recommended_cell_is_featured(done: Done, primary: str, strategy: str) -> None:
+    """Whatever the plan's primary measure is: here the mean of the tasks and one task order the cells differently."""
+    record = read_study(done.tracker.uri, done.parts.study_id)
+    values = {"deep_only": (0.1, 0.1), "concat": (0.9, 0.2), "mmfuser": (0.3, 0.8)}
+    for cell in record.cells:
+        for run in record.finals(cell.id):
+            for metric, value in zip((OBJECTIVE, "val/read/accuracy"), values[cell.strategy], strict=True):
+                done.tracker.client.log_metric(run.run_id, metric, value, step=1000)
+    study = done.parts.study
+    before, study.plan.primary = study.plan.primary, primary
+    try:
+        freeze(study, done.ledger, done.tracker, done.run_id)
+        assert done.log() == (True, "")
+        look = json.loads((done.artifacts / "look" / "look.json").read_text(encoding="utf-8"))
+        recommended = answer(Analysis(read_study(done.tracker.uri, done.parts.study_id))).cell
+    finally:
+        study.plan.primary = before
+    assert recommended is not None
+    assert (recommended.strategy, recommended.id) == (strategy, look["featured"])
+    assert next(c["cell"] for c in look["columns"] if c["kind"] == "cell") == recommended.id
+
+
 # --- the choice -----------------------------------------------------------------------------------------------------
 
 
@@ -239,13 +270,34 @@ def test_cells_are_chosen_on_validation() -> None:
     fusing = [False, False, True, True, True, True, False]
     nan = np.nan
     value = np.array([[0.9, 0.9], [0.1, 0.1], [0.3, 0.3], [0.4, 0.4], [0.5, 0.5], [0.99, nan], [0.8, 0.8]])
-    chosen = choose_cells(cells, fusing, value)
+    chosen = chosen_of(cells, fusing, value)
     assert (chosen.baseline, chosen.featured, chosen.shown) == (1, 4, (4, 3))  # the average lacks a replicate
     assert choose_layers([cells[4], cells[3]]) == (3, 4, 5, 6, 12)
-    alone = choose_cells(cells[:2], fusing[:2], value[:2])
+    alone = chosen_of(cells[:2], fusing[:2], value[:2])
     assert (alone.baseline, alone.featured, alone.shown) == (1, 0, ())
-    none = choose_cells(cells, fusing, np.full((7, 2), nan))
+    none = chosen_of(cells, fusing, np.full((7, 2), nan))
     assert (none.baseline, none.featured, none.shown) == (None, None, ())
+
+
+def chosen_of(cells: list[Cell], fusing: list[bool], value: np.ndarray) -> ChosenCells:
+    """What is chosen where ``value [cells, replicates]`` is the validation objective, nan where none was trained."""
+    tracked = tuple(cell.tracked(0.001) for cell in cells)
+    runs = tuple(
+        Run(f"{i}-{r}", cell.id, Phase.FINAL, str(r), Status.FINISHED, 0.001, 0, {OBJECTIVE: float(value[i, r])}, {})
+        for i, cell in enumerate(tracked)
+        for r in range(value.shape[1])
+        if np.isfinite(value[i, r])
+    )
+    record = StudyRecord(
+        *("a study", "id", "run", "experiment", "sqlite:///", "FINISHED", ""),
+        *(0, None, {}, "", {}, TrackedSource(), (), tracked, {cell.id: cell for cell in tracked}),
+        replicates=tuple(map(str, range(value.shape[1]))),
+        runs=runs,
+        outcomes={},
+        groups=(),
+    )
+    ranked = [tracked.index(cell) for cell in Ranking(record).ranked()]
+    return choose_cells(cells, fusing, np.isfinite(value).any(1).tolist(), ranked)
 
 
 @settings(max_examples=60, deadline=None)
