@@ -21,7 +21,7 @@ from fusion_workbench.reports.reading.records import Floats, Run
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, Noise, estimate, estimated, holm
 from fusion_workbench.reports.statistics.verdicts import Judged, verdict
 from fusion_workbench.reports.words.units import GAIN, SHARE
-from fusion_workbench.schema.names import IMAGE_CONTROLS, OVERALL, ImageControl, Verdict
+from fusion_workbench.schema.names import IMAGE_CONTROLS, OVERALL, ImageControl, Verdict, control_metric
 from fusion_workbench.schema.study import Cell, Task
 
 LEAST = 3  # replicates: what is asked is whether there is a gap at all, not which of two cells is better
@@ -95,10 +95,10 @@ def _sight(analysis: Analysis, cell: Cell, measure: Measure) -> Sight | None:
     if real is None:
         return None
     runs = analysis.record.finals(cell.id)
-    controls = {}
+    controls: dict[str, Control] = {}
     for kind in IMAGE_CONTROLS:
         scores = _combined(
-            analysis, measure, [_tracked(runs, f"control/{kind}/{t.name}") for t in _tasks(analysis, measure)]
+            analysis, measure, [_tracked(runs, control_metric(kind, t.name)) for t in _tasks(analysis, measure)]
         )
         if shared := [r for r in scores if r in whole]:
             values = np.asarray([scores[r] for r in shared])

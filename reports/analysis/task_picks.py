@@ -43,10 +43,11 @@ def _judged(analysis: Analysis, found: Comparison | None) -> str:
     if found.difference is None:
         return " (the best single layer)"
     against = analysis.record.cell(found.against).name
-    word = {
+    words: dict[str, str] = {
         Verdict.NONE: f"no verdict yet against {against}",
         Verdict.SAME: f"not distinguishable from {against}",
         Verdict.EQUIVALENT: f"equivalent to {against}",
-    }.get(found.verdict, f"{found.verdict} than {against}")
+    }
+    word = words.get(found.verdict, f"{found.verdict} than {against}")
     unit = analysis.measure(found.measure).unit
     return f" ({word} on test: {unit.effect(found.difference)})"

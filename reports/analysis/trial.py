@@ -79,7 +79,7 @@ class Confirmation:
         measures = [task.name for task in record.tasks] + [OVERALL]
         baselines = {key: c.cell.id for c in record.contenders for key in c.stands_for}
         controls = {(m, Budget(b).control): c.cell.id for c in record.contenders for b in c.controls for m in measures}
-        judged = {(cell.id, b) for cell in (self.winner, self.fusion) if cell for b in BASELINES}
+        judged: set[tuple[str, str]] = {(cell.id, b) for cell in (self.winner, self.fusion) if cell for b in BASELINES}
         judged |= {(self.fusion.id, b) for b in CONTROLS if self.fusion}
         self.analysis = Analysis(fresh, baselines | controls, judged)
         self.left_out = tuple(self._left_out())

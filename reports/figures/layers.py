@@ -16,6 +16,7 @@ from fusion_workbench.reports.reading.layers import Importance
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.wording import listed
+from fusion_workbench.schema.names import OVERALL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -254,4 +255,4 @@ def disagreement(
 
 
 def _called(measure: Measure) -> str:
-    return "the mean of the tasks" if measure.name == "overall" else measure.name
+    return "the mean of the tasks" if measure.name == OVERALL else measure.name

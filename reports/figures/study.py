@@ -32,7 +32,7 @@ from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.units import SHARE, Unit
 from fusion_workbench.reports.words.wording import count, listed
-from fusion_workbench.schema.names import BASELINES, OBJECTIVE, CostMetric
+from fusion_workbench.schema.names import BASELINES, OBJECTIVE, SINGLE_LAYER, CostMetric
 from fusion_workbench.schema.study import Cell
 
 _CHANCE = " Chance: a guess that looks at no image, fitted to the training images."
@@ -57,7 +57,7 @@ def distinct_slug(words: str) -> str:
 
 def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure | None:
     """Each layer alone, with intervals; every baseline, and the recommended cell, as a labelled line."""
-    singles = sorted((c for c in analysis.record.cells if "single layer" in c.baselines), key=lambda c: c.query)
+    singles = sorted((c for c in analysis.record.cells if SINGLE_LAYER in c.baselines), key=lambda c: c.query)
     points = [(c.query, analysis.means[c.id, measure.name]) for c in singles if (c.id, measure.name) in analysis.means]
     if not points:
         return None

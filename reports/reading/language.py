@@ -19,32 +19,6 @@ Key = tuple[str, str, str]  # example, task, question
 
 
 @dataclass(frozen=True)
-class LanguageModel:
-    """The language model that all cells of a study share.
-
-    Attributes:
-        parameters: of the language model alone; None where it was not logged, likewise width and depth.
-        stages: of the training, in order, by name.
-        probes: the study of probes of the same cells; empty where the study names none.
-        controls: whether the cells were also asked with blank and with shuffled images.
-    """
-
-    name: str
-    revision: str = ""
-    parameters: int | None = None
-    width: int | None = None
-    depth: int | None = None
-    stages: tuple[str, ...] = ()
-    probes: str = ""
-    controls: bool = True
-
-    @property
-    def known_as(self) -> str:
-        """With its revision, where it has one."""
-        return " · ".join(filter(None, [self.name, self.revision]))
-
-
-@dataclass(frozen=True)
 class Said:
     """What one cell answered, and what its task's metric gives for it; None where that was not logged."""
 
@@ -69,31 +43,6 @@ class Asked:
 
     replicates: Mapping[str, str]  # cell → the replicate that answered, in the order of the columns
     questions: tuple[Question, ...]
-
-
-def read_language(plain: Mapping[str, Any]) -> LanguageModel:
-    """``language_model.json``. Raises KeyError, TypeError or ValueError for what is none."""
-    stages = plain.get("stages") or ()
-    if not isinstance(stages, list | tuple):
-        raise TypeError("stages is no list")
-    return LanguageModel(
-        name=str(plain["name"]),
-        revision=str(plain.get("revision") or ""),
-        parameters=_whole(plain.get("parameters")),
-        width=_whole(plain.get("width")),
-        depth=_whole(plain.get("depth")),
-        stages=tuple(_stage(stage, number) for number, stage in enumerate(stages, 1)),
-        probes=str(plain.get("probes") or ""),
-        controls=bool(plain.get("controls", True)),
-    )
-
-
-def _stage(stage: Any, number: int) -> str:
-    return str(stage.get("name") or f"stage {number}") if isinstance(stage, Mapping) else str(stage)
-
-
-def _whole(value: Any) -> int | None:
-    return int(value) if value is not None and math.isfinite(float(value)) else None
 
 
 def read_answers(path: Path) -> dict[Key, tuple[Said, tuple[str, ...]]]:

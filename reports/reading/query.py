@@ -17,7 +17,7 @@ from fusion_workbench.core.mlflow_uri import shown
 from fusion_workbench.reports.analysis.ranking import Ranking
 from fusion_workbench.reports.reading.artifacts import Artifacts
 from fusion_workbench.reports.reading.connect import children, connect, find_study
-from fusion_workbench.reports.reading.language import Asked, asked, read_answers, read_language
+from fusion_workbench.reports.reading.language import Asked, asked, read_answers
 from fusion_workbench.reports.reading.layers import Inside, read_importance, read_inside, read_similarity
 from fusion_workbench.reports.reading.parsing import (
     cell_of_run,
@@ -30,6 +30,7 @@ from fusion_workbench.reports.reading.parsing import (
 )
 from fusion_workbench.reports.reading.records import Look, Outcomes, Run, StudyRecord
 from fusion_workbench.reports.reading.token_maps import read_look
+from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import (
     ATTENTION_SHARE,
     GATE,
@@ -132,7 +133,7 @@ class _Reader:
             fresh_replicates=fresh_of(kept, plan.confirm if plan else (), tracked.confirmed),
             similarity=self._part(Artifact.SIMILARITY, read_similarity),
             importance=self._part(Artifact.IMPORTANCE, read_importance),
-            language=self._part(Artifact.LANGUAGE_MODEL, read_language),
+            language=self._part(Artifact.LANGUAGE_MODEL, LanguageModel.read),
         )
         best = Ranking(record).ordered()
         record = replace(record, insides=self._insides(record, best), asked=self._asked(record, best))

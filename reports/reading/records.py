@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_workbench.reports.reading.language import Asked, LanguageModel
+from fusion_workbench.reports.reading.language import Asked
 from fusion_workbench.reports.reading.layers import Importance, Inside, Similarity
+from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import Phase, Status
 from fusion_workbench.schema.plan import Plan
 from fusion_workbench.schema.study import Cell, Contender, Task, TrackedSource

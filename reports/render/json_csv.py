@@ -24,7 +24,7 @@ from fusion_workbench.reports.render.saving import finite
 from fusion_workbench.reports.render.tables import cost_columns, health
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
-from fusion_workbench.schema.names import BASELINES, Status, Tag, on_validation, task_metric
+from fusion_workbench.schema.names import BASELINES, COST, Status, Tag, on_validation, task_metric
 from fusion_workbench.schema.study import Cell
 
 SCHEMA = 2  # of report.schema.json: raised when a key goes away or changes its meaning, not when one is added
@@ -185,7 +185,7 @@ def _numbers(analysis: Analysis, cell: Cell) -> dict[str, Any]:
         "states": {r: record.state(cell.id, r) for r in record.replicates},
         "test": {name: asdict(e) for name, e in means.items()},
         "validation": {m.name: analysis.validation.get((cell.id, m.name)) for m in analysis.measures},
-        "cost": {c.metric.removeprefix("cost/"): record.mean_metric(cell.id, c.metric) for c in cost_columns(record)},
+        "cost": {c.metric.removeprefix(COST): record.mean_metric(cell.id, c.metric) for c in cost_columns(record)},
     }
 
 

@@ -74,7 +74,8 @@ def _rows(record: StudyRecord, cell: Cell, keys: Sequence[tuple[str, Unit]], pla
 
 
 def _row(record: StudyRecord, run: Run, keys: Sequence[tuple[str, Unit]]) -> Row:
-    what = {Phase.SEARCH: "search", Phase.FINAL: f"seed {run.replicate}"}.get(run.phase, f"{run.phase} {run.replicate}")
+    words: dict[str, str] = {Phase.SEARCH: "search", Phase.FINAL: f"seed {run.replicate}"}
+    what = words.get(run.phase, f"{run.phase} {run.replicate}")
     scores = tuple(unit.score(run.metrics[key]) if key in run.metrics else "" for key, unit in keys)
     return Row(what, run.state, run.lr, scores, run.run_id, link(record, run.run_id))
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 from synthetic_study import planted
 
-from fusion_workbench.reports.reading.language import Asked, LanguageModel, Question, Said
+from fusion_workbench.reports.reading.language import Asked, Question, Said
 from fusion_workbench.reports.reading.records import Look, LookColumn, LookExample, LookScore, Run, StudyRecord
+from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.study import Cell, Task, TrackedSource
 
 SCRIPT = "<script>alert(1)</script>"

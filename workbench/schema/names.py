@@ -188,6 +188,9 @@ GATE = "gate/"  # begins the metrics of gates, and their names in inside.safeten
 ATTENTION_SHARE = "attention_share/layer_"  # begins the metrics of attention, before the number of a layer
 
 
+COST = "cost/"  # begins the metrics of cost; report.json leaves it out
+
+
 class CostMetric(StrEnum):
     """Metrics of what a training or a forward pass takes."""
 
@@ -201,11 +204,6 @@ class CostMetric(StrEnum):
     THROUGHPUT = "cost/samples_per_second"
     PEAK_MEMORY = "cost/peak_memory_mb"
     MFU = "cost/mfu"  # model FLOP utilisation
-
-    @property
-    def short(self) -> str:
-        """As report.json calls it."""
-        return self.removeprefix("cost/")
 
 
 def task_metric(task: str, metric: str) -> str:

@@ -12,6 +12,7 @@ from fusion_workbench.core.bars import counted
 from fusion_workbench.schema.names import Phase
 
 _EVERY = 30.0  # seconds between plain lines
+_PHASES: dict[str, str] = {Phase.SEARCH: "learning rates", Phase.CONFIRM: "fresh replicates"}
 
 
 class Display:
@@ -43,7 +44,7 @@ class Display:
         self, phase: str, total: int, kept: int, unit: str = "variant-epochs"
     ) -> Iterator[Callable[[int], None]]:
         """A bar over ``unit``. Yields the function that moves it."""
-        name = {Phase.SEARCH: "learning rates", Phase.CONFIRM: "fresh replicates"}.get(phase, "replicates")
+        name = _PHASES.get(phase, "replicates")
         if kept:
             self.say(f"{name}: {kept} variant-replicates were finished before and are kept")
         if not total or not self.progress:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fusion_workbench.config.study import SelectionConfig, StrategyConfig, StudyConfig, load_study
+from fusion_workbench.schema.names import Baseline
 
 if TYPE_CHECKING:
     from fusion_workbench.reports.calibration.checks import Row
@@ -21,7 +22,7 @@ DEPTH = 4
 _MIDDLE = {1, 2}  # what the middle concat of four blocks reads: planted there, two cells would be equally right
 PAIRS = tuple(pair for pair in itertools.combinations(range(DEPTH), 2) if not set(pair) <= _MIDDLE)
 ALIASES = 6
-_BASELINES = ("deepest layer", "penultimate layer", "middle concat")
+_BASELINES = (Baseline.DEEPEST, Baseline.PENULTIMATE, Baseline.MIDDLE)
 
 
 def named(studies: int, seed: int, workspace: Path, advance: Callable[[int], None]) -> Row:

@@ -12,6 +12,7 @@ import yaml
 from fusion_workbench.config.study import StudyConfig
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.models.folder import Described, kept_of, save_model
+from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import (
     Artifact,
     CostMetric,
@@ -41,30 +42,31 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
     language = parts.language
     assert language is not None
     config = language.config
-    described = {
-        "name": config.name,
-        "revision": config.revision,
-        "width": language.width,
-        "depth": language.depth,
-        "parameters": language.parameters,
-        "stages": [
-            {
-                "name": stage.name,
-                "language_model": stage.language_model,
-                "connector": stage.connector,
-                "epochs": stage.epochs,
-                "batch_size": stage.batch_size or parts.study.training.batch_size,
-                "accumulate": stage.accumulate,
-                "conversations": len(language.sources[stage.name].conversations("train")),
-                "rates": dict(stage_rates(parts.study, stage, 1.0)),
-            }
-            for stage in config.stages
-        ],
-        "words": {split: parts.conversations.words(split) for split in ("train", "val", "test")},
-        "max_new_tokens": config.max_new_tokens,
-        "controls": config.controls,
-        "probes": config.probes,
-    }
+    stages = [
+        {
+            "name": stage.name,
+            "language_model": stage.language_model,
+            "connector": stage.connector,
+            "epochs": stage.epochs,
+            "batch_size": stage.batch_size or parts.study.training.batch_size,
+            "accumulate": stage.accumulate,
+            "conversations": len(language.sources[stage.name].conversations("train")),
+            "rates": dict(stage_rates(parts.study, stage, 1.0)),
+        }
+        for stage in config.stages
+    ]
+    tracked = LanguageModel(
+        name=config.name,
+        revision=config.revision,
+        parameters=language.parameters,
+        width=language.width,
+        depth=language.depth,
+        stages=tuple(stage.name for stage in config.stages),
+        probes=config.probes,
+        controls=config.controls,
+    )
+    words = {split: parts.conversations.words(split) for split in ("train", "val", "test")}
+    described = tracked.plain(stages, words, config.max_new_tokens)
     return {Artifact.LANGUAGE_MODEL: to_json(described)}
 
 

@@ -33,17 +33,10 @@ from fusion_workbench.reports.against.probes import foretell, trust
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.image_controls import LEAST, LOOKS, NOT, SOME, UNKNOWN, blank_caveat, sights
-from fusion_workbench.reports.reading.language import (
-    LanguageModel,
-    Said,
-    asked,
-    choose,
-    plain_text,
-    read_answers,
-    read_language,
-)
+from fusion_workbench.reports.reading.language import Said, asked, choose, plain_text, read_answers
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.render.report import render
+from fusion_workbench.schema.language import LanguageModel
 
 MODEL = LanguageModel("tiny", probes="cheap")
 KEYS = [("deep_only", (), n) for n in (3, 6, 12)] + [("concat", (3, 6), 12), ("average", (3, 6), 12)]
@@ -411,7 +404,7 @@ def test_a_torn_description_is_a_note(mlflow_template: Path, tmp_path: Path) -> 
     text = write_report(uri, "synthetic", tmp_path / "out").markdown.read_text(encoding="utf-8")
     assert "language\\_model.json is left out" in text or "language_model.json is left out" in text
     with pytest.raises(TypeError):
-        read_language({"name": "x", "stages": 3})
+        LanguageModel.read({"name": "x", "stages": 3})
 
 
 def test_harm_in_answers_is_text() -> None:
