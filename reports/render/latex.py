@@ -145,7 +145,11 @@ def _bounds(analysis: Analysis) -> Iterator[str]:
 
 def _legend(verdicts: Sequence[str], reference: str) -> str:
     """The marks that occur, in words."""
-    words = {Verdict.SAME: "not distinguishable", Verdict.NONE: "no verdict yet", Verdict.ITSELF: "is that baseline"}
+    words: dict[str, str] = {
+        Verdict.SAME: "not distinguishable",
+        Verdict.NONE: "no verdict yet",
+        Verdict.ITSELF: "is that baseline",
+    }
     used = [f"${MARKS[word]}$ {words.get(word, word)}" for word in MARKS if word in verdicts]
     return f"Against {reference}, corrected for all comparisons: {', '.join(used)}." if used else ""
 

@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 
 from fusion_workbench.config.study import SelectionConfig, SpaceConfig, StrategyConfig, StudyConfig
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.sweeps.space import (
-    DEEPEST,
-    MIDDLE_CONCAT,
-    PENULTIMATE,
-    SINGLE,
-    Space,
-    Traits,
-    Variant,
-    build_space,
-)
+from fusion_workbench.schema.names import SINGLE_LAYER, Baseline
+from fusion_workbench.sweeps.space import Space, Traits, Variant, build_space
 
 
 def canonical(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,13 +45,15 @@ def test_strategies_times_selections_and_the_four_baselines() -> None:
     space = build(single_layers=["all"])
     by_label = {cell.label: cell for cell in space.listed}
     assert len(by_label) == len(space.listed) == 3 * 2 + 13 + 1
-    assert by_label["deep_only 12"].baselines == (SINGLE, DEEPEST) or set(by_label["deep_only 12"].baselines) == {
-        SINGLE,
-        DEEPEST,
+    assert by_label["deep_only 12"].baselines == (SINGLE_LAYER, Baseline.DEEPEST) or set(
+        by_label["deep_only 12"].baselines
+    ) == {
+        SINGLE_LAYER,
+        Baseline.DEEPEST,
     }
-    assert PENULTIMATE in by_label["deep_only 11"].baselines
-    assert by_label["concat [3,4,5]→6"].baselines == (MIDDLE_CONCAT,)
-    assert SINGLE in by_label["deep_only 10"].baselines
+    assert Baseline.PENULTIMATE in by_label["deep_only 11"].baselines
+    assert by_label["concat [3,4,5]→6"].baselines == (Baseline.MIDDLE,)
+    assert SINGLE_LAYER in by_label["deep_only 10"].baselines
 
 
 def test_deep_only_is_the_same_whatever_levels_it_names() -> None:

@@ -45,7 +45,7 @@ class LanguageModel:
         """
         return {
             "name": self.name,
-            "revision": self.revision,
+            "revision": self.revision or None,
             "width": self.width,
             "depth": self.depth,
             "parameters": self.parameters,

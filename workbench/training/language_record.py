@@ -57,7 +57,7 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
     ]
     tracked = LanguageModel(
         name=config.name,
-        revision=config.revision,
+        revision=config.revision or "",
         parameters=language.parameters,
         width=language.width,
         depth=language.depth,
