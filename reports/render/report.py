@@ -150,6 +150,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "fewest": FEWEST,
         "symbols": wording.SYMBOLS,
         "plan": record.plan or analysis.plan,
+        "plan_hash": record.tags.get(Tag.PLAN, "?"),
         "level": f"{analysis.plan.level:g}".removeprefix("0"),
         "families": "; ".join(
             f"{wording.listed(list(f.measures))} {100 * f.share:g} %" for f in (record.plan or analysis.plan).families
