@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_workbench.study.identity import seed_of
-from fusion_workbench.study.prepare import Parts
 from fusion_workbench.runner.optional_step import log_once
 from fusion_workbench.schema.names import LAYERS_SCHEMA, Artifact
+from fusion_workbench.study.identity import seed_of
+from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.tracking import Tracker, to_json
 
 if TYPE_CHECKING:

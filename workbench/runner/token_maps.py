@@ -30,9 +30,9 @@ from fusion_workbench.runner.token_map_choice import (
     choose_examples,
     choose_layers,
 )
+from fusion_workbench.schema.names import LOOK_SCHEMA, OVERALL, Artifact, look_file
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.prepare import Parts
-from fusion_workbench.schema.names import LOOK_SCHEMA, OVERALL, Artifact, look_file
 from fusion_workbench.study.tracking import Tracker, to_json
 
 if TYPE_CHECKING:
@@ -242,9 +242,7 @@ class Look:
 
     # --- maps ---------------------------------------------------------------------------------------------------
 
-    def _maps(
-        self, chosen: ChosenCells, examples: Sequence[int], record: StudyRecord, folder: Path
-    ) -> list[_Map]:
+    def _maps(self, chosen: ChosenCells, examples: Sequence[int], record: StudyRecord, folder: Path) -> list[_Map]:
         """Layers before fusion, then cells after it, of test images; PCA over all of a column together."""
         from fusion_workbench.modules.maps import on_grid, pca_rgb, share_maps
         from fusion_workbench.reports.reading.artifacts import Artifacts

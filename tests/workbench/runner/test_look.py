@@ -31,12 +31,12 @@ from fusion_workbench.reports.reading.records import Run, StudyRecord
 from fusion_workbench.runner.experiment import Experiment
 from fusion_workbench.runner.token_map_choice import ChosenCells, choose_cells, choose_examples, choose_layers
 from fusion_workbench.runner.token_maps import Look, log_look
-from fusion_workbench.study.identity import variant
 from fusion_workbench.schema.names import OBJECTIVE, Phase, Status
 from fusion_workbench.schema.study import TrackedSource
+from fusion_workbench.study.identity import variant
 from fusion_workbench.study.ledger import Ledger
-from fusion_workbench.study.prepare import Parts, prepare
 from fusion_workbench.study.plan_log import freeze
+from fusion_workbench.study.prepare import Parts, prepare
 from fusion_workbench.study.progress import Display
 from fusion_workbench.study.tracking import Tracker
 from fusion_workbench.sweeps.space import Cell, Variant
