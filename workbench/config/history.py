@@ -69,8 +69,11 @@ def as_first(plain: Mapping[str, Any], strategy: str = "") -> dict[str, Any]:
 
     Later keys are absent while they are neutral, and all keys have their first names. ``plain`` itself is left alone.
     """
+    every = changes_after(0, strategy)
+    if not any(changes.added or changes.renamed for changes in every):  # of thousands of cells, mostly
+        return dict(plain)
     first: dict[str, Any] = copy.deepcopy(dict(plain))
-    for changes in reversed(changes_after(0, strategy)):
+    for changes in reversed(every):
         for key, neutral in changes.added.items():
             for _, holder in list(places(first, path_of(key))):
                 name = path_of(key)[-1]
