@@ -42,7 +42,7 @@ def write_judgement(found: Judgement, out: Path, files: tuple[str, ...] = ()) ->
 
 def mark(c: Comparison | None, unit: Unit) -> Mark | None:
     """A comparison as the report's tables print it."""
-    return c and mark_of(c.verdict, c.difference, c.p, unit, c.baseline, correction(c))
+    return mark_of(c.verdict, c.difference, c.p, unit, c.baseline, correction(c)) if c is not None else None
 
 
 def rows(table: Table) -> list[dict[str, Any]]:

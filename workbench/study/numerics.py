@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fusion_workbench.schema.names import Tag
-from fusion_workbench.study.ledger import DONE, Ledger
+from fusion_workbench.schema.names import LedgerState, Tag
+from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.tracking import Tracker
 from fusion_workbench.version import NUMERICS
 
@@ -16,7 +16,7 @@ def open_numerics(ledger: Ledger, tracker: Tracker, run_id: str) -> str:
     Returns:
         One line where the study holds rows of other numerics than ours, else nothing.
     """
-    rows = any(entry.state == DONE for entry in ledger.entries())
+    rows = any(entry.state == LedgerState.DONE for entry in ledger.entries())
     known = (ledger.fact(FACT) or [1]) if rows else [NUMERICS]  # 0.1.0 did not record its own, which are 1
     _record(known, ledger, tracker, run_id)
     if known == [NUMERICS]:
