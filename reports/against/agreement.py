@@ -19,8 +19,8 @@ from scipy import stats
 
 from fusion_workbench.reports.against.published import READ, Matched, match, tables
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.ranking import Measure
-from fusion_workbench.reports.reading.records import Floats
+from fusion_workbench.reports.reading.ranking import Measure
+from fusion_workbench.reports.statistics.outcomes import Floats
 from fusion_workbench.reports.words.wording import pvalue
 from fusion_workbench.schema.study import Cell
 

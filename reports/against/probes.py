@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.against.agreement import RESAMPLED, by_replicate, exact_p, tau_b
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.reading.query import read_study
-from fusion_workbench.reports.reading.records import Floats, StudyRecord
+from fusion_workbench.reports.reading.ranking import Measure
+from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.outcomes import Floats
 from fusion_workbench.reports.words.wording import pvalue
 from fusion_workbench.schema.names import OVERALL
 from fusion_workbench.schema.study import Cell

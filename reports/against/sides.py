@@ -14,9 +14,10 @@ from fusion_workbench.reports.against.environment import environment
 from fusion_workbench.reports.analysis.answer import Answer, answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.query import read_study
-from fusion_workbench.reports.reading.records import Outcomes, StudyRecord
-from fusion_workbench.reports.render.json_csv import SCHEMA
+from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.outcomes import Outcomes
+from fusion_workbench.schema.names import REPORT_SCHEMA
 from fusion_workbench.schema.study import Cell, Task
 
 
@@ -108,9 +109,10 @@ def _of_report(path: Path) -> Side:
     except (OSError, ValueError) as error:
         raise WorkbenchError(f"{path} cannot be read as a report ({error}); name a report.json.") from None
     schema = plain.get("schema") if isinstance(plain, dict) else None
-    if schema != SCHEMA:
+    if schema != REPORT_SCHEMA:
         raise WorkbenchError(
-            f"{path} is no report of schema {SCHEMA} (its schema is {schema!r}); write it again with this version."
+            f"{path} is no report of schema {REPORT_SCHEMA} (its schema is {schema!r}); write it again with "
+            "this version."
         )
     try:
         cells = {entry["cell"]: Cell.read(entry) for entry in plain["cells"]}
@@ -134,7 +136,8 @@ def _of_report(path: Path) -> Side:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WorkbenchError(
-            f"{path} says schema {SCHEMA} and does not keep to it ({type(error).__name__}: {error}); write it again."
+            f"{path} says schema {REPORT_SCHEMA} and does not keep to it ({type(error).__name__}: {error}); "
+            "write it again."
         ) from None
 
 

@@ -13,13 +13,14 @@ from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
 from fusion_workbench.reports.analysis.fairness import flags
 from fusion_workbench.reports.analysis.image_controls import blank_caveat, sight_sentence
 from fusion_workbench.reports.analysis.pick_luck import Inflation, inflation
+from fusion_workbench.reports.analysis.plain import correction_sentence
 from fusion_workbench.reports.analysis.planning import what_it_would_take
-from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.analysis.retention import Retention, retention, retention_words
 from fusion_workbench.reports.analysis.task_picks import TaskPick, task_picks, task_words
 from fusion_workbench.reports.analysis.trial import confirmation
+from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.statistics.crossed import Estimate
-from fusion_workbench.reports.words.wording import correction_sentence, listed
+from fusion_workbench.reports.words.wording import listed
 from fusion_workbench.schema.names import BASELINES, CONTROLS, MATCHED, Baseline, Verdict
 from fusion_workbench.schema.plan import FEWEST
 from fusion_workbench.schema.study import Cell

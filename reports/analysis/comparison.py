@@ -6,12 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fusion_workbench.reports.analysis.ranking import Measure, Ranking, measured, measures_of
-from fusion_workbench.reports.reading.records import ENDED, Outcomes, StudyRecord
+from fusion_workbench.reports.reading.ranking import Measure, Ranking, measured, measures_of
+from fusion_workbench.reports.reading.records import ENDED, StudyRecord
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, estimate
+from fusion_workbench.reports.statistics.outcomes import Outcomes, codes
 from fusion_workbench.reports.statistics.verdicts import Pair, judge, verdict
 from fusion_workbench.reports.words.units import GAIN, SHARE
 from fusion_workbench.schema.names import BASELINES, SINGLE_LAYER, Baseline, Verdict
@@ -44,7 +42,7 @@ class Analysis:
     Attributes:
         plan: the study's, its part that is for comparing all cells; of one from before there were plans, the default,
             without equivalence.
-        ranking: the cells by their validation, with ``core`` and ``eligible``; see :class:`.ranking.Ranking`.
+        ranking: the cells by their validation, with ``core`` and ``eligible``.
         means: (cell, measure) → test mean with its interval.
         validation: (cell, measure) → validation mean over the core replicates.
         baselines: (measure, baseline) → cell.
@@ -183,11 +181,6 @@ class Analysis:
 
 
 @lru_cache(maxsize=1024)
-def codes(groups: tuple[str, ...]) -> NDArray[np.int64] | None:
-    """Groups as numbers; None where none are known."""
-    return np.unique(groups, return_inverse=True)[1].reshape(-1) if groups else None
-
-
 def _unplanned(record: StudyRecord, measures: Sequence[Measure]) -> Plan:
     """Of a study from before there were plans: the default families, read once, and no margin."""
     primary, others = measures[-1].name, tuple(m.name for m in measures[:-1])

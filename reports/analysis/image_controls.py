@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.ranking import Measure
-from fusion_workbench.reports.reading.records import Floats, Run
+from fusion_workbench.reports.reading.ranking import Measure
+from fusion_workbench.reports.reading.records import Run
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, Noise, estimate, estimated, holm
+from fusion_workbench.reports.statistics.outcomes import Floats
 from fusion_workbench.reports.statistics.verdicts import Judged, verdict
 from fusion_workbench.reports.words.units import GAIN, SHARE
 from fusion_workbench.schema.names import IMAGE_CONTROLS, OVERALL, ImageControl, Verdict, control_metric

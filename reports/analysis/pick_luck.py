@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fusion_workbench.reports.analysis.comparison import Analysis, codes
-from fusion_workbench.reports.reading.records import Floats
+from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, mean_squares
+from fusion_workbench.reports.statistics.outcomes import Floats, codes
 from fusion_workbench.schema.study import Cell
 
 _DRAWS = 400

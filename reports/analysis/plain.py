@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fusion_workbench.reports.analysis.comparison import Comparison
+from fusion_workbench.reports.analysis.comparison import Comparison, holds_zero
+from fusion_workbench.reports.words.wording import pvalue
+from fusion_workbench.schema.names import Verdict
 from fusion_workbench.schema.study import Cell
 
 
@@ -29,3 +31,16 @@ def comparison_json(c: Comparison) -> dict[str, Any]:
         "p_equivalent": c.p_equivalent,
         "verdict": c.verdict,
     }
+
+
+def correction(c: Comparison) -> str:
+    """Why a verdict and the interval beside it seem to disagree: p before and after correction. Else empty."""
+    if c.difference is None or c.verdict != Verdict.SAME or holds_zero(c.difference):
+        return ""
+    return f"p {pvalue(c.difference.p)} alone, {pvalue(c.p)} corrected"
+
+
+def correction_sentence(c: Comparison) -> str:
+    """The same as a sentence, with the space before it."""
+    said = correction(c)
+    return f" Alone the difference would count, but every cell is compared at once ({said})." if said else ""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from fusion_workbench.config.plan import PlanConfig
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.reports.analysis.comparison import Analysis, codes
-from fusion_workbench.reports.analysis.ranking import Measure
+from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.outcomes import codes
 from fusion_workbench.reports.statistics.power import MOST, POWER, Pilot, needed, needed_examples, pilot, smallest
 from fusion_workbench.reports.words.wording import plural
 from fusion_workbench.schema.names import Baseline, CostMetric

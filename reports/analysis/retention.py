@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from fusion_workbench.reports.analysis.comparison import Analysis, codes
-from fusion_workbench.reports.analysis.ranking import Measure
+from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.statistics.crossed import Estimate, noise
+from fusion_workbench.reports.statistics.outcomes import codes
 from fusion_workbench.schema.names import Baseline, Verdict
 from fusion_workbench.schema.plan import FEWEST
 from fusion_workbench.schema.study import Cell

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.reports.analysis.comparison import Analysis, codes
-from fusion_workbench.reports.reading.records import Floats, StudyRecord
+from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import mean_squares
+from fusion_workbench.reports.statistics.outcomes import Floats, codes
 from fusion_workbench.schema.names import Tag
 
 PILOTS = Path(__file__).with_name("pilots.json")

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from fusion_workbench.reports.calibration.pilots import Mix
-from fusion_workbench.reports.reading.records import Floats
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, quotient_shares
+from fusion_workbench.reports.statistics.outcomes import Floats
 from fusion_workbench.reports.statistics.verdicts import Pair
 from fusion_workbench.schema.names import OVERALL
 from fusion_workbench.schema.plan import Family, Plan

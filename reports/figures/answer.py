@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
-from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.figures.svg import ACCENT, INK, MUTED, PAPER, WIDTH, Figure, canvas, finish, short
+from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.units import Unit
 from fusion_workbench.schema.names import BASELINES, CONTROLS, Verdict

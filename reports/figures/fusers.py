@@ -24,7 +24,8 @@ from fusion_workbench.reports.figures.svg import (
     short,
 )
 from fusion_workbench.reports.reading.layers import Inside
-from fusion_workbench.reports.reading.records import Floats, StudyRecord
+from fusion_workbench.reports.reading.records import StudyRecord
+from fusion_workbench.reports.statistics.outcomes import Floats
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.wording import number
 from fusion_workbench.schema.names import ATTENTION_SHARE, GATE

@@ -9,7 +9,6 @@ from fusion_workbench.reports.against.probes import Foretold, Probes
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.image_controls import LOOKS, Sight, sights
-from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.figures.study import columns, distinct_slug, name_points, numbers, room
 from fusion_workbench.reports.figures.svg import (
     ACCENT,
@@ -23,6 +22,7 @@ from fusion_workbench.reports.figures.svg import (
     finish,
     short,
 )
+from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.wording import plural

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.analysis.trial import LeftOut, confirmation
 from fusion_workbench.reports.figures.similarity import similarity_figure, similarity_json, stage_words
 from fusion_workbench.reports.figures.svg import ACCENT, MUTED, PAPER, WIDTH, Figure, canvas, finish
 from fusion_workbench.reports.reading.layers import Importance
+from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.wording import listed

@@ -9,7 +9,6 @@ import numpy as np
 from fusion_workbench.core.text import slug
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.figures.fusers import attention, gates, heads, opening
 from fusion_workbench.reports.figures.layers import layer_drawings
 from fusion_workbench.reports.figures.svg import (
@@ -28,6 +27,7 @@ from fusion_workbench.reports.figures.svg import (
     line_labels,
     short,
 )
+from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.units import SHARE, Unit

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fusion_workbench.reports.reading.records import Outcomes, Run
+from fusion_workbench.reports.reading.records import Run
 from fusion_workbench.reports.statistics.crossed import quotient_shares
+from fusion_workbench.reports.statistics.outcomes import Outcomes, natural
 from fusion_workbench.schema.names import Phase, Status, Tag, fresh_replicate, statistic_column
 from fusion_workbench.schema.study import Cell, Task, number
 
@@ -72,11 +73,3 @@ def fresh_of(runs: Sequence[Run], planned: Sequence[int], stopped: Any) -> tuple
     seen = {run.replicate for run in runs if run.phase == Phase.CONFIRM}
     asked = stopped if isinstance(stopped, int) else max(planned, default=0)
     return tuple(sorted(seen | {fresh_replicate(number) for number in range(asked)}, key=natural))
-
-
-def natural(word: str) -> tuple[int, str, int]:
-    """Sorts replicates: 2 before 10, c2 before c10, numbers before words."""
-    if word.isdecimal():
-        return (0, "", int(word))
-    head, digits = word[:1], word[1:]
-    return (1, head, int(digits)) if digits.isdecimal() else (2, word, 0)

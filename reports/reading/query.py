@@ -14,7 +14,6 @@ import numpy as np
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_uri import shown
-from fusion_workbench.reports.analysis.ranking import Ranking
 from fusion_workbench.reports.reading.artifacts import Artifacts
 from fusion_workbench.reports.reading.connect import children, connect, find_study
 from fusion_workbench.reports.reading.language import Asked, asked, read_answers
@@ -23,13 +22,14 @@ from fusion_workbench.reports.reading.parsing import (
     cell_of_run,
     example_scores,
     fresh_of,
-    natural,
     replicates_of,
     run_of,
     tasks_of,
 )
-from fusion_workbench.reports.reading.records import Look, Outcomes, Run, StudyRecord
+from fusion_workbench.reports.reading.ranking import Ranking
+from fusion_workbench.reports.reading.records import Look, Run, StudyRecord
 from fusion_workbench.reports.reading.token_maps import read_look
+from fusion_workbench.reports.statistics.outcomes import Outcomes, natural
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import (
     ATTENTION_SHARE,

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fusion_workbench.reports.reading.language import Asked
 from fusion_workbench.reports.reading.layers import Importance, Inside, Similarity
+from fusion_workbench.reports.statistics.outcomes import Outcomes
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import Phase, Status
 from fusion_workbench.schema.plan import Plan
 from fusion_workbench.schema.study import Cell, Contender, Task, TrackedSource
-
-Floats = NDArray[np.float64]
 
 # What became of a variant-replicate, in the words of the report.
 STATES: dict[str, str] = {
@@ -48,33 +44,6 @@ class Run:
     metrics: Mapping[str, float]  # the last value of each
     params: Mapping[str, str]
     history: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)  # metric → (epoch, value)…
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """Scores of one cell on one task and split.
-
-    Attributes:
-        replicates: R names, in order.
-        examples: N identifiers, sorted.
-        scores: ``[R, N]``, the mean over each example's items; of a metric that is a ratio of sums, each example's
-            share of it, so that the mean over examples is the metric.
-        groups: of each example; empty where it is not known.
-    """
-
-    replicates: tuple[str, ...]
-    examples: tuple[str, ...]
-    scores: Floats
-    groups: tuple[str, ...] = ()
-
-    def cut(self, replicates: Sequence[str], examples: Sequence[str]) -> Floats:
-        """``[R, N]`` scores of some replicates and examples, in that order."""
-        if tuple(replicates) == self.replicates and tuple(examples) == self.examples:
-            return self.scores
-        rows = {name: i for i, name in enumerate(self.replicates)}
-        columns = {name: i for i, name in enumerate(self.examples)}
-        chosen = self.scores[np.ix_([rows[r] for r in replicates], [columns[e] for e in examples])]
-        return np.asarray(chosen, dtype=float)
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,14 @@ from fusion_workbench.reports.analysis.plain import cell_json, comparison_json
 from fusion_workbench.reports.analysis.retention import retention_json
 from fusion_workbench.reports.analysis.trial import confirmation, trial_json
 from fusion_workbench.reports.figures.layers import layers_json
-from fusion_workbench.reports.reading.token_maps import look_json
 from fusion_workbench.reports.render.language import language_json
 from fusion_workbench.reports.render.saving import finite
 from fusion_workbench.reports.render.tables import cost_columns, health
+from fusion_workbench.reports.render.token_maps import look_json
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
-from fusion_workbench.schema.names import BASELINES, COST, Status, Tag, on_validation, task_metric
+from fusion_workbench.schema.names import BASELINES, COST, REPORT_SCHEMA, Status, Tag, on_validation, task_metric
 from fusion_workbench.schema.study import Cell
-
-SCHEMA = 2  # of report.schema.json: raised when a key goes away or changes its meaning, not when one is added
 
 
 def to_json(
@@ -41,8 +39,8 @@ def to_json(
     record = analysis.record
     cheaper = answer.cheaper
     plain: dict[str, Any] = {
-        "$schema": f"urn:fusion-workbench:report:{SCHEMA}",
-        "schema": SCHEMA,
+        "$schema": f"urn:fusion-workbench:report:{REPORT_SCHEMA}",
+        "schema": REPORT_SCHEMA,
         "study": {
             "name": record.name,
             "id": record.study_id,

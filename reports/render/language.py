@@ -20,8 +20,8 @@ from fusion_workbench.reports.analysis.image_controls import (
     sights,
     sights_json,
 )
-from fusion_workbench.reports.analysis.ranking import Measure
 from fusion_workbench.reports.reading.language import Asked, plain_text
+from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.words.wording import SYMBOLS, count, pvalue, signed
 from fusion_workbench.schema.names import IMAGE_CONTROLS, Verdict
 

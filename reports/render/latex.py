@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fusion_workbench.core.text import slug
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
-from fusion_workbench.reports.analysis.ranking import Measure
+from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.render import tables
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.tex import escape

@@ -23,7 +23,6 @@ from fusion_workbench.reports.figures.study import figures
 from fusion_workbench.reports.figures.svg import Figure
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.records import STATES
-from fusion_workbench.reports.reading.token_maps import look_page
 from fusion_workbench.reports.render import tables
 from fusion_workbench.reports.render.against import against_json, against_page
 from fusion_workbench.reports.render.json_csv import intervals_csv, results_csv, to_json
@@ -34,6 +33,7 @@ from fusion_workbench.reports.render.links import UI, cell_runs, link, server
 from fusion_workbench.reports.render.paths import ReportPaths
 from fusion_workbench.reports.render.saving import json_text, save_files
 from fusion_workbench.reports.render.templating import frame, template
+from fusion_workbench.reports.render.token_maps import look_page
 from fusion_workbench.reports.words import wording
 from fusion_workbench.reports.words.units import SHARE, Unit
 from fusion_workbench.schema.names import BASELINES, CONTROLS, Baseline, Phase, Status, Tag, Verdict

@@ -8,11 +8,12 @@ from typing import Any
 
 from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
 from fusion_workbench.reports.analysis.fairness import flags
-from fusion_workbench.reports.analysis.ranking import Measure
+from fusion_workbench.reports.analysis.plain import correction
+from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.reading.records import STATES, StudyRecord
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.units import Unit
-from fusion_workbench.reports.words.wording import SYMBOLS, correction, count, number, pvalue
+from fusion_workbench.reports.words.wording import SYMBOLS, count, number, pvalue
 from fusion_workbench.schema.names import (
     BASELINES,
     CONVERGED,

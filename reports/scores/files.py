@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.reports.reading.parsing import natural
-from fusion_workbench.reports.reading.records import Outcomes
 from fusion_workbench.reports.scores.columns import columns_of, mapping_of, number, word
 from fusion_workbench.reports.scores.formats import delimited, objects_of, parquet
 from fusion_workbench.reports.scores.sample_logs import is_sample_log, is_sample_name, sample_rows
+from fusion_workbench.reports.statistics.outcomes import Outcomes, natural
 
 TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
 

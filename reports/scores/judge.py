@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.reports.analysis.comparison import Comparison, codes
-from fusion_workbench.reports.reading.parsing import natural
-from fusion_workbench.reports.reading.records import Floats, Outcomes
+from fusion_workbench.reports.analysis.comparison import Comparison
+from fusion_workbench.reports.analysis.plain import correction_sentence
 from fusion_workbench.reports.scores.files import Scores
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, estimate, holm
+from fusion_workbench.reports.statistics.outcomes import Floats, Outcomes, codes, natural
 from fusion_workbench.reports.statistics.unpaired import BOTH, Difference, of_outcomes
 from fusion_workbench.reports.statistics.verdicts import Judged, equivalence, verdict
 from fusion_workbench.reports.words.units import MIXED, SHARE, Unit
-from fusion_workbench.reports.words.wording import correction_sentence, listed, plural
+from fusion_workbench.reports.words.wording import listed, plural
 from fusion_workbench.schema.names import Verdict
 from fusion_workbench.schema.plan import FEWEST
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.reports.analysis.comparison import Comparison
+from fusion_workbench.reports.analysis.plain import correction
 from fusion_workbench.reports.render.saving import finite, json_text, save_files
 from fusion_workbench.reports.render.tables import Mark, mark_of
 from fusion_workbench.reports.render.templating import frame, template
@@ -14,7 +15,6 @@ from fusion_workbench.reports.scores.judge import Judgement, Table
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.units import Unit
-from fusion_workbench.reports.words.wording import correction
 from fusion_workbench.schema.plan import FEWEST
 
 SCHEMA = 1

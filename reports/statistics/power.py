@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
-from fusion_workbench.reports.reading.records import Floats
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, noise
+from fusion_workbench.reports.statistics.outcomes import Floats
 from fusion_workbench.schema.plan import FEWEST
 
 POWER = 0.8

@@ -31,10 +31,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from fusion_workbench.reports.analysis.comparison import codes
-from fusion_workbench.reports.reading.parsing import natural
-from fusion_workbench.reports.reading.records import Floats, Outcomes
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, LEVEL, Estimate, Noise, estimate, estimated, noise
+from fusion_workbench.reports.statistics.outcomes import Floats, Outcomes, codes, natural
 from fusion_workbench.schema.plan import FEWEST
 
 BOTH, IMAGES, NOTHING = "replicates and images", "images", "nothing"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fusion_workbench.reports.reading.records import Floats
 from fusion_workbench.reports.statistics.crossed import Noise, holm, noise
+from fusion_workbench.reports.statistics.outcomes import Floats
 from fusion_workbench.schema.names import Verdict
 from fusion_workbench.schema.plan import FEWEST, Plan
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from fusion_workbench.reports.analysis.comparison import Comparison, holds_zero
 from fusion_workbench.reports.words.units import MINUS
 from fusion_workbench.schema.names import Verdict
 
@@ -31,19 +30,6 @@ def pvalue(p: float) -> str:
     if math.isnan(p):
         return DASH
     return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
-
-
-def correction(c: Comparison) -> str:
-    """Why a verdict and the interval beside it seem to disagree: p before and after correction. Else empty."""
-    if c.difference is None or c.verdict != Verdict.SAME or holds_zero(c.difference):
-        return ""
-    return f"p {pvalue(c.difference.p)} alone, {pvalue(c.p)} corrected"
-
-
-def correction_sentence(c: Comparison) -> str:
-    """The same as a sentence, with the space before it."""
-    said = correction(c)
-    return f" Alone the difference would count, but every cell is compared at once ({said})." if said else ""
 
 
 def count(value: float | None) -> str:

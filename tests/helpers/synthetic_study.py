@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from fusion_workbench.reports.reading.records import Outcomes, Run, StudyRecord
+from fusion_workbench.reports.reading.records import Run, StudyRecord
+from fusion_workbench.reports.statistics.outcomes import Outcomes
 from fusion_workbench.schema.plan import Family, Plan
 from fusion_workbench.schema.study import Cell, Contender, Task, TrackedSource
 

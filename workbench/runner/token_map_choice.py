@@ -55,7 +55,7 @@ def choose_cells(
         fusing: whether each reads more than one layer (a control may name levels and read none).
         trained: whether a replicate of each was trained to its end.
         ranked: positions of those that can be chosen, the best on validation first
-            (:meth:`reports.analysis.ranking.Ranking.ranked`).
+            (:meth:`reports.reading.ranking.Ranking.ranked`).
     """
     singles = [i for i in range(len(cells)) if trained[i] and not cells[i].selection.levels]
     named = [i for i in singles if Baseline.DEEPEST in cells[i].baselines]

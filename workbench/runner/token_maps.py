@@ -186,7 +186,7 @@ class Look:
 
     def _choose(self, record: StudyRecord) -> ChosenCells:
         """By the report's own ranking, so that the featured cell is the one that it recommends."""
-        from fusion_workbench.reports.analysis.ranking import Ranking
+        from fusion_workbench.reports.reading.ranking import Ranking
 
         place = {cell.id: i for i, cell in enumerate(self.cells)}
         ranked = [place[cell.id] for cell in Ranking(record).ranked() if cell.id in place]

@@ -12,6 +12,7 @@ from enum import StrEnum
 TRACKING_SCHEMA = "1"  # of a study's runs in MLflow, as the tag of its parent run
 LOOK_SCHEMA = 1  # of look/look.json
 LAYERS_SCHEMA = 1  # of similarity.json and importance.json
+REPORT_SCHEMA = 2  # of report.json: raised when a key goes away or changes its meaning, not when one is added
 
 # --- runs -----------------------------------------------------------------------------------------------------------
 

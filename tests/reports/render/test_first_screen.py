@@ -17,12 +17,12 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports import write_report
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.analysis.plain import correction
 from fusion_workbench.reports.calibration.table import load
 from fusion_workbench.reports.figures.answer import answer_figure
-from fusion_workbench.reports.reading.records import Floats
 from fusion_workbench.reports.render.report import render
 from fusion_workbench.reports.render.tables import mark
-from fusion_workbench.reports.words.wording import correction
+from fusion_workbench.reports.statistics.outcomes import Floats
 from fusion_workbench.schema.names import Baseline, Verdict
 from fusion_workbench.schema.plan import Family, Plan
 from fusion_workbench.schema.study import Contender

@@ -13,7 +13,7 @@ from synthetic_study import copy_database, tiny
 
 import fusion_workbench.reports as reports
 from fusion_workbench.reports import write_report
-from fusion_workbench.reports.render.json_csv import SCHEMA
+from fusion_workbench.reports.render.json_csv import REPORT_SCHEMA as SCHEMA
 
 CONCAT, FUSER = ("concat", (3, 6), 12), ("mmfuser", (3, 6), 12)
 STATES = ["running", "diverged", "out_of_memory", "pruned", "failed", "killed", "unreadable", "missing"]

@@ -25,8 +25,8 @@ from fusion_workbench.modules.fusion import build
 from fusion_workbench.modules.maps import pca_rgb
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.ranking import Ranking
 from fusion_workbench.reports.reading.query import read_study
+from fusion_workbench.reports.reading.ranking import Ranking
 from fusion_workbench.reports.reading.records import Run, StudyRecord
 from fusion_workbench.runner.experiment import Experiment
 from fusion_workbench.runner.token_map_choice import ChosenCells, choose_cells, choose_examples, choose_layers

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion_workbench.reports.reading.records import Outcomes, StudyRecord
+from fusion_workbench.reports.reading.records import StudyRecord
+from fusion_workbench.reports.statistics.outcomes import Outcomes
 from fusion_workbench.reports.words.units import GAIN, SHARE, Unit, common, unit_of
 from fusion_workbench.schema.names import OBJECTIVE, OVERALL, on_validation, task_metric
 from fusion_workbench.schema.study import Cell
