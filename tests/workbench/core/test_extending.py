@@ -8,16 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from places import DATA, DOCS, ROOT
+from wheels import build_wheel, unpack_wheel
 
-ROOT = Path(__file__).resolve().parents[2]
-PLUGIN = ROOT / "tests" / "data" / "plugin"
-DOCS = ROOT / "docs" / "extending.md"
-BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+PLUGIN = DATA / "plugin"
+PAGE = DOCS / "extending.md"
 EACH_IS_FOUND = """
 import json
 from fusion_workbench.datamodules.build import SOURCES, build_source
@@ -69,13 +68,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the plug-in as an installer leaves it: built to a wheel, unpacked. No network, no pip."""
     folder = tmp_path_factory.mktemp("plugin")
     sources = shutil.copytree(PLUGIN, folder / "sources", ignore=shutil.ignore_patterns("__pycache__"))
-    built = subprocess.run(
-        [sys.executable, "-c", BUILD, str(folder)], cwd=sources, capture_output=True, text=True, check=False
-    )
-    assert built.returncode == 0, built.stderr
-    with zipfile.ZipFile(folder / built.stdout.splitlines()[-1]) as wheel:
-        wheel.extractall(folder / "site")
-    return folder / "site"
+    return unpack_wheel(build_wheel(sources, folder), folder / "site")
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +133,7 @@ def test_a_study_of_theirs_runs_from_end_to_end(site: Path, tiny_msn: Path, mlfl
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.mark.parametrize("kind", ["strategy", "injection", "task", "source", "family", "metric"])

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import DATA
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -41,7 +42,7 @@ from fusion_workbench.study.identity import as_begun, folder_of, study_id, varia
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.sweeps.space import Cell, build_space
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden" / "schema_1.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads((DATA / "golden" / "schema_1.json").read_text(encoding="utf-8"))
 DEPTH = {"planted": 4, "mmfuser_llava_7b": 24}  # blocks of the encoders; of the others 12
 WRITTEN = {
     "least": "strategies: [{name: concat}]\nselections: [{levels: [3, 6, 9]}]\n",
