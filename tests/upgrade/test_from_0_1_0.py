@@ -19,8 +19,8 @@ import torch
 from typer.testing import CliRunner
 from unpacking import differences, expected, unpack
 
+from fusion_workbench import load_connector
 from fusion_workbench.cli.main import app
-from fusion_workbench.models.export import load_connector
 from fusion_workbench.reports.reading.query import read_study
 
 VERSION = "v0_1_0"

@@ -23,10 +23,10 @@ from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.runner.experiment import Experiment, StudyResult
-from fusion_workbench.schema.names import Verdict
+from fusion_workbench.schema.names import Tag, Verdict
 from fusion_workbench.study import jobs, numerics
 from fusion_workbench.study.ledger import Ledger
-from fusion_workbench.study.numerics import FACT, TAG, open_numerics
+from fusion_workbench.study.numerics import FACT, open_numerics
 from fusion_workbench.study.prepare import Parts, prepare
 from fusion_workbench.study.progress import Display
 from fusion_workbench.version import NUMERICS
@@ -150,7 +150,7 @@ def test_a_study_that_goes_on_under_other_numerics_says_so(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tags(result: StudyResult) -> list[str | None]:
-        return [read(result).tags.get(TAG), *sorted(r.data.tags.get(TAG, "-") for r in runs(result))]
+        return [read(result).tags.get(Tag.NUMERICS), *sorted(r.data.tags.get(Tag.NUMERICS, "-") for r in runs(result))]
 
     quick = ("search.learning_rates=[0.01]",)
     told: list[str] = []
@@ -179,7 +179,7 @@ def test_a_study_that_goes_on_under_other_numerics_says_so(
 def test_a_study_of_0_1_0_was_begun_under_numerics_1(tmp_path: Path) -> None:
     class Untracked:
         def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
-            tagged.append(tags[TAG])
+            tagged.append(tags[Tag.NUMERICS])
 
     tagged: list[str] = []
     ledger = Ledger(tmp_path / "ledger.db")

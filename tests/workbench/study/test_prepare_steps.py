@@ -102,7 +102,7 @@ def test_the_encoder_is_the_one_that_is_named(tiny_dinov2: Path) -> None:
 
 @pytest.mark.parametrize("live", [False, True])
 def test_features_come_from_the_store_unless_they_are_live(encoder: VisionEncoder, tmp_path: Path, live: bool) -> None:
-    from fusion_workbench.datamodules.sources.base import build_source
+    from fusion_workbench.datamodules.build import build_source
 
     source = build_source("planted", {"train": 24, "val": 6, "test": 6})
     features = features_of(study(f"training.live={str(live).lower()}"), tmp_path, encoder, source)
