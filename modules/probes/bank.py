@@ -62,9 +62,11 @@ class Member:
         gates = named_gates(self.probe.fuser, self.probe.fuser.gates())
         self.gates: dict[str, list[Tensor]] = {name: [] for name in gates}  # one [dim] an epoch
         self.step_seconds = 0.0
+        self.marks: list[tuple[Any, Any]] = []  # CUDA events around steps, not yet read: reading waits for the device
         self.images = 0
         generator = torch.Generator().manual_seed(config.dropout_seed)
         self.rng_state = generator.get_state()
+        self.cuda_rng_state: Tensor | None = None  # drawn from the same seed at the first step on CUDA
         self._loss_sum: Tensor | float = 0.0
         self._steps = 0
 
@@ -83,6 +85,13 @@ class Member:
         self._loss_sum = self._loss_sum + loss.detach()
         self._steps += 1
 
+    def read_marks(self) -> None:
+        """Add the time between the marks to ``step_seconds``. Waits for the device."""
+        for begun, ended in self.marks:
+            ended.synchronize()
+            self.step_seconds += begun.elapsed_time(ended) / 1000
+        self.marks = []
+
     def take_loss(self) -> float:
         """Mean training loss since the last call; nan when there was no step."""
         mean = float(self._loss_sum) / self._steps if self._steps else math.nan
@@ -90,15 +99,31 @@ class Member:
         return mean
 
     @contextmanager
-    def own_randomness(self) -> Iterator[None]:
-        """Dropout draws from the member's own state, so that neighbours cannot shift it."""
+    def own_randomness(self, device: torch.device | None = None) -> Iterator[None]:
+        """Dropout draws from the member's own state, on ``device`` too, so that neighbours cannot shift it."""
         outside = torch.get_rng_state()
         torch.set_rng_state(self.rng_state)
         try:
-            yield
+            if device is not None and device.type == "cuda":
+                with self._own_cuda_randomness(device):
+                    yield
+            else:
+                yield
         finally:
             self.rng_state = torch.get_rng_state()
             torch.set_rng_state(outside)
+
+    @contextmanager
+    def _own_cuda_randomness(self, device: torch.device) -> Iterator[None]:
+        outside = torch.cuda.get_rng_state(device)
+        if self.cuda_rng_state is None:
+            self.cuda_rng_state = torch.Generator(device).manual_seed(self.config.dropout_seed).get_state()
+        torch.cuda.set_rng_state(self.cuda_rng_state, device)
+        try:
+            yield
+        finally:
+            self.cuda_rng_state = torch.cuda.get_rng_state(device)
+            torch.cuda.set_rng_state(outside, device)
 
 
 class FusionBank(L.LightningModule):
@@ -141,7 +166,7 @@ class FusionBank(L.LightningModule):
         for number, member in enumerate(self.members):
             if not member.running:
                 continue
-            with self._timed(member), member.own_randomness():
+            with self._timed(member), member.own_randomness(self.device):
                 try:
                     self._step(number, member, features, batch, optimizers[number])
                 except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -172,15 +197,23 @@ class FusionBank(L.LightningModule):
 
     @contextmanager
     def _timed(self, member: Member) -> Iterator[None]:
-        """The member's own share of the wall clock; on CUDA, of the time to launch (steps overlap there)."""
-        start = time.perf_counter()
+        """The member's own share of the clock: on CUDA the device's, which is still at work when a step is launched."""
+        if self.device.type != "cuda":
+            start = time.perf_counter()
+            yield
+            member.step_seconds += time.perf_counter() - start
+            return
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
         yield
-        member.step_seconds += time.perf_counter() - start
+        ended.record()
+        member.marks.append((begun, ended))
 
     def on_train_epoch_end(self) -> None:
         """Runs after the epoch's validation: closes the epoch's row and takes out whoever diverged."""
         optimizers = _listed(self.optimizers())
         for number, member in enumerate(self.members):
+            member.read_marks()
             if not member.running:
                 continue
             row = {TRAIN_LOSS: member.take_loss(), "lr": optimizers[number].param_groups[-1]["lr"]}

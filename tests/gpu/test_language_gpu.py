@@ -29,6 +29,7 @@ def test_bf16_training_lowers_the_loss(trains: str) -> None:
     model = tiny_model(decoder=decoder, recipe=Recipe.of(1e-2, warmup=0.03))
     batch = Chat().batch(TURNS)
     before = float(model.training_step(batch, 0).detach())
-    trainer(max_epochs=20, accelerator="cuda", gradient_clip_val=1.0).fit(model, Stateful([batch]))
+    epochs = 60 if trains == "frozen" else 20  # words that nothing changes are learned more slowly, on the CPU too
+    trainer(max_epochs=epochs, accelerator="cuda", gradient_clip_val=1.0).fit(model, Stateful([batch]))
     moved = {name: value.cuda() for name, value in batch.items()}
     assert float(model.cuda().training_step(moved, 0).detach()) < 0.8 * before

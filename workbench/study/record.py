@@ -175,12 +175,17 @@ def keeps_results(phase: str, status: str | None) -> bool:
     return phase != Phase.SEARCH and status == Status.FINISHED
 
 
-def final_metrics(member: Member, parts: Parts, grid: tuple[int, int], phase: str) -> dict[str, float]:
-    """Cost, convergence, gates, attention and, for the final replicates, the test metrics."""
+def final_metrics(
+    member: Member, parts: Parts, grid: tuple[int, int], phase: str, device: torch.device
+) -> dict[str, float]:
+    """Cost, convergence, gates, attention and, for the final replicates, the test metrics.
+
+    ``device`` is where the member was trained, and where its forward pass is timed: Lightning leaves what it has
+    trained on the CPU.
+    """
     from fusion_workbench.modules.cost import flops, parameters
 
-    probe, dim = member.probe, parts.encoder.dim
-    device = next(probe.parameters()).device
+    probe, dim = member.probe.to(device), parts.encoder.dim
     dtype = next(probe.parameters()).dtype
     tokens = grid[0] * grid[1]
     example = torch.zeros(len(probe.fuser.uses), 1, tokens, dim, device=device, dtype=dtype)

@@ -70,7 +70,7 @@ class BankTrainer(JobTrainer):
         if phase != Phase.SEARCH:
             trainer.test(bank, data, verbose=False)
         for job, member, run_id in zip(jobs, bank.members, run_ids, strict=True):
-            metrics = final_metrics(member, self.parts, grid, phase)
+            metrics = final_metrics(member, self.parts, grid, phase, trainer.strategy.root_device)
             files = child_files(member, self.parts, job.variant, phase)
             last = member.history[-1] if member.history else {}
             self.commit(job, run_id, member.outcome or Status.PRUNED, len(member.history), metrics, files, last)

@@ -85,7 +85,8 @@ def test_tokens_are_those_of_training(trained: Any, tmp_path: Path, strategy: st
 
     uri, parts, runs = trained
     exported = export_run(uri, runs[strategy, "0"], tmp_path / "it")
-    connector = load_connector(exported.folder, device="cpu")
+    device = parts.encoder.device
+    connector = load_connector(exported.folder, device=str(device))
     weights = safetensors.torch.load_file(exported.folder / WEIGHTS)
     weights |= safetensors.torch.load_file(exported.folder / HEADS)
     config = json.loads((exported.folder / CONFIG).read_text())
@@ -103,7 +104,7 @@ def test_tokens_are_those_of_training(trained: Any, tmp_path: Path, strategy: st
         ),
         parts.tasks,
     )
-    probe.load_state_dict(weights)  # the very names of the probe: nothing is lost, nothing added
+    probe.to(device).load_state_dict(weights)  # the very names of the probe: nothing is lost, nothing added
     images = np.stack([parts.source.image("test", index) for index in range(4)])
     with torch.no_grad():
         expected = probe.tokens(parts.encoder.encode(images, connector.layers), (8, 8))
@@ -136,6 +137,8 @@ def test_gradients_reach_fuser_and_projector_alone(folder: Path) -> None:
 
 
 def test_a_study_stands_for_its_recommended_cell_and_its_first_replicate(trained: Any, tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
     from fusion_workbench.reports.analysis.answer import answer
     from fusion_workbench.reports.analysis.comparison import Analysis
     from fusion_workbench.reports.reading.query import read_study
@@ -145,7 +148,8 @@ def test_a_study_stands_for_its_recommended_cell_and_its_first_replicate(trained
     assert recommended is not None
     exported = export_run(uri, "leaving", None, folder=tmp_path)
     assert exported.cell == recommended.label
-    assert exported.run_id == runs[recommended.strategy, "0"] or recommended.strategy == "deep_only"
+    tags = MlflowClient(tracking_uri=uri).get_run(exported.run_id).data.tags
+    assert (tags["workbench.cell"], tags["workbench.replicate"]) == (recommended.id, "0")
     named = export_run(uri, "leaving:concat [1,2]→3", None, folder=tmp_path, overwrite=True)
     assert (named.folder.name, named.run_id) == ("leaving-concat-1-2-3", runs["concat", "0"])
 

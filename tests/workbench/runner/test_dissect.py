@@ -52,7 +52,7 @@ def test_similarity_is_that_of_the_validation_tokens(done: Done, monkeypatch: py
     """With every token taken and one minibatch: the direct computation on the encoder's own hidden states."""
     monkeypatch.setattr(dissect, "_TOKENS", 64)
     images = np.stack([done.parts.source.image("val", i) for i in range(8)])
-    states = done.parts.encoder.encode(images, [1, 2, 3]).flatten(1, 2)
+    states = done.parts.encoder.encode(images, [1, 2, 3]).cpu().flatten(1, 2)
     direct = hsic(torch.nn.functional.layer_norm(states, states.shape[-1:]))
     expected = direct / (direct.diagonal()[:, None] * direct.diagonal()).sqrt()
     live = similarity(replace(done.parts, features=LiveFeatures(done.parts.encoder, done.parts.source)), [1, 2, 3])

@@ -150,7 +150,7 @@ def test_the_map_after_fusion_is_the_trained_fuser_s(done: Done) -> None:
     column = next(c for c in look["columns"] if c.get("label", "").startswith("mmfuser"))
     cell = next(v.cell for v in done.variants if v.cell.id == column["cell"])
     images = np.stack([done.parts.source.image("test", e["index"]) for e in look["examples"]])
-    features = done.parts.encoder.encode(images, cell.selection.layers).float()
+    features = done.parts.encoder.encode(images, cell.selection.layers).float().cpu()
     fuser = build(cell.strategy, cell.selection, 32, dict(cell.options))
     weights = done.artifacts.parents[1] / column["run"] / "artifacts/fuser/model.safetensors"
     state = safetensors.torch.load_file(weights)
@@ -173,7 +173,7 @@ def test_regions_are_the_trained_fuser_s_attention(done: Done) -> None:
     cell = next(v.cell for v in done.variants if v.cell.id == regions["cell"])
     assert [level["layer"] for level in regions["levels"]] == [1, 2]
     images = np.stack([done.parts.source.image("test", e["index"]) for e in look["examples"]])
-    features = done.parts.encoder.encode(images, cell.selection.layers).float()
+    features = done.parts.encoder.encode(images, cell.selection.layers).float().cpu()
     fuser = build(cell.strategy, cell.selection, 32, dict(cell.options))
     state = safetensors.torch.load_file(done.artifacts.parents[1] / column["run"] / "artifacts/fuser/model.safetensors")
     fuser.load_state_dict({k.removeprefix("fuser."): v for k, v in state.items() if k.startswith("fuser.")})
