@@ -32,6 +32,11 @@ Grid = tuple[int, int]
 DENSE_UP_TO = 12
 # Elements of a temporary: several fit into the cache together, and malloc reuses their pages.
 CHUNK = 2**20
+# On a GPU products cost little and launches much: dense where there is enough to multiply, in few large pieces.
+# Measured on an H200 (docs/gpu.md): at N = 36 K from B·Q·N = 5 million on; below 3 million launches are all the time.
+DENSE_UP_TO_ON_GPU = 40
+DENSE_FROM_ON_GPU = 2**22
+CHUNK_ON_GPU = 2**26
 
 
 class DeformableAttention(nn.Module):
@@ -263,7 +268,7 @@ class _ProjectAndGather(Function):
         grad_projection = grad.new_zeros(dim, dim)
         with torch.autocast(grad.device.type, enabled=False):
             for head, rows in enumerate(grad_projection.chunk(heads)):
-                for part in _chunks(batch, queries * dim):
+                for part in _chunks(batch, queries * dim, grad):
                     read = (t[head : head + 1, part].flatten(1, 2) for t in (places, weights))
                     sampled = _weighted_sum(tokens[part], *read)  # [·, Q, D]: the whole tokens, as one head
                     rows.addmm_(by_head[part, :, head].flatten(0, 1).T, sampled.flatten(0, 1))
@@ -329,7 +334,7 @@ def _grad_weight(grad: Tensor, values: Tensor, index: Tensor) -> Tensor:
     by_head, values = (t.detach().to(grad.dtype).view(batch, -1, heads, t.shape[2] // heads) for t in (grad, values))
     for head in range(heads):
         places = index[head].view(batch, queries, corners)
-        for part in _chunks(batch, queries * values.shape[1]):
+        for part in _chunks(batch, queries * values.shape[1], grad):
             products = torch.bmm(by_head[part, :, head], values[part, :, head].mT)  # [·, Q, N]
             torch.gather(products, 2, places[part].long(), out=out[head, part])
     return out.view(index.shape)
@@ -351,7 +356,7 @@ def _grad_values(grad: Tensor, values: Tensor, index: Tensor, weight: Tensor) ->
     out = grad.new_empty(batch, tokens, heads, by_head.shape[-1])
     for head in range(heads):
         places, weights = (t[head].view(batch, queries, corners) for t in (index, weight))
-        for part in _chunks(batch, queries * tokens):
+        for part in _chunks(batch, queries * tokens, grad):
             dense = grad.new_zeros(len(places[part]), queries, tokens)
             dense.scatter_add_(2, places[part].long(), weights[part])
             out[part, :, head] = torch.bmm(dense.mT, by_head[part, :, head])
@@ -359,12 +364,15 @@ def _grad_values(grad: Tensor, values: Tensor, index: Tensor, weight: Tensor) ->
 
 
 def _dense(index: Tensor, values: Tensor) -> bool:
-    return values.shape[1] <= DENSE_UP_TO * index.shape[2]
+    (_, queries, corners), tokens = index.shape, values.shape[1]  # of all images, of one
+    if values.device.type == "cpu":
+        return tokens <= DENSE_UP_TO * corners
+    return tokens <= DENSE_UP_TO_ON_GPU * corners and queries * tokens >= DENSE_FROM_ON_GPU
 
 
-def _chunks(count: int, size: int) -> list[slice]:
-    """Slices of ``range(count)``, where each item needs ``size`` elements of scratch memory."""
-    step = max(1, CHUNK // size)
+def _chunks(count: int, size: int, like: Tensor) -> list[slice]:
+    """Slices of ``range(count)``, where each item needs ``size`` elements of scratch memory beside ``like``."""
+    step = max(1, (CHUNK if like.device.type == "cpu" else CHUNK_ON_GPU) // size)
     return [slice(start, start + step) for start in range(0, count, step)]
 
 

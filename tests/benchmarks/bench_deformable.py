@@ -34,11 +34,15 @@ SHAPES = {  # batch, rows, columns, dim, levels
     "cuda": [(32, 8, 8, 384, 3), (16, 16, 16, 384, 3), (16, 24, 24, 1024, 4), (64, 24, 24, 1024, 4)],
     "tiny": [(2, 4, 4, 64, 2)],
 }
-WAYS = {  # of the backward pass: what DENSE_UP_TO and CHUNK are set to
-    "as it is": (deformable.DENSE_UP_TO, deformable.CHUNK),
-    "sparse": (0, deformable.CHUNK),
-    "dense": (10**6, deformable.CHUNK),
-    "dense at once": (10**6, 2**30),
+WAYS: dict[
+    str, dict[str, int]
+] = {  # of the backward pass: what constants of fusion_workbench.modules.fusion.deformable are set to
+    "as it is": {},
+    "sparse": {"DENSE_UP_TO": 0, "DENSE_UP_TO_ON_GPU": 0},
+    "dense": {"DENSE_UP_TO": 10**6, "DENSE_UP_TO_ON_GPU": 10**6, "DENSE_FROM_ON_GPU": 0}
+    | {"CHUNK": 2**20, "CHUNK_ON_GPU": 2**20},
+    "dense at once": {"DENSE_UP_TO": 10**6, "DENSE_UP_TO_ON_GPU": 10**6, "DENSE_FROM_ON_GPU": 0}
+    | {"CHUNK": 2**30, "CHUNK_ON_GPU": 2**30},
 }
 
 
@@ -105,12 +109,12 @@ def _away_from_the_start(module: nn.Module) -> None:
 
 @contextmanager
 def backward_by(way: str) -> Iterator[None]:
-    before = deformable.DENSE_UP_TO, deformable.CHUNK
-    deformable.DENSE_UP_TO, deformable.CHUNK = WAYS[way]
+    before = {name: getattr(deformable, name) for name in WAYS[way]}
+    vars(deformable).update(WAYS[way])
     try:
         yield
     finally:
-        deformable.DENSE_UP_TO, deformable.CHUNK = before
+        vars(deformable).update(before)
 
 
 def best_of(

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What there is to check and to measure on a GPU, on a machine with torch, lightning, transformers and pytest:
 #
-#   bash tests/gpu/run.sh --out gpu-results                        everything, about five minutes on an H100 or H200
+#   bash tests/gpu/run.sh --out gpu-results                        everything, about seven minutes on an H200
 #   bash tests/gpu/run.sh --out gpu-results --steps "tests suite"  some of it
 #   bash tests/gpu/run.sh --out try --device cpu --tiny            whether the script itself runs
 #
@@ -78,7 +78,7 @@ tests() { pytest_on 110 tests 8 tests/gpu; }
 
 suite() {
   if [ -n "$tiny" ]; then pytest_on 300 suite 1 tests/modules/test_tasks.py; return; fi
-  pytest_on 140 suite "$workers" tests/modules tests/datamodules tests/workbench tests/sweeps
+  pytest_on 170 suite "$workers" tests/modules tests/datamodules tests/workbench tests/sweeps
 }
 
 deformable() {

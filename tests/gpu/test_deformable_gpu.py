@@ -13,8 +13,12 @@ pytestmark = pytest.mark.gpu
 
 @pytest.mark.parametrize("grid", [(8, 8), (3, 5), (1, 17), (24, 24)], ids=str)
 @pytest.mark.parametrize("dense_up_to", [0, 10**6], ids=["sparse", "dense"])
-def test_cuda_equals_cpu(grid: tuple[int, int], dense_up_to: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chunk", [1, 2**26], ids=["in pieces", "at once"])
+def test_cuda_equals_cpu(grid: tuple[int, int], dense_up_to: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deformable, "DENSE_UP_TO", dense_up_to)
+    monkeypatch.setattr(deformable, "DENSE_UP_TO_ON_GPU", dense_up_to)
+    monkeypatch.setattr(deformable, "DENSE_FROM_ON_GPU", 0)
+    monkeypatch.setattr(deformable, "CHUNK_ON_GPU", chunk)
     torch.manual_seed(0)
     fuser = build("mmfuser", Selection((1, 2, 3), 4), 128).double()
     with torch.no_grad():

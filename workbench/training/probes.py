@@ -36,6 +36,7 @@ class BankTrainer(JobTrainer):
         self, jobs: Sequence[Job], run_ids: Sequence[str], phase: str, advance: Callable[[int], None]
     ) -> None:
         import lightning as L
+        import torch
 
         from fusion_workbench.datamodules.datamodule import AblationDataModule
         from fusion_workbench.modules.probes.bank import FusionBank
@@ -66,6 +67,8 @@ class BankTrainer(JobTrainer):
             callbacks=[BankRecorder(self.tracker, run_ids, advance)],
             default_root_dir=self.parts.folder,
         )
+        if torch.cuda.is_available():  # else the most that any bank before this one took
+            torch.cuda.reset_peak_memory_stats()
         trainer.fit(bank, data)
         if phase != Phase.SEARCH:
             trainer.test(bank, data, verbose=False)
