@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fusion_workbench.core.layers import Selection
-from fusion_workbench.modules.optim import make_optimizer
+from fusion_workbench.modules.optim import Recipe, make_optimizer
 from fusion_workbench.modules.probes.bank import FusionBank, Member, MemberConfig
 from fusion_workbench.modules.probes.probe import ProbeConfig
 from fusion_workbench.modules.tasks import Digit, Read, Task
