@@ -203,7 +203,7 @@ class FusionBank(L.LightningModule):
             yield
             member.step_seconds += time.perf_counter() - start
             return
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begun.record()
         yield
         ended.record()

@@ -23,7 +23,7 @@ def workspace(mlflow_template: Path, tmp_path: Path) -> Path:
 
 def test_a_study_names_the_planted_layers(workspace: Path) -> None:
     moved: list[int] = []
-    row = named(1, 4, workspace, lambda: moved.append(1))
+    row = named(1, 4, workspace, moved.append)
     assert (row.check, row.count, row.total) == (PLANTED, 1, 1)
     assert moved == [1]
 
