@@ -26,8 +26,10 @@ out=$(cd "$out" && pwd)
 cd "$(dirname "$0")/../.."
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-make -s links  # the package, where nothing is installed
-export PYTHONPATH=$PWD/build/links${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+package=$scratch/links/fusion_workbench  # as it is imported, where nothing is installed
+mkdir -p "$package"
+ln -s "$PWD"/workbench/* "$PWD"/{modules,datamodules,sweeps,reports} "$package"
+export PYTHONPATH=$scratch/links${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg MLFLOW_DISABLE_TELEMETRY=true GIT_PYTHON_REFRESH=quiet
 results=$out/results.jsonl
 : >"$results"
