@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from collections import Counter
@@ -71,3 +72,17 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_page_and_the_picture_show_the_contracts() -> None:
+    """One table of levels: pyproject.toml's, drawn and printed by one file."""
+    script = ROOT / "docs" / "images" / "draw_rooms.py"
+    spec = importlib.util.spec_from_file_location("draw_rooms", script)
+    assert spec is not None
+    assert spec.loader is not None
+    drawn = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawn)
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert drawn.table() in page, "run python docs/images/draw_rooms.py"
+    assert drawn.page(page) == page, "run python docs/images/draw_rooms.py"
+    assert drawn.PICTURE.read_text(encoding="utf-8") == drawn.picture(), "run python docs/images/draw_rooms.py"

@@ -1,1 +1,1 @@
-"""Where samples come from: a file a source."""
+"""Where samples come from: one file per source."""

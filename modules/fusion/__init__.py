@@ -1,4 +1,4 @@
-"""Fusion strategies: from the selected layers' tokens to one token sequence. A family a file; users add their own."""
+"""Fusion strategies: from the selected layers' tokens to one token sequence. One file per kind; users add their own."""
 
 from fusion_workbench.modules.fusion import (  # noqa: F401  (each registers its strategies)
     average,

@@ -110,7 +110,7 @@ class Fusion(nn.Module, ABC):
         return {}
 
     def inspect(self, features: Tensor, grid: Grid) -> dict[str, Tensor]:
-        """Where the trained module draws on which level, for pictures; see :meth:`modules.fusion.MMFuser.inspect`."""
+        """Where the module draws on which level, as a picture: :meth:`modules.fusion.mmfuser.MMFuser.inspect`."""
         return {}
 
     def flops(self, grid: Grid, batch: int = 1) -> int:

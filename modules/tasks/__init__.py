@@ -1,4 +1,4 @@
-"""Tasks: what is read off the fused tokens. A head, a loss, an outcome for each example, a metric."""
+"""Tasks: what is read off the fused tokens. A head, a loss, a score for each example, a metric."""
 
 from fusion_workbench.modules.tasks import count, digit, locate, read, segment  # noqa: F401  (each registers its task)
 from fusion_workbench.modules.tasks.base import TASKS, Batch, Task, build_task, register_task

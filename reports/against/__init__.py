@@ -1,1 +1,1 @@
-"""What a study is held against: another study, a paper's table, probes, a bar in CI."""
+"""What a study is held against: another study, a paper's table, probes, `--fail-on`."""

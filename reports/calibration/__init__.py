@@ -1,1 +1,1 @@
-"""The referee's own error rates, counted on studies of known truth."""
+"""Error rates of the report's own statistics, counted on studies of known truth."""

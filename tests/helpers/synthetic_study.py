@@ -145,7 +145,7 @@ class _Writer:
         return str(parent)
 
     def _confirm(self, parent: str) -> None:
-        """``contenders.json``, ``plan.json`` and the fresh replicates, as ``workbench/confirm.py`` leaves them."""
+        """``contenders.json``, ``plan.json`` and fresh replicates, as ``workbench/runner/confirm.py`` leaves them."""
         from fusion_workbench.reports import find_picks
 
         study = self.study

@@ -143,7 +143,7 @@ def test_a_whole_model_answers_as_it_did_and_is_exported_again(kept: Path, tmp_p
 
 
 def test_a_logged_model_is_logged_again(kept: Path) -> None:
-    """MLflow kept 0.1.0's ``served.py``, which imports ``workbench.export``: docs/export.md says what to do."""
+    """MLflow kept 0.1.0's ``served.py``, which imports ``workbench.export``: docs/upgrading.md says what to do."""
     import mlflow
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient

@@ -1,1 +1,1 @@
-"""What is typed: one file a group of commands, and no logic."""
+"""What is typed: one file per group of commands, and no logic."""

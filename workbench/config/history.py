@@ -43,7 +43,7 @@ class Version:
     strategies: Mapping[str, Changes] = field(default_factory=dict)
 
 
-# How to write a change down (tests/workbench/test_identity.py tells when one is missing):
+# How to write a change down (tests/workbench/study/test_identity.py tells when one is missing):
 # - a key, or an option of a strategy, is new: add it to `added` of the newest version, with the value that means "as
 #   before"; where its default is another one, add (as before, default) to `changed` as well;
 # - a default is another one: add (before, since) to `changed` of a *new* version, unless the newest is unreleased;

@@ -1,1 +1,1 @@
-"""Words and mechanisms for everybody."""
+"""What every folder uses: errors, layer numbers, options, the registry, files, text."""

@@ -30,7 +30,7 @@ class Task:
     direction: str = "maximize"
     chance: float | None = None
     title: str = ""
-    unit: str = "share"  # of the scores; see reports/units.py
+    unit: str = "share"  # of the scores; see reports/words/units.py
     perfect: float | None = None  # the metric of a model that is always right
     ratio: tuple[str, str] | None = None  # statistics whose sums' quotient the metric is; None: a mean over examples
     chance_test: float | None = None  # of the guess that ``chance`` is of, on test; they differ where the splits do

@@ -1,1 +1,1 @@
-"""A prepared study and its two books, ledger and MLflow."""
+"""A prepared study and its two records, ledger and MLflow."""
