@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from fusion_workbench.datamodules.conversations.base import ConversationSource
 from fusion_workbench.datamodules.conversations.batches import ConversationBatches
 from fusion_workbench.datamodules.features import Features, Fetch
-from fusion_workbench.datamodules.loader import Batch, Resumption, TrainingLoader, whole
+from fusion_workbench.datamodules.loader import Batch, Resumption, TrainingLoader, keep_batch
 from fusion_workbench.datamodules.order import EpochBatches, EpochOrder, LengthGroupedOrder, Order, check_batch
 
 if TYPE_CHECKING:
@@ -142,9 +142,9 @@ class AblationDataModule(L.LightningDataModule):
         return self._conversations("train").left_out
 
     @property
-    def cut(self) -> int:
+    def truncated(self) -> int:
         """How many training conversations lose their end to ``chat.max_length``."""
-        return self._conversations("train").cut
+        return self._conversations("train").truncated
 
     def prompts(self, split: str, numbers: Sequence[int]) -> Batch:
         """What answers are generated from, padded on the left: the batch as above, without ``labels``.
@@ -163,7 +163,9 @@ class AblationDataModule(L.LightningDataModule):
         return self.features.complete(batch, self.layers)
 
     def _loader(self, split: str, batch_size: int) -> DataLoader[Batch]:
-        return DataLoader(self._split(split), batch_size=batch_size, num_workers=self.num_workers, collate_fn=whole)
+        return DataLoader(
+            self._split(split), batch_size=batch_size, num_workers=self.num_workers, collate_fn=keep_batch
+        )
 
     def _split(self, split: str) -> SplitBatches | ConversationBatches:
         if split not in self._splits:
@@ -173,8 +175,8 @@ class AblationDataModule(L.LightningDataModule):
             else:
                 if not isinstance(self.source, ConversationSource):
                     raise ValueError("a chat needs a source of conversations")
-                cut = split == "train"
-                self._splits[split] = ConversationBatches(self.source, split, self.chat, fetch, cut)
+                truncated = split == "train"
+                self._splits[split] = ConversationBatches(self.source, split, self.chat, fetch, truncated)
         return self._splits[split]
 
     def _conversations(self, split: str) -> ConversationBatches:

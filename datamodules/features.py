@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_workbench.datamodules.loader import Batch
-from fusion_workbench.datamodules.store.encoding import EncoderLike, draw
+from fusion_workbench.datamodules.store.encoding import EncoderLike, load_images
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.sources.base import Source
@@ -128,7 +128,7 @@ class _LiveSplit(SplitFeatures):
     def rows(self, index: Tensor) -> Tensor:
         if not len(index):
             return self.features.none(self.layers)
-        images = draw(self.features.source, self.fetch.split, index.tolist())
+        images = load_images(self.features.source, self.fetch.split, index.tolist())
         return self.features.encoder.encode(images, self.layers)
 
 
@@ -147,7 +147,7 @@ class _FetchImages:
 
     def __call__(self, index: Tensor) -> Batch:
         if len(index):
-            return {"images": torch.from_numpy(draw(self.source, self.split, index.tolist()))}
+            return {"images": torch.from_numpy(load_images(self.source, self.split, index.tolist()))}
         size = self.source.image_size
         height, width = size if isinstance(size, tuple) else (size, size)
         return {"images": torch.empty(0, height, width, 3, dtype=torch.uint8)}

@@ -69,7 +69,7 @@ class TrainingLoader:
             self._examples,
             batch_sampler=self.sampler.batches()[first:],
             num_workers=self._num_workers,
-            collate_fn=whole,
+            collate_fn=keep_batch,
         )
         for number, batch in enumerate(loader, first + 1):
             self._place = (epoch, number)
@@ -99,6 +99,6 @@ class TrainingLoader:
         }
 
 
-def whole(batch: Any) -> Any:
+def keep_batch(batch: Any) -> Any:
     """A collate function: ``__getitems__`` has made the batch."""
     return batch

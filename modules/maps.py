@@ -50,7 +50,7 @@ def pca_rgb(tokens: Tensor, percentiles: tuple[float, float] = PERCENTILES) -> C
             explained[k] = float(strength[k].square() / total)
             shown[:, k] = left[:, k] * strength[k] if explained[k] > 1e-9 else 0.0
     shown = shown * torch.where(shown.pow(3).sum(0) < 0, -1.0, 1.0)
-    scaled = torch.stack([_scaled(component, percentiles) for component in shown.unbind(1)], dim=1)
+    scaled = torch.stack([_to_unit_interval(component, percentiles) for component in shown.unbind(1)], dim=1)
     colours = (scaled * 255).round().to(torch.uint8).view(images, cells, 3)
     return ColourMaps(colours, (explained[0], explained[1], explained[2]))
 
@@ -93,7 +93,7 @@ def on_grid(tokens: Tensor, token_map: Tensor, cells: int) -> Tensor:
     return mean
 
 
-def _scaled(component: Tensor, percentiles: tuple[float, float]) -> Tensor:
+def _to_unit_interval(component: Tensor, percentiles: tuple[float, float]) -> Tensor:
     """To [0, 1] by percentiles; a half where there is no spread."""
     ends = torch.tensor(percentiles, dtype=component.dtype) / 100
     low, high = torch.quantile(component, ends).tolist()

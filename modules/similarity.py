@@ -70,7 +70,7 @@ def hsic(features: Tensor) -> Tensor:
     return unbiased / (n * (n - 3))
 
 
-def some_tokens(features: Tensor, most: int, generator: torch.Generator) -> Tensor:
+def sample_tokens(features: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """Of ``[layers, B, T, dim]`` up to ``most`` tokens an image, drawn without repeats: ``[layers, B · most, dim]``.
 
     The same places are taken in every layer; each image has its own.

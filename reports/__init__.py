@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fusion_workbench.reports.render.paths import ReportPaths
 
 if TYPE_CHECKING:
-    from fusion_workbench.reports.analysis.trial import Picks
+    from fusion_workbench.reports.analysis.fresh_replicates import Picks
 
 __all__ = ["ReportPaths", "find_picks", "is_confirmed", "is_decided", "write_report"]
 
@@ -39,12 +39,12 @@ def write_report(
         WorkbenchError: MLflow cannot be opened, holds no such study, ``out`` cannot be a folder, or there is nothing to
             compare with (``against``, ``probes``).
     """
-    from fusion_workbench.reports.against.sides import Source
+    from fusion_workbench.reports.against.sides import ComparedSource
     from fusion_workbench.reports.render.report import (
         write,  # imports are seconds; the command line's help does not wait for them
     )
 
-    other = Source(against or study, against_uri) if against or against_uri else None
+    other = ComparedSource(against or study, against_uri) if against or against_uri else None
     return write(tracking_uri, study, out, experiment, other, probes)
 
 
@@ -55,7 +55,7 @@ def find_picks(tracking_uri: str, study: str, experiment: str | None = None) -> 
         WorkbenchError: MLflow cannot be opened, or holds no such study.
     """
     from fusion_workbench.reports.analysis.comparison import Analysis
-    from fusion_workbench.reports.analysis.trial import picks
+    from fusion_workbench.reports.analysis.fresh_replicates import picks
     from fusion_workbench.reports.reading.query import read_study
 
     return picks(Analysis(read_study(tracking_uri, study, experiment)))
@@ -69,10 +69,10 @@ def is_confirmed(tracking_uri: str, study: str, experiment: str | None = None) -
     """
     from fusion_workbench.reports.analysis.answer import decided
     from fusion_workbench.reports.analysis.comparison import Analysis
-    from fusion_workbench.reports.analysis.trial import confirmation
+    from fusion_workbench.reports.analysis.fresh_replicates import judge_fresh_replicates
     from fusion_workbench.reports.reading.query import read_study
 
-    found = confirmation(Analysis(read_study(tracking_uri, study, experiment)))
+    found = judge_fresh_replicates(Analysis(read_study(tracking_uri, study, experiment)))
     return found is not None and found.winner is not None and decided(found.analysis, found.winner)
 
 

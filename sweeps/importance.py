@@ -23,7 +23,7 @@ TOP_SHARE, TOP_LEAST = 0.1, 5  # how many count as the best; Optuna's documentat
 
 
 @dataclass(frozen=True)
-class Told:
+class ScoredCell:
     """One cell: what it reads, and what came out."""
 
     layers: frozenset[int]
@@ -49,47 +49,49 @@ class Importance:
     reason: str = ""
 
 
-def importance(told: Sequence[Told]) -> Importance:
+def importance(scored_cells: Sequence[ScoredCell]) -> Importance:
     """PED-ANOVA of being among the best tenth of the cells (at least five). A cell without a finite value is none."""
-    known = [cell for cell in told if math.isfinite(cell.value)]
-    if len(known) < FEWEST:
-        return Importance(len(known), reason=f"{len(known)} cells; it takes {FEWEST}")
-    values = sorted((cell.value for cell in known), reverse=True)
-    cutoff = values[max(TOP_LEAST, math.ceil(TOP_SHARE * len(known))) - 1]
-    top = [cell for cell in known if cell.value >= cutoff]
-    if len(top) == len(known):
-        return Importance(len(known), len(top), reason="all cells have the same value")
-    distributions = _distributions(known)
+    scored = [cell for cell in scored_cells if math.isfinite(cell.value)]
+    if len(scored) < FEWEST:
+        return Importance(len(scored), reason=f"{len(scored)} cells; it takes {FEWEST}")
+    values = sorted((cell.value for cell in scored), reverse=True)
+    cutoff = values[max(TOP_LEAST, math.ceil(TOP_SHARE * len(scored))) - 1]
+    top = [cell for cell in scored if cell.value >= cutoff]
+    if len(top) == len(scored):
+        return Importance(len(scored), len(top), reason="all cells have the same value")
+    distributions = _distributions(scored)
     if not distributions:
-        return Importance(len(known), len(top), reason="all cells read the same layers in the same way")
-    shares = _ped_anova(known, distributions, len(top) / len(known))
+        return Importance(len(scored), len(top), reason="all cells read the same layers in the same way")
+    shares = _ped_anova(scored, distributions, len(top) / len(scored))
     layers = sorted(int(name.removeprefix("layer_")) for name in distributions if name.startswith("layer_"))
     return Importance(
-        cells=len(known),
+        cells=len(scored),
         top=len(top),
         layers={layer: shares[f"layer_{layer}"] for layer in layers},
         strategy=shares.get("strategy"),
         query=shares.get("query"),
         read_by_top={layer: _read(layer, top) for layer in layers},
-        read_by_all={layer: _read(layer, known) for layer in layers},
+        read_by_all={layer: _read(layer, scored) for layer in layers},
     )
 
 
-def _distributions(known: Sequence[Told]) -> dict[str, BaseDistribution]:
+def _distributions(scored: Sequence[ScoredCell]) -> dict[str, BaseDistribution]:
     """What the cells differ in."""
-    layers = sorted({layer for cell in known for layer in cell.layers})
+    layers = sorted({layer for cell in scored for layer in cell.layers})
     choices: dict[str, list[bool] | list[str] | list[int]] = {
-        f"layer_{n}": [False, True] for n in layers if any(n not in cell.layers for cell in known)
+        f"layer_{n}": [False, True] for n in layers if any(n not in cell.layers for cell in scored)
     }
-    choices["strategy"] = sorted({cell.strategy for cell in known})
-    choices["query"] = sorted({cell.query for cell in known})
+    choices["strategy"] = sorted({cell.strategy for cell in scored})
+    choices["query"] = sorted({cell.query for cell in scored})
     return {name: CategoricalDistribution(values) for name, values in choices.items() if len(values) > 1}
 
 
-def _ped_anova(known: Sequence[Told], distributions: dict[str, BaseDistribution], quantile: float) -> dict[str, float]:
+def _ped_anova(
+    scored: Sequence[ScoredCell], distributions: dict[str, BaseDistribution], quantile: float
+) -> dict[str, float]:
     logging.getLogger("optuna").setLevel(logging.WARNING)
     study = optuna.create_study(direction="maximize")
-    for cell in known:
+    for cell in scored:
         plain = {f"layer_{n}": n in cell.layers for n in range(max(cell.layers, default=0) + 1)}
         every = {name: plain.get(name, False) for name in distributions} | {
             "strategy": cell.strategy,
@@ -107,5 +109,5 @@ def _ped_anova(known: Sequence[Told], distributions: dict[str, BaseDistribution]
     return {name: value / total if total > 0 else 0.0 for name, value in found.items()}
 
 
-def _read(layer: int, cells: Sequence[Told]) -> float:
+def _read(layer: int, cells: Sequence[ScoredCell]) -> float:
     return sum(layer in cell.layers for cell in cells) / len(cells)

@@ -28,7 +28,7 @@ _MAX_REPEATS = 20  # proposals of known cells in a row, after which a strategy's
 
 
 @dataclass(frozen=True)
-class Asked:
+class Proposal:
     """A cell that Optuna wants a value for."""
 
     trial: int
@@ -59,38 +59,38 @@ class Planner:
             study_name=name, storage=storage, sampler=_sampler(search), direction="maximize", load_if_exists=True
         )
         self._cells: dict[str, Cell] = {cell.id: cell for cell in self._fixed_cells()}
-        self._asked: dict[str, int] = {}  # cell id → running trial
+        self._pending: dict[str, int] = {}  # cell id → running trial
         self._values: dict[str, float | None] = {}
         self._spent: dict[str, int] = {}  # strategy → trials of the sampled space
-        self._dry: set[str] = set()
+        self._exhausted: set[str] = set()
         for trial in self.study.get_trials(deepcopy=False):
             self._adopt(trial)
 
     # --- asking -------------------------------------------------------------------------------------------------
 
-    def ask(self, most: int) -> list[Asked]:
+    def ask(self, most: int) -> list[Proposal]:
         """Up to ``most`` cells that still need a value, those of an interrupted run first; empty when all is done."""
-        asked = [Asked(trial, self._cells[cell]) for cell, trial in self._asked.items()][:most]
+        proposals = [Proposal(trial, self._cells[cell]) for cell, trial in self._pending.items()][:most]
         for cell in list(self._cells.values()):
-            if len(asked) >= most:
-                return asked
-            if cell.id not in self._values and cell.id not in self._asked:
-                asked.append(self._enqueue(cell))
-        while len(asked) < most and not self.exhaustive:
+            if len(proposals) >= most:
+                return proposals
+            if cell.id not in self._values and cell.id not in self._pending:
+                proposals.append(self._enqueue(cell))
+        while len(proposals) < most and not self.exhaustive:
             proposal = self._propose()
             if proposal is None:
                 break
-            asked.append(proposal)
-        return asked
+            proposals.append(proposal)
+        return proposals
 
     def tell(self, cell: Cell, value: float | None) -> None:
         """The cell's validation objective; None when it could not be trained to the end."""
         if cell.id in self._values:
             return
-        number = self._asked.pop(cell.id, None)
+        number = self._pending.pop(cell.id, None)
         if number is None:
             number = self._enqueue(cell).trial
-            self._asked.pop(cell.id)
+            self._pending.pop(cell.id)
         self._values[cell.id] = value
         if value is None:
             self.study.tell(number, state=TrialState.FAIL)
@@ -104,13 +104,13 @@ class Planner:
             return fixed
         chosen = {cell.id: cell for cell in fixed}
         for strategy in self.space.strategies:
-            own = [c for c in self._cells.values() if self.space.owns(strategy, c)]
+            own = [c for c in self._cells.values() if self.space.has_cell(strategy, c)]
             scored = [(self._values[c.id], c) for c in own if self._values.get(c.id) is not None]
             scored.sort(key=lambda pair: (-(pair[0] or 0.0), pair[1].id))
             chosen.update({cell.id: cell for _, cell in scored[: self.search.keep]})
         return list(chosen.values())
 
-    def told(self) -> list[tuple[Cell, float]]:
+    def scored_cells(self) -> list[tuple[Cell, float]]:
         """Every cell with a value, and that value: what Optuna was told first, so of the search where there was one."""
         values = ((cell, self._values.get(cell.id)) for cell in self._cells.values())
         return [(cell, value) for cell, value in values if value is not None]
@@ -128,16 +128,16 @@ class Planner:
         for cell in self._fixed_cells():
             first.setdefault(cell.family, cell)
         for strategy in self.space.strategies:
-            for cell in self.space.firsts(strategy):
+            for cell in self.space.first_cells(strategy):
                 first.setdefault(cell.family, cell)
         return first
 
     # --- the sampled space --------------------------------------------------------------------------------------
 
-    def _propose(self) -> Asked | None:
+    def _propose(self) -> Proposal | None:
         """One new cell from the sampler for the strategy that has had the fewest trials."""
         while True:
-            open_ = [s for s in self.space.strategies if _key(s) not in self._dry and self._budget_left(s)]
+            open_ = [s for s in self.space.strategies if _key(s) not in self._exhausted and self._budget_left(s)]
             if not open_:
                 return None
             strategy = min(open_, key=lambda s: self._spent.get(_key(s), 0))
@@ -152,13 +152,13 @@ class Planner:
                         self.study.tell(trial.number, state=TrialState.FAIL)
                     else:
                         self.study.tell(trial.number, value)
-                elif cell.id in self._asked:
+                elif cell.id in self._pending:
                     self.study.tell(trial.number, state=TrialState.FAIL)
                 else:
                     self._spent[_key(strategy)] = self._spent.get(_key(strategy), 0) + 1
-                    self._asked[cell.id] = trial.number
-                    return Asked(trial.number, cell)
-            self._dry.add(_key(strategy))
+                    self._pending[cell.id] = trial.number
+                    return Proposal(trial.number, cell)
+            self._exhausted.add(_key(strategy))
 
     def _budget_left(self, strategy: StrategyConfig) -> bool:
         spent = self._spent.get(_key(strategy), 0)
@@ -216,7 +216,7 @@ class Planner:
                     cells.setdefault(cell.id, cell)
         return list(cells.values())
 
-    def _enqueue(self, cell: Cell) -> Asked:
+    def _enqueue(self, cell: Cell) -> Proposal:
         """Ask for this very cell. Its layers are written as booleans, so that Optuna can weigh their importance."""
         used = set(cell.selection.levels)
         params: dict[str, Any] = {"cell": cell.id, "strategy": cell.strategy, "query": cell.selection.query}
@@ -234,8 +234,8 @@ class Planner:
             distributions = {("cell" if k == "cell" else f"listed.{k}"): d for k, d in distributions.items()}
         self.study.enqueue_trial(params, user_attrs={"label": cell.label})
         trial = self.study.ask(distributions)
-        self._asked[cell.id] = trial.number
-        return Asked(trial.number, cell)
+        self._pending[cell.id] = trial.number
+        return Proposal(trial.number, cell)
 
     def _adopt(self, trial: FrozenTrial) -> None:
         """Take up a trial of an earlier session: its value if it has one, its cell if it was cut off."""
@@ -247,17 +247,17 @@ class Planner:
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             return
         self._cells.setdefault(cell.id, cell)
-        if "cell" not in trial.params and cell.id not in self._values and cell.id not in self._asked:
+        if "cell" not in trial.params and cell.id not in self._values and cell.id not in self._pending:
             strategy = trial.params["strategy"]
             self._spent[strategy] = self._spent.get(strategy, 0) + 1
         if trial.state == TrialState.COMPLETE:
             self._values[cell.id] = trial.value
         elif trial.state == TrialState.FAIL:
             self._values.setdefault(cell.id, None)
-        elif cell.id in self._asked or cell.id in self._values:
+        elif cell.id in self._pending or cell.id in self._values:
             self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         else:
-            self._asked[cell.id] = trial.number
+            self._pending[cell.id] = trial.number
 
 
 def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fusion_workbench.config.history import as_first
+from fusion_workbench.config.history import as_version_1
 from fusion_workbench.config.study import SelectionConfig, StrategyConfig, StudyConfig, digest
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import LayerRef, Selection, parse_layer
@@ -40,7 +40,7 @@ class Cell:
     @property
     def family(self) -> str:
         """Equal for cells that differ in their selection alone: what shares a learning rate and a budget."""
-        options = as_first(dict(self.options), self.strategy)
+        options = as_version_1(dict(self.options), self.strategy)
         return digest({"strategy": self.strategy, "options": options, "alias": self.alias})
 
     @property
@@ -50,7 +50,7 @@ class Cell:
                 "strategy": self.strategy,
                 "levels": list(self.selection.levels),
                 "query": self.selection.query,
-                "options": as_first(dict(self.options), self.strategy),
+                "options": as_version_1(dict(self.options), self.strategy),
                 "alias": self.alias,
             }
         )
@@ -85,7 +85,7 @@ class Variant:
 
     @property
     def id(self) -> str:
-        training = as_first({"training": dict(self.training)})["training"]
+        training = as_version_1({"training": dict(self.training)})["training"]
         return digest({"cell": self.cell.id, "lr": self.lr, "training": training})
 
 
@@ -127,13 +127,13 @@ class Space:
                             seen.add(cell.id)
                             yield cell
 
-    def firsts(self, strategy: StrategyConfig) -> Iterator[Cell]:
+    def first_cells(self, strategy: StrategyConfig) -> Iterator[Cell]:
         """The cells of the space's first selection: one for each combination of the strategy's choices."""
         if self.size(strategy):
             levels = self.below(self.queries[-1])[: self.counts[0]]
             yield from self.cells(strategy, Selection(levels, self.queries[-1]))
 
-    def owns(self, strategy: StrategyConfig, cell: Cell) -> bool:
+    def has_cell(self, strategy: StrategyConfig, cell: Cell) -> bool:
         """Whether ``cell`` is one of ``strategy``: its name, alias and options, each one of its choices."""
         if (cell.strategy, cell.alias) != (strategy.name, strategy.alias):
             return False
@@ -158,7 +158,7 @@ def build_space(study: StudyConfig, depth: int, traits: Mapping[str, Traits]) ->
         WorkbenchError: a layer that does not exist, two references to one layer, a strategy that needs levels and
             gets none, a space without a single selection, two strategies that are the same.
     """
-    _apart(study.strategies)
+    _refuse_repeats(study.strategies)
     space = Space(depth, (), tuple(study.strategies), traits, **_bounds(study, depth))
     cells: dict[str, Cell] = {}
 
@@ -197,7 +197,7 @@ def build_space(study: StudyConfig, depth: int, traits: Mapping[str, Traits]) ->
     return replace(space, listed=final)
 
 
-def _apart(strategies: Sequence[StrategyConfig]) -> None:
+def _refuse_repeats(strategies: Sequence[StrategyConfig]) -> None:
     """Raises WorkbenchError for a strategy that is listed twice."""
     seen: set[str] = set()
     for number, strategy in enumerate(strategies):

@@ -34,7 +34,7 @@ class ConversationBatches(Dataset[Batch]):
         cut: how many of the kept are not whole.
     """
 
-    def __init__(self, source: ConversationSource, split: str, chat: Chat, fetch: Fetch, cut: bool) -> None:
+    def __init__(self, source: ConversationSource, split: str, chat: Chat, fetch: Fetch, truncated: bool) -> None:
         self.chat = chat
         self.fetch = fetch
         self.conversations = source.conversations(split)
@@ -42,23 +42,23 @@ class ConversationBatches(Dataset[Batch]):
         self.numbers: list[int] = []
         self.lengths: list[int] = []
         self.text_only: list[bool] = []
-        self.cut = 0
-        ids, taught, ends, prompts = array("i"), array("b"), array("q", [0]), array("q")
+        self.truncated = 0
+        ids, in_loss, ends, prompts = array("i"), array("b"), array("q", [0]), array("q")
         for number, conversation in enumerate(self.conversations):
             encoded = chat.encode(conversation)
-            fitted = chat.fit(encoded) if cut else encoded
+            fitted = chat.fit(encoded) if truncated else encoded
             if fitted is None:
                 self.left_out.append(number)
                 continue
             ids.extend(fitted.input_ids)
-            taught.extend(label != IGNORE for label in fitted.labels)
+            in_loss.extend(label != IGNORE for label in fitted.labels)
             ends.append(len(ids))
             prompts.append(fitted.prompt)
-            self.cut += fitted is not encoded
+            self.truncated += fitted is not encoded
             self.numbers.append(number)
             self.lengths.append(chat.length(fitted))
             self.text_only.append(not fitted.images)
-        self._ids, self._taught = np.array(ids, np.int32), np.array(taught, np.bool_)
+        self._ids, self._in_loss = np.array(ids, np.int32), np.array(in_loss, np.bool_)
         self._ends, self._prompts = ends, prompts
         self._places = {number: place for place, number in enumerate(self.numbers)}
 
@@ -68,11 +68,11 @@ class ConversationBatches(Dataset[Batch]):
     def __getitems__(self, places: list[int]) -> Batch:
         """The batch of teacher forcing, padded on the right; ``places`` count the kept conversations."""
         rows = [self._row(place) for place in places]
-        labels = [torch.where(taught, ids, IGNORE) for ids, taught in rows]
+        labels = [torch.where(in_loss, ids, IGNORE) for ids, in_loss in rows]
         return {
             "input_ids": _padded([ids for ids, _ in rows], self.chat.pad_id),
             "labels": _padded(labels, IGNORE),
-            "attention_mask": _padded([torch.ones_like(taught) for _, taught in rows], False),
+            "attention_mask": _padded([torch.ones_like(in_loss) for _, in_loss in rows], False),
         } | self._shown(places, [ids for ids, _ in rows])
 
     def prompts(self, numbers: Sequence[int]) -> Batch:
@@ -88,7 +88,7 @@ class ConversationBatches(Dataset[Batch]):
     def _row(self, place: int) -> tuple[Tensor, Tensor]:
         """Ids, and where loss is taken."""
         part = slice(self._ends[place], self._ends[place + 1])
-        return torch.from_numpy(self._ids[part]).long(), torch.from_numpy(self._taught[part])
+        return torch.from_numpy(self._ids[part]).long(), torch.from_numpy(self._in_loss[part])
 
     def _shown(self, places: Sequence[int], rows: Sequence[Tensor]) -> Batch:
         """The images that stand in ``rows``: their features, or themselves where they are encoded later."""

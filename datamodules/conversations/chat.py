@@ -93,10 +93,10 @@ class Chat:
         ids: list[int] = []
         labels: list[int] = []
         prompt = 0
-        for stop, piece in zip(self._stops(pieces, literal), pieces, strict=True):
-            prompt = len(ids) if piece.taught else prompt
+        for stop, piece in zip(self._ids_up_to(pieces, literal), pieces, strict=True):
+            prompt = len(ids) if piece.in_loss else prompt
             ids = stop
-            labels += ids[len(labels) :] if piece.taught else [IGNORE] * (len(ids) - len(labels))
+            labels += ids[len(labels) :] if piece.in_loss else [IGNORE] * (len(ids) - len(labels))
         return Encoded(tuple(ids), tuple(labels), prompt)
 
     def prompt(self, conversation: Conversation) -> list[int]:
@@ -105,8 +105,8 @@ class Chat:
         turns = (*(turns[:-1] if turns[-1].role == ASSISTANT else turns), _ANY_ANSWER)
         literal: list[str] = []
         pieces = self._pieces(conversation, turns, literal)
-        last = max(number for number, piece in enumerate(pieces) if piece.taught)
-        return self._stops(pieces[:last], literal)[-1]
+        last = max(number for number, piece in enumerate(pieces) if piece.in_loss)
+        return self._ids_up_to(pieces[:last], literal)[-1]
 
     def fit(self, encoded: Encoded) -> Encoded | None:
         """``encoded`` cut on the right to ``max_length`` positions; None if that leaves nothing to learn.
@@ -170,7 +170,7 @@ class Chat:
             words.append(_PICTURE.join(self._controls.sub(kept, part) for part in parts))
         return self.template.pieces([turn.role for turn in turns], words, where)
 
-    def _stops(self, pieces: Sequence[Piece], literal: Sequence[str]) -> list[list[int]]:
+    def _ids_up_to(self, pieces: Sequence[Piece], literal: Sequence[str]) -> list[list[int]]:
         """The ids of the text up to the end of each piece; each list begins with the one before it."""
         stops: list[list[int]] = [[]]
         for piece, text in zip(pieces, accumulate(piece.text for piece in pieces), strict=True):

@@ -31,7 +31,7 @@ class Piece:
     """A stretch of the rendered text: taught (an answer and what ends it), or given."""
 
     text: str
-    taught: bool
+    in_loss: bool
 
 
 class ChatTemplate:

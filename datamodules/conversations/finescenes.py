@@ -25,7 +25,7 @@ from fusion_workbench.datamodules.conversations.base import (
     Turn,
 )
 from fusion_workbench.datamodules.sources.base import Array, register_source
-from fusion_workbench.datamodules.sources.finescenes import FineScenes, FineScenesOptions, Layout, Placed
+from fusion_workbench.datamodules.sources.finescenes import FineScenes, FineScenesOptions, Layout, PlacedGlyph
 from fusion_workbench.datamodules.sources.finescenes_parts import CLASSES
 
 if TYPE_CHECKING:
@@ -37,25 +37,25 @@ SHORTLY = "Answer the question using a single word or phrase."
 MARGIN = 0.04  # of the image's side: the first glyph in an order is this far ahead of the second, where any is
 
 
-class Place(NamedTuple):
+class GlyphOrder(NamedTuple):
     """Which glyph a question means: the one with the smallest ``key``; ``words`` name it."""
 
     words: str
-    key: Callable[[Placed, Placed], float]  # glyph, digit → pixels
+    key: Callable[[PlacedGlyph, PlacedGlyph], float]  # glyph, digit → pixels
 
 
 PLACES = (
-    Place("furthest to the left", lambda glyph, digit: _centre(glyph)[0]),
-    Place("furthest to the right", lambda glyph, digit: -_centre(glyph)[0]),
-    Place("nearest to the top edge", lambda glyph, digit: _centre(glyph)[1]),
-    Place("nearest to the bottom edge", lambda glyph, digit: -_centre(glyph)[1]),
-    Place("closest to the handwritten digit", lambda glyph, digit: _apart(glyph, digit)),
-    Place("furthest from the handwritten digit", lambda glyph, digit: -_apart(glyph, digit)),
+    GlyphOrder("furthest to the left", lambda glyph, digit: _centre(glyph)[0]),
+    GlyphOrder("furthest to the right", lambda glyph, digit: -_centre(glyph)[0]),
+    GlyphOrder("nearest to the top edge", lambda glyph, digit: _centre(glyph)[1]),
+    GlyphOrder("nearest to the bottom edge", lambda glyph, digit: -_centre(glyph)[1]),
+    GlyphOrder("closest to the handwritten digit", lambda glyph, digit: _distance(glyph, digit)),
+    GlyphOrder("furthest from the handwritten digit", lambda glyph, digit: -_distance(glyph, digit)),
 )
 
 
 @dataclass(frozen=True)
-class Kind:
+class QuestionKind:
     """A kind of question: its wordings, with ``{place}`` where one is named, and how a layout answers it."""
 
     wordings: tuple[str, ...]
@@ -76,8 +76,8 @@ def _position(scene: Layout, size: int, draw: np.random.RandomState) -> tuple[st
     return "", f"{'top' if y < size / 2 else 'bottom'} {'left' if x < size / 2 else 'right'}"
 
 
-KINDS: Mapping[str, Kind] = {
-    "read": Kind(
+KINDS: Mapping[str, QuestionKind] = {
+    "read": QuestionKind(
         (
             "Which printed character is {place}?",
             "What is the printed character that stands {place}?",
@@ -87,7 +87,7 @@ KINDS: Mapping[str, Kind] = {
         ),
         _read,
     ),
-    "count": Kind(
+    "count": QuestionKind(
         (
             "How many printed characters are there?",
             "How many printed characters does the image show?",
@@ -97,7 +97,7 @@ KINDS: Mapping[str, Kind] = {
         ),
         lambda scene, size, draw: ("", str(len(scene.glyphs))),
     ),
-    "position": Kind(
+    "position": QuestionKind(
         (
             "Where is the handwritten digit: top left, top right, bottom left or bottom right?",
             "In which quarter of the image is the handwritten digit: top left, top right, bottom left or bottom right?",
@@ -106,7 +106,7 @@ KINDS: Mapping[str, Kind] = {
         ),
         _position,
     ),
-    "digit": Kind(
+    "digit": QuestionKind(
         (
             "Which digit is handwritten?",
             "What is the handwritten digit?",
@@ -179,7 +179,7 @@ class FineScenesQuestions(ConversationSource):
 
     def conversations(self, split: str) -> Sequence[Conversation]:
         if split not in self._conversations:
-            make = self._lesson if split == "train" else self._questions
+            make = self._training_conversation if split == "train" else self._questions
             rows = self.identity(split)
             named = zip(rows["example_id"], rows["group"], strict=True)
             self._conversations[split] = [
@@ -187,23 +187,23 @@ class FineScenesQuestions(ConversationSource):
             ]
         return self._conversations[split]
 
-    def _lesson(self, split: str, row: int, id_: str, group: str) -> list[Conversation]:
+    def _training_conversation(self, split: str, row: int, id_: str, group: str) -> list[Conversation]:
         order = self._random(split, row, "order").permutation(len(KINDS))
         kinds = [kind for kind in np.array(list(KINDS))[order].tolist() if kind in self.kinds]
         turns: list[Turn] = []
         for kind in kinds:
-            question, answer = self.ask(split, row, kind)
+            question, answer = self.question_and_answer(split, row, kind)
             turns += _turns(question, answer, shown=not turns)
         return [Conversation(id_, tuple(turns), (row,), group, origin=f"{WORDS} {id_}")]
 
     def _questions(self, split: str, row: int, id_: str, group: str) -> list[Conversation]:
-        asked = [(kind, *self.ask(split, row, kind)) for kind in self.kinds]
+        asked = [(kind, *self.question_and_answer(split, row, kind)) for kind in self.kinds]
         return [
             Conversation(id_, _turns(question, answer, True), (row,), group, kind, (answer,), f"{WORDS} {id_} {kind}")
             for kind, question, answer in asked
         ]
 
-    def ask(self, split: str, index: int, kind: str) -> tuple[str, str]:
+    def question_and_answer(self, split: str, index: int, kind: str) -> tuple[str, str]:
         """Question and answer of a kind about scene ``index``."""
         draw = self._random(split, index, kind)
         wordings = KINDS[kind].wordings
@@ -222,18 +222,18 @@ def _turns(question: str, answer: str, shown: bool) -> tuple[Turn, Turn]:
     return Turn(USER, f"{IMAGE}\n{question}" if shown else question), Turn(ASSISTANT, answer)
 
 
-def _first(place: Place, scene: Layout) -> tuple[Placed, float]:
+def _first(place: GlyphOrder, scene: Layout) -> tuple[PlacedGlyph, float]:
     """The glyph that a place means, and by how many pixels it is ahead of the next."""
     order = sorted(scene.glyphs, key=lambda glyph: place.key(glyph, scene.digit))
     keys = [place.key(glyph, scene.digit) for glyph in order[:2]]
     return order[0], keys[1] - keys[0] if len(keys) == 2 else float("inf")
 
 
-def _centre(placed: Placed) -> tuple[float, float]:
+def _centre(placed: PlacedGlyph) -> tuple[float, float]:
     return placed.left + placed.width / 2, placed.top + placed.height / 2
 
 
-def _apart(one: Placed, other: Placed) -> float:
+def _distance(one: PlacedGlyph, other: PlacedGlyph) -> float:
     """Pixels between the centres of two boxes."""
     (x1, y1), (x2, y2) = _centre(one), _centre(other)
     return float(np.sqrt((x1 - x2) ** 2 + (y1 - y2) ** 2))

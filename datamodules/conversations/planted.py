@@ -47,7 +47,7 @@ class PlantedQuestions(Planted, ConversationSource):
 
     def conversations(self, split: str) -> Sequence[Conversation]:
         if split not in self._asked:
-            make = self._lesson if split == "train" else self._questions
+            make = self._training_conversation if split == "train" else self._questions
             labels = Planted.targets(self, split)["digit.label"]
             names = self.identity(split)["example_id"]
             self._asked[split] = [
@@ -57,7 +57,7 @@ class PlantedQuestions(Planted, ConversationSource):
             ]
         return self._asked[split]
 
-    def _lesson(self, row: int, name: str, label: int) -> list[Conversation]:
+    def _training_conversation(self, row: int, name: str, label: int) -> list[Conversation]:
         kinds = list(WORDS)
         if np.random.RandomState([self.seed, row]).randint(2):
             kinds.reverse()

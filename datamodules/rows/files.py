@@ -15,7 +15,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RowEntry:
     """A row of a file: its line and its number, both from 1, and the parsed JSON, or why it is none."""
 
     line: int
@@ -23,7 +23,7 @@ class Entry:
     found: object | BadRow
 
 
-def read_entries(path: Path) -> Iterator[Entry]:
+def read_entries(path: Path) -> Iterator[RowEntry]:
     """The rows of a file: a JSON array, or JSON lines, told apart by the first character.
 
     A line of JSONL that is not JSON is a bad row. An array that breaks off is no file at all: what follows is lost.
@@ -39,13 +39,13 @@ def read_entries(path: Path) -> Iterator[Entry]:
     return _array(path) if head.startswith(b"[") else _lines(path)
 
 
-def _lines(path: Path) -> Iterator[Entry]:
+def _lines(path: Path) -> Iterator[RowEntry]:
     number = 0
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
             if raw.strip():
                 number += 1
-                yield Entry(line, number, _parsed(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw))
+                yield RowEntry(line, number, _parsed(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw))
 
 
 def _parsed(raw: bytes) -> object | BadRow:
@@ -60,7 +60,7 @@ def _parsed(raw: bytes) -> object | BadRow:
     return found
 
 
-def _array(path: Path) -> Iterator[Entry]:
+def _array(path: Path) -> Iterator[RowEntry]:
     """Element by element, so that each has a line and no more than one is held twice."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -75,7 +75,7 @@ def _array(path: Path) -> Iterator[Entry]:
             found, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise _broken(path, line, number, getattr(error, "msg", "nested too deeply")) from None
-        yield Entry(line, number, found)
+        yield RowEntry(line, number, found)
         at = _skip(text, end)
         if text.startswith(",", at):
             at = _skip(text, at + 1)

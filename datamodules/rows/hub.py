@@ -14,10 +14,10 @@ from typing import Any
 import platformdirs
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.datamodules.rows.image_folder import ImageFolder, look
+from fusion_workbench.datamodules.rows.image_folder import ImageFolder, check_image
 from fusion_workbench.datamodules.rows.quarantine import LISTED, Quarantine
 from fusion_workbench.datamodules.rows.rows import BadRow, parse_row
-from fusion_workbench.datamodules.rows.source import Placed, RowOptions, RowSource, say
+from fusion_workbench.datamodules.rows.source import LocatedRow, RowOptions, RowSource, print_notice
 from fusion_workbench.datamodules.sources.base import SPLITS, register_source
 from fusion_workbench.datamodules.transforms import Pixels, decode
 
@@ -48,7 +48,7 @@ class HubOptions(RowOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class ImageLocation:
     """The first place in the dataset that holds an image."""
 
     split: str
@@ -82,7 +82,7 @@ class HubDataset(RowSource):
         if not options.image:
             raise WorkbenchError("source.options.image is empty; name the columns of images.")
         _datasets()
-        self._where: dict[str, Where] = {}
+        self._where: dict[str, ImageLocation] = {}
 
     @functools.cached_property
     def tables(self) -> dict[str, Any]:
@@ -107,26 +107,26 @@ class HubDataset(RowSource):
         # As Arrow, images are the bytes or the path that are kept: nothing is opened, or fetched, before we look at it.
         return table.select_columns(list(dict.fromkeys(wanted))).with_format("arrow")
 
-    def read(self) -> dict[str, list[Placed]]:
+    def read(self) -> dict[str, list[LocatedRow]]:
         return {split: self._read(split, table) for split, table in self.tables.items()}
 
-    def _read(self, split: str, table: Any) -> list[Placed]:
+    def _read(self, split: str, table: Any) -> list[LocatedRow]:
         name = f"{self.chosen.path}[{getattr(self.chosen, split)}]"
         quarantine = Quarantine(name, self._lists / f"{name.strip('./').replace('/', '--')}{LISTED}", seen=len(table))
-        good: list[Placed] = []
+        good: list[LocatedRow] = []
         rows = (row for batch in table.iter(_BATCH) for row in batch.to_pylist())
         for at, found in enumerate(rows):
             try:
-                keys = [self._key(Where(split, at, *place), data) for place, data in self._images(found)]
+                keys = [self._key(ImageLocation(split, at, *place), data) for place, data in self._images(found)]
                 row = parse_row(self._row(found, keys), self.chosen.image_first)
             except BadRow as bad:
                 quarantine.add(at + 1, at + 1, bad)
             else:
-                good.append(Placed(row, tuple(keys), f"{name}:{at + 1}"))
+                good.append(LocatedRow(row, tuple(keys), f"{name}:{at + 1}"))
         where = quarantine.write()
         quarantine.refuse_above(self.chosen.bad_rows, where)
         if quarantine.rows:
-            say(f"{quarantine.summary()}; {where}")
+            print_notice(f"{quarantine.summary()}; {where}")
         return good
 
     @property
@@ -182,10 +182,10 @@ class HubDataset(RowSource):
             place = Path(_datasets().config.HF_CACHE_HOME)
         return ImageFolder(place if place.is_dir() else place.parent)
 
-    def _key(self, where: Where, data: bytes) -> str:
+    def _key(self, where: ImageLocation, data: bytes) -> str:
         key = hashlib.sha256(data).hexdigest()
         if key not in self._where:
-            look(io.BytesIO(data), "the image")
+            check_image(io.BytesIO(data), "the image")
             self._where[key] = where
         return key
 

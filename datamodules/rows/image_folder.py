@@ -34,7 +34,7 @@ _LAST = 64  # bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ImageFile:
     """An image file: its name below the folder, links resolved, and what changes whenever its bytes do."""
 
     name: str
@@ -61,7 +61,7 @@ class ImageFolder:
         self._within = self.root.rstrip(os.sep) + os.sep
         self._folders: dict[str, str] = {}  # as named → real path, asked of the disk once
 
-    def find(self, name: str) -> Found:
+    def find(self, name: str) -> ImageFile:
         """The file that ``name`` means. A link may point elsewhere in the folder, and never out of it.
 
         Raises:
@@ -78,7 +78,7 @@ class ImageFolder:
             raise BadRow("missing image", f"{name!r} is not in {self.shown}") from None
         if not stat.S_ISREG(facts.st_mode):
             raise BadRow("missing image", f"{name!r} in {self.shown} is not a file")
-        return Found(where[len(self._within) :].replace(os.sep, "/"), facts.st_size, facts.st_mtime_ns)
+        return ImageFile(where[len(self._within) :].replace(os.sep, "/"), facts.st_size, facts.st_mtime_ns)
 
     def _resolved(self, name: str) -> tuple[str, os.stat_result]:
         folder, base = os.path.split(os.path.join(self.root, name))
@@ -103,19 +103,19 @@ def exists(path: Path) -> None:
 
 
 def has_header(path: Path) -> None:
-    """A look at both ends of a file; see :func:`look`.
+    """A look at both ends of a file; see :func:`check_image`.
 
     Raises:
         BadRow: it is no image, is cut off, or is too large to be one in earnest.
     """
     try:
         with path.open("rb") as file:
-            look(file, f"image {path}")
+            check_image(file, f"image {path}")
     except OSError as error:
         raise BadRow("undecodable image", f"image {path} cannot be read: {error.strerror or error}") from None
 
 
-def look(file: IO[bytes], name: str) -> None:
+def check_image(file: IO[bytes], name: str) -> None:
     """An image by its first bytes, and not cut off by its last ones; decoded where these leave doubt.
 
     Raises:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.datamodules.rows.files import Entry, read_entries
-from fusion_workbench.datamodules.rows.image_folder import VERIFY, Found, ImageFolder
+from fusion_workbench.datamodules.rows.files import RowEntry, read_entries
+from fusion_workbench.datamodules.rows.image_folder import VERIFY, ImageFile, ImageFolder
 from fusion_workbench.datamodules.rows.quarantine import LISTED, Quarantine
-from fusion_workbench.datamodules.rows.rows import BadRow, Row, parse_row
-from fusion_workbench.datamodules.rows.source import Placed, RowOptions, RowSource, say
+from fusion_workbench.datamodules.rows.rows import BadRow, ConversationRow, parse_row
+from fusion_workbench.datamodules.rows.source import LocatedRow, RowOptions, RowSource, print_notice
 from fusion_workbench.datamodules.sources.base import SPLITS, register_source
 from fusion_workbench.datamodules.transforms import Pixels, load_image
 
@@ -58,17 +58,17 @@ class Llava(RowSource):
             if not file.is_file():
                 raise WorkbenchError(f"source.options.{split}: there is no file {file}.")
         self.folder = ImageFolder(Path(options.images) if options.images else self.files["train"].parent)
-        self._found: dict[str, Found] = {}
+        self._found: dict[str, ImageFile] = {}
 
-    def read(self) -> dict[str, list[Placed]]:
+    def read(self) -> dict[str, list[LocatedRow]]:
         place = Path(self.chosen.quarantine) if self.chosen.quarantine else None
-        good: dict[str, list[Placed]] = {}
+        good: dict[str, list[LocatedRow]] = {}
         for split, file in self.files.items():
             found = read_file(file, self.folder, self.chosen.image_first, self.chosen.verify, place)
             where = found.quarantine.write()
             found.quarantine.refuse_above(self.chosen.bad_rows, where)
             if found.quarantine.rows:
-                say(f"{found.quarantine.summary()}; {where}")
+                print_notice(f"{found.quarantine.summary()}; {where}")
             good[split] = found.rows
             self._found |= found.images
         return good
@@ -86,15 +86,15 @@ class Llava(RowSource):
 
 
 @dataclass(frozen=True)
-class ReadFile:
+class ReadRows:
     """A file of rows, read."""
 
-    rows: list[Placed]
-    images: dict[str, Found]  # key → file
+    rows: list[LocatedRow]
+    images: dict[str, ImageFile]  # key → file
     quarantine: Quarantine
 
 
-def read_file(file: Path, folder: ImageFolder, image_first: bool, verify: str, lists: Path | None) -> ReadFile:
+def read_file(file: Path, folder: ImageFolder, image_first: bool, verify: str, lists: Path | None) -> ReadRows:
     """Every good row of a LLaVA file, and the quarantine of the others. Looks at every image once, by ``verify``.
 
     Args:
@@ -105,8 +105,8 @@ def read_file(file: Path, folder: ImageFolder, image_first: bool, verify: str, l
         WorkbenchError: the file cannot be read or is no JSON at all.
     """
     quarantine = Quarantine(str(file), (lists or file.parent) / f"{file.name}{LISTED}")
-    images: dict[str, Found] = {}
-    read: list[tuple[Entry, Row, tuple[str, ...]]] = []
+    images: dict[str, ImageFile] = {}
+    read: list[tuple[RowEntry, ConversationRow, tuple[str, ...]]] = []
     for entry in read_entries(file):
         quarantine.seen += 1
         try:
@@ -118,22 +118,22 @@ def read_file(file: Path, folder: ImageFolder, image_first: bool, verify: str, l
             quarantine.add(entry.line, entry.number, bad)
             continue
         images |= {image.name: image for image in found}
-        read.append((Entry(entry.line, entry.number, None), row, tuple(image.name for image in found)))
+        read.append((RowEntry(entry.line, entry.number, None), row, tuple(image.name for image in found)))
     if not quarantine.seen:
         raise WorkbenchError(f"{file} holds no rows.")
-    bad_images = _look(folder, list(images), verify)
-    good: list[Placed] = []
+    bad_images = _bad_images(folder, list(images), verify)
+    good: list[LocatedRow] = []
     for entry, row, keys in read:
         fault = next((bad_images[key] for key in keys if key in bad_images), None)
         if fault is None:
-            good.append(Placed(row, keys, f"{file}:{entry.line}"))
+            good.append(LocatedRow(row, keys, f"{file}:{entry.line}"))
         else:
             quarantine.add(entry.line, entry.number, fault)
     quarantine.rows.sort(key=lambda row: row.number)
-    return ReadFile(good, images, quarantine)
+    return ReadRows(good, images, quarantine)
 
 
-def _look(folder: ImageFolder, names: list[str], verify: str) -> dict[str, BadRow]:
+def _bad_images(folder: ImageFolder, names: list[str], verify: str) -> dict[str, BadRow]:
     """The images that are not what their names say."""
 
     def look(some: list[str]) -> dict[str, BadRow]:

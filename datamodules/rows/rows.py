@@ -27,7 +27,7 @@ class BadRow(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ConversationRow:
     """A row whose words are in order. Its images are names, not yet files.
 
     Attributes:
@@ -49,7 +49,7 @@ class Row:
     group: str = ""
 
 
-def parse_row(found: object, image_first: bool = True) -> Row:
+def parse_row(found: object, image_first: bool = True) -> ConversationRow:
     """A row as it stands in the file → turns.
 
     Args:
@@ -68,7 +68,7 @@ def parse_row(found: object, image_first: bool = True) -> Row:
     answers = _answers(found)
     images = _images(found.get("image"))
     turns = place_images(_turns(found.get("conversations"), answers), len(images), image_first)
-    return Row(
+    return ConversationRow(
         id=_word(found, "id", "question_id"),
         images=images,
         turns=tuple(turns),

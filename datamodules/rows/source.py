@@ -15,7 +15,7 @@ from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.datamodules.conversations.base import Conversation, ConversationSource
 from fusion_workbench.datamodules.rows.held_out import components, hold_out
 from fusion_workbench.datamodules.rows.quarantine import overlap
-from fusion_workbench.datamodules.rows.rows import Row
+from fusion_workbench.datamodules.rows.rows import ConversationRow
 from fusion_workbench.datamodules.sources.base import SPLITS, Array
 from fusion_workbench.datamodules.transforms import CLIP_MEAN, PADDINGS, Pixels, squared
 
@@ -40,16 +40,16 @@ class RowOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class LocatedRow:
     """A good row: its words, the keys of its images, and where it stands."""
 
-    row: Row
+    row: ConversationRow
     keys: tuple[str, ...]
     origin: str
 
 
 @dataclass(frozen=True)
-class Split:
+class RowSplit:
     """One split, ready to be read: a sample an image, in the order in which the rows first show them."""
 
     images: tuple[str, ...]  # key of each sample
@@ -74,7 +74,7 @@ class RowSource(ConversationSource):
         _check(options)
 
     @abstractmethod
-    def read(self) -> dict[str, list[Placed]]:
+    def read(self) -> dict[str, list[LocatedRow]]:
         """The good rows of each split that has rows of its own; at least ``train``."""
 
     @abstractmethod
@@ -92,18 +92,18 @@ class RowSource(ConversationSource):
         return self.rows.size
 
     def size(self, split: str) -> int:
-        return len(self._at(split).images)
+        return len(self._split_of(split).images)
 
     def fingerprint(self, split: str) -> str:
         how = f"{self.version}|{self.rows.size}|{self.rows.padding}|{self.rows.background}"
         sha = hashlib.sha256(how.encode())
-        for key in self._at(split).images:
+        for key in self._split_of(split).images:
             sha.update(f"\n{self.stamp(key)}".encode())
         return sha.hexdigest()
 
     def image(self, split: str, index: int) -> Array:
         """Image ``index``: uint8 ``[size, size, 3]``."""
-        here = self._at(split)
+        here = self._split_of(split)
         if not 0 <= index < len(here.images):
             raise IndexError(f"sample {index} of {len(here.images)} in '{split}'")
         try:
@@ -115,15 +115,15 @@ class RowSource(ConversationSource):
     def identity(self, split: str) -> pd.DataFrame:
         import pandas as pd
 
-        here = self._at(split)
+        here = self._split_of(split)
         return pd.DataFrame({"example_id": list(here.images), "group": list(here.groups)})
 
     def conversations(self, split: str) -> Sequence[Conversation]:
-        return self._at(split).conversations
+        return self._split_of(split).conversations
 
     def metrics(self) -> Mapping[str, str]:
         """Of every task that validation or test asks."""
-        val, test = self._at("val").metrics, self._at("test").metrics
+        val, test = self._split_of("val").metrics, self._split_of("test").metrics
         for task in val.keys() & test.keys():
             if val[task] != test[task]:
                 raise WorkbenchError(f"task '{task}' is judged by {val[task]} in val and by {test[task]} in test.")
@@ -132,17 +132,17 @@ class RowSource(ConversationSource):
     # --- splits -------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def splits(self) -> dict[str, Split]:
+    def splits(self) -> dict[str, RowSplit]:
         """Those that hold anything."""
-        with _uncollected():
+        with _no_garbage_collection():
             found = self._held_out(self.read())
             made = {split: self._split(split, found[split]) for split in SPLITS if found.get(split)}
         shared = overlap([(split, set(made[split].images)) for split in made])
         if shared:
-            say(f"note: images in two splits, which makes {self.name}'s scores too good: {shared}")
+            print_notice(f"note: images in two splits, which makes {self.name}'s scores too good: {shared}")
         return made
 
-    def _at(self, split: str) -> Split:
+    def _split_of(self, split: str) -> RowSplit:
         if split not in self.splits:
             raise WorkbenchError(
                 f"{self.name}: the split '{split}' holds no conversation; name rows for it, or hold some out "
@@ -150,10 +150,10 @@ class RowSource(ConversationSource):
             )
         return self.splits[split]
 
-    def _held_out(self, found: dict[str, list[Placed]]) -> dict[str, list[Placed]]:
+    def _held_out(self, found: dict[str, list[LocatedRow]]) -> dict[str, list[LocatedRow]]:
         train = found["train"]
         shares = {"val": self.rows.val_share, "test": self.rows.test_share}
-        shown = sum(bool(placed.keys) for placed in train)
+        shown = sum(bool(located.keys) for located in train)
         wanted = {
             split: min(self.rows.most, int(share * shown))
             for split, share in shares.items()
@@ -161,12 +161,12 @@ class RowSource(ConversationSource):
         }
         if not wanted:
             return found
-        parts: dict[str, list[Placed]] = {"train": [], **{split: [] for split in wanted}}
-        for placed, split in zip(train, hold_out(_groups(train), wanted, self.rows.seed), strict=True):
-            parts[split].append(placed)
+        parts: dict[str, list[LocatedRow]] = {"train": [], **{split: [] for split in wanted}}
+        for located, split in zip(train, hold_out(_groups(train), wanted, self.rows.seed), strict=True):
+            parts[split].append(located)
         return {**found, **parts}
 
-    def _split(self, split: str, rows: Sequence[Placed]) -> Split:
+    def _split(self, split: str, rows: Sequence[LocatedRow]) -> RowSplit:
         groups = _groups(rows)
         number: dict[str, int] = {}
         group_of: list[str] = []
@@ -174,28 +174,28 @@ class RowSource(ConversationSource):
         metrics: dict[str, str] = {}
         used: dict[tuple[str, str], int] = {}
         conversations = []
-        for at, (placed, group) in enumerate(zip(rows, groups, strict=True), 1):
-            row = placed.row
-            for key in placed.keys:
+        for at, (located, group) in enumerate(zip(rows, groups, strict=True), 1):
+            row = located.row
+            for key in located.keys:
                 if key not in number:
                     number[key] = len(number)
                     group_of.append(group)
-                    shown_by.append(placed.origin)
+                    shown_by.append(located.origin)
             metric = row.metric or self.rows.metric
             if metrics.setdefault(row.task, metric) != metric:
                 raise WorkbenchError(
-                    f"{placed.origin}: task '{row.task}' is judged by {metric} here and by {metrics[row.task]} before; "
+                    f"{located.origin}: task '{row.task}' is judged by {metric} here and by {metrics[row.task]} before; "
                     "give one of them another task."
                 )
             id_ = _unique(row.id or f"{split}-{at:06d}", row.task, used)
-            images = tuple(number[key] for key in placed.keys)
-            said = Conversation(id_, row.turns, images, group or id_, row.task, row.answers, placed.origin)
+            images = tuple(number[key] for key in located.keys)
+            said = Conversation(id_, row.turns, images, group or id_, row.task, row.answers, located.origin)
             conversations.append(said)
-        return Split(tuple(number), tuple(group_of), tuple(shown_by), tuple(conversations), metrics)
+        return RowSplit(tuple(number), tuple(group_of), tuple(shown_by), tuple(conversations), metrics)
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def _no_garbage_collection() -> Iterator[None]:
     """No garbage collection meanwhile: millions of small objects are made and kept, and it would visit each again."""
     running = gc.isenabled()
     gc.disable()
@@ -206,17 +206,17 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def say(text: str) -> None:
+def print_notice(text: str) -> None:
     """A notice, on standard error."""
     from rich.console import Console
 
     Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def _groups(rows: Sequence[Placed]) -> list[str]:
+def _groups(rows: Sequence[LocatedRow]) -> list[str]:
     """A row's own group where it has one, else the smallest key of the images that hang together."""
-    named = ["\0" + placed.row.group if placed.row.group else "" for placed in rows]  # sorts before any key
-    links = [(*filter(None, [name]), *placed.keys) for name, placed in zip(named, rows, strict=True)]
+    named = ["\0" + located.row.group if located.row.group else "" for located in rows]  # sorts before any key
+    links = [(*filter(None, [name]), *located.keys) for name, located in zip(named, rows, strict=True)]
     return [group.removeprefix("\0") for group in components(links)]
 
 

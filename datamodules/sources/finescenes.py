@@ -47,7 +47,7 @@ class FineScenesOptions:
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedGlyph:
     """Something drawn: what, and where in pixels (left, top, width, height)."""
 
     which: int  # sample of handwriting, or typeface
@@ -57,7 +57,7 @@ class Placed:
     width: int
     height: int
 
-    def apart(self, other: Placed) -> bool:
+    def apart(self, other: PlacedGlyph) -> bool:
         """Whether at least ``GAP`` pixels lie between the two boxes."""
         return (
             self.left + self.width + GAP <= other.left
@@ -74,8 +74,8 @@ class Layout:
     photograph: int
     crop: tuple[int, int, int]  # left, top, side in the photograph
     flip: bool
-    digit: Placed
-    glyphs: tuple[Placed, ...]
+    digit: PlacedGlyph
+    glyphs: tuple[PlacedGlyph, ...]
 
 
 @register_source("finescenes")
@@ -147,11 +147,11 @@ class FineScenes(Source):
             f"source.options: {self.chosen.glyphs} glyphs and a digit do not fit into {size} px; name fewer glyphs."
         )
 
-    def _digit(self, draw: np.random.RandomState, split: str) -> Placed:
+    def _digit(self, draw: np.random.RandomState, split: str) -> PlacedGlyph:
         which = int(draw.choice(self.parts.handwriting_of(split)))
         side = self._scaled(int(draw.randint(DIGIT_SIDE[0], DIGIT_SIDE[1] + 1)))
         left, top = self._corner(draw, side, side)
-        return Placed(which, self.parts.handwriting_label(which), left, top, side, side)
+        return PlacedGlyph(which, self.parts.handwriting_label(which), left, top, side, side)
 
     def _number(self, split: str, index: int) -> int:
         """How many glyphs the scene holds; a stream of its own, so that the default scenes stay what they were."""
@@ -159,7 +159,9 @@ class FineScenes(Source):
             return self.chosen.glyphs
         return int(self._random(split, index, "number").randint(self.chosen.fewest, self.chosen.glyphs + 1))
 
-    def _glyphs(self, draw: np.random.RandomState, split: str, digit: Placed, number: int) -> tuple[Placed, ...] | None:
+    def _glyphs(
+        self, draw: np.random.RandomState, split: str, digit: PlacedGlyph, number: int
+    ) -> tuple[PlacedGlyph, ...] | None:
         placed = [digit]
         for _ in range(number):
             face = int(draw.choice(self.parts.typefaces_of(split)))
@@ -167,7 +169,7 @@ class FineScenes(Source):
             height = self._scaled(int(draw.randint(GLYPH_HEIGHT[0], GLYPH_HEIGHT[1] + 1)))
             width = self.parts.glyph_width(face, label, height)
             for _ in range(50):
-                glyph = Placed(face, label, *self._corner(draw, width, height), width, height)
+                glyph = PlacedGlyph(face, label, *self._corner(draw, width, height), width, height)
                 if all(glyph.apart(other) for other in placed):
                     placed.append(glyph)
                     break
@@ -244,7 +246,7 @@ class FineScenes(Source):
         )
 
 
-def _ink(canvas: Array, where: Placed, coverage: Array, draw: np.random.RandomState) -> None:
+def _ink(canvas: Array, where: PlacedGlyph, coverage: Array, draw: np.random.RandomState) -> None:
     """Paint ``coverage`` (uint8 [h, w]) in a random colour that stands off from what it covers. Integers only."""
     patch = canvas[where.top : where.top + where.height, where.left : where.left + where.width]
     ground = _luma(patch.reshape(-1, 3).sum(0, dtype=np.int64)) // (where.width * where.height)
@@ -261,7 +263,7 @@ def _luma(colour: Array) -> int:
     return int(299 * int(colour[0]) + 587 * int(colour[1]) + 114 * int(colour[2])) // 1000
 
 
-def _box(placed: Placed, size: int) -> tuple[float, float, float, float]:
+def _box(placed: PlacedGlyph, size: int) -> tuple[float, float, float, float]:
     left, top = placed.left, placed.top
     return left / size, top / size, (left + placed.width) / size, (top + placed.height) / size
 

@@ -30,7 +30,7 @@ from fusion_workbench.datamodules.store.shards import Shard
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.sources.base import Source
 
-_AHEAD = 2  # batches of images drawn while one is encoded
+_PREFETCH = 2  # batches of images drawn while one is encoded
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -54,7 +54,7 @@ class EncoderLike(Protocol):
 
 
 @dataclass(frozen=True)
-class Pass:
+class EncodingPass:
     """The images of one shard, and the layers of them that have to be encoded."""
 
     split: str
@@ -69,7 +69,7 @@ class Pass:
         return tuple(shard.layer for shard in self.shards)
 
 
-def draw(source: Source, split: str, images: Sequence[int]) -> Images:
+def load_images(source: Source, split: str, images: Sequence[int]) -> Images:
     """The source's images ``[B, H, W, 3]``, uint8."""
     return np.stack([source.image(split, image) for image in images])
 
@@ -77,8 +77,8 @@ def draw(source: Source, split: str, images: Sequence[int]) -> Images:
 def encode_passes(
     encoder: EncoderLike,
     source: Source,
-    passes: Sequence[Pass],
-    write: Callable[[Pass, Tensor], int],
+    passes: Sequence[EncodingPass],
+    write: Callable[[EncodingPass, Tensor], int],
     dtype: torch.dtype,
     batch_size: int,
     advance: Callable[[int], None],
@@ -91,13 +91,13 @@ def encode_passes(
     rows, columns = encoder.grid(encoder.image_size)
     written: list[Future[int]] = []
     with ThreadPoolExecutor(1, "images") as drawer, ThreadPoolExecutor(1, "shards") as writer:
-        drawn = _drawn(drawer, source, passes, batch_size)
+        batches_of_images = _prefetched(drawer, source, passes, batch_size)
         for todo in passes:
             shape = (len(todo.shards), len(todo.images), rows * columns, encoder.dim)
             states = torch.empty(shape, dtype=dtype)
             for batch in torch.split(states, batch_size, dim=1):
-                images = next(drawn)
-                batch.copy_(_like(encoder.encode(images, todo.layers).to(dtype), batch, images, encoder))
+                images = next(batches_of_images)
+                batch.copy_(_checked(encoder.encode(images, todo.layers).to(dtype), batch, images, encoder))
                 advance(len(images))
             if written:
                 written[-1].result()  # a full disk is told here
@@ -105,21 +105,23 @@ def encode_passes(
         return sum(future.result() for future in written)
 
 
-def _drawn(pool: ThreadPoolExecutor, source: Source, passes: Sequence[Pass], batch_size: int) -> Iterator[Images]:
+def _prefetched(
+    pool: ThreadPoolExecutor, source: Source, passes: Sequence[EncodingPass], batch_size: int
+) -> Iterator[Images]:
     """The batches of all passes in order, each drawn while the ones before it are encoded."""
     batches = (
         (todo.split, todo.images[start : start + batch_size])
         for todo in passes
         for start in range(0, len(todo.images), batch_size)
     )
-    waiting = deque(pool.submit(draw, source, *batch) for batch in islice(batches, _AHEAD))
+    waiting = deque(pool.submit(load_images, source, *batch) for batch in islice(batches, _PREFETCH))
     while waiting:
         images = waiting.popleft().result()
-        waiting.extend(pool.submit(draw, source, *batch) for batch in islice(batches, 1))
+        waiting.extend(pool.submit(load_images, source, *batch) for batch in islice(batches, 1))
         yield images
 
 
-def _like(states: Tensor, expected: Tensor, images: Images, encoder: EncoderLike) -> Tensor:
+def _checked(states: Tensor, expected: Tensor, images: Images, encoder: EncoderLike) -> Tensor:
     if states.shape != expected.shape:
         raise WorkbenchError(
             f"the encoder made features of shape {list(states.shape)} from images of {images.shape[1]} × "

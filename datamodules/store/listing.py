@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.datamodules.store.shards import INDEX, Shard, SplitIndex, damaged, read_json, told_clearly
+from fusion_workbench.datamodules.store.shards import INDEX, Shard, SplitIndex, as_workbench_error, damaged, read_json
 
 KEY_FILE = "key.json"
 _KEY = re.compile(r"[0-9a-f]{16}")
@@ -84,7 +84,7 @@ def verify_store(root: Path, key: str) -> list[Path]:
     bad: list[Shard] = []
     for path in sorted(_existing(root, key).glob(f"*/{INDEX}")):
         index, shards = _read(path.parent)
-        bad += damaged(shards, index, anew=True)
+        bad += damaged(shards, index, rehash=True)
     return [shard.path for shard in bad]
 
 
@@ -96,7 +96,7 @@ def remove_store(root: Path, key: str) -> None:
     """
     folder = _existing(root, key)
     held = lock(root, key)
-    with told_clearly(folder):
+    with as_workbench_error(folder):
         try:
             with held.acquire(timeout=0):
                 shutil.rmtree(folder)

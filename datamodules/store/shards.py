@@ -97,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def sweep(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove what a killed writer left half done. Only under the store's lock. Raises OSError."""
     for part in folder.rglob(f"*{PART}"):
         part.unlink(missing_ok=True)
@@ -111,7 +111,7 @@ def bytes_free(path: Path) -> int:
 
 
 @contextmanager
-def told_clearly(where: Path) -> Iterator[None]:
+def as_workbench_error(where: Path) -> Iterator[None]:
     """Turns what the operating system refuses on ``where`` into one WorkbenchError."""
     try:
         yield
@@ -195,24 +195,24 @@ Stamp = tuple[int, int, int]  # size, time of the last change, inode
 _intact: dict[Path, tuple[Stamp, str]] = {}  # what this process has hashed: a checksum holds while the stamp does
 
 
-def damaged(shards: Iterable[Shard], index: SplitIndex, *, anew: bool = False) -> list[Shard]:
+def damaged(shards: Iterable[Shard], index: SplitIndex, *, rehash: bool = False) -> list[Shard]:
     """Those of ``shards`` whose bytes are not what the index says, or that are gone; it may not know others.
 
-    Every file is hashed once a process; ``anew`` hashes it again.
+    Every file is hashed once a process; ``rehash`` hashes it again.
     """
 
     def wrong(shard: Shard) -> bool:
-        return not _checksum_holds(shard.path, index.checksums[shard.name], anew)
+        return not _checksum_holds(shard.path, index.checksums[shard.name], rehash)
 
     named = [shard for shard in shards if shard.name in index.checksums]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "checksum") as pool:  # hashing lets go of the GIL
         return [shard for shard, bad in zip(named, pool.map(wrong, named), strict=True) if bad]
 
 
-def _checksum_holds(path: Path, checksum: str, anew: bool) -> bool:
+def _checksum_holds(path: Path, checksum: str, rehash: bool) -> bool:
     try:
         known = (stamp(path), checksum)
-        if not anew and _intact.get(path) == known:
+        if not rehash and _intact.get(path) == known:
             return True
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

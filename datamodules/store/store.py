@@ -28,8 +28,8 @@ from fusion_workbench.core.files import write_file
 from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.datamodules.store import listing as stores
 from fusion_workbench.datamodules.store import shards as disk
-from fusion_workbench.datamodules.store.encoding import EncoderLike, Pass, encode_passes, progress_bar
-from fusion_workbench.datamodules.store.shards import Shard, SplitIndex, StoredFeatures, told_clearly
+from fusion_workbench.datamodules.store.encoding import EncoderLike, EncodingPass, encode_passes, progress_bar
+from fusion_workbench.datamodules.store.shards import Shard, SplitIndex, StoredFeatures, as_workbench_error
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.sources.base import Source
@@ -46,7 +46,7 @@ class StorePlan:
     """What a study needs that the store does not hold."""
 
     where: Path
-    passes: tuple[Pass, ...]
+    passes: tuple[EncodingPass, ...]
     reused: int  # shards that are there and whole
     damaged: tuple[Shard, ...]  # there, but torn, truncated or altered; among the passes
     bytes_needed: int
@@ -146,7 +146,7 @@ class FeatureStore:
         for layer in layers:
             if not 0 <= layer <= self.encoder.depth:
                 raise WorkbenchError(f"layer {layer} does not exist; the encoder has 0 to {self.encoder.depth}.")
-        passes: list[Pass] = []
+        passes: list[EncodingPass] = []
         damaged: list[Shard] = []
         wanted = 0
         for split in splits:
@@ -158,7 +158,7 @@ class FeatureStore:
                 wanted += len(shards)
                 lacking = tuple(s for s in shards if s.name not in index.checksums or s in bad)
                 if lacking:
-                    passes.append(Pass(split, lacking))
+                    passes.append(EncodingPass(split, lacking))
         missing = [shard for todo in passes for shard in todo.shards]
         needed = sum(shard.images * self._image_bytes + _HEADER_BYTES for shard in missing)
         free = disk.bytes_free(self.folder)
@@ -226,8 +226,8 @@ class FeatureStore:
             self._say(str(plan))
 
     def _encode(self, plan: StorePlan, batch_size: int, progress: bool) -> int:
-        with told_clearly(self.folder):
-            disk.sweep(self.folder)
+        with as_workbench_error(self.folder):
+            disk.remove_partial_files(self.folder)
             write_file(self.folder / stores.KEY_FILE, json.dumps(self._facts, indent=1).encode())
         with progress_bar(self.console, progress) as bar:
             task = bar.add_task("encoding", total=plan.images)
@@ -241,14 +241,14 @@ class FeatureStore:
                 lambda images: bar.advance(task, images),
             )
 
-    def _write(self, todo: Pass, states: Tensor) -> int:
-        with told_clearly(self.folder):
+    def _write(self, todo: EncodingPass, states: Tensor) -> int:
+        with as_workbench_error(self.folder):
             shards = zip(todo.shards, states.unbind(), strict=True)
             return disk.write_shards(shards, self._index(todo.split))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with told_clearly(self.root):
+        with as_workbench_error(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             lock = stores.lock(self.root, self.key)
             try:

@@ -28,31 +28,41 @@ class AnswerTask:
         chance: the metric, on the training questions, of the best answer that is always the same.
     """
 
-    def __init__(self, name: str, metric: AnswerMetric, title: str, taught: Sequence[Sequence[str]] = ()) -> None:
+    def __init__(
+        self, name: str, metric: AnswerMetric, title: str, training_answers: Sequence[Sequence[str]] = ()
+    ) -> None:
         self.name, self.metric, self.title = name, metric, title
         self.metric_name = metric.name
         self.direction = metric.direction
         self.unit = metric.unit
         self.perfect = metric.perfect
         self.ratio = metric.ratio
-        self.chance = self.guess(taught)
+        self.chance = self.chance_baseline(training_answers)
 
-    def guess(self, taught: Sequence[Sequence[str]], scored: Sequence[Sequence[str]] | None = None) -> float:
-        """The metric, on ``scored`` or on the same, of the constant answer that does best on ``taught``.
+    def chance_baseline(
+        self, training_answers: Sequence[Sequence[str]], scored: Sequence[Sequence[str]] | None = None
+    ) -> float:
+        """The metric, on ``scored`` or on the same, of the constant answer that does best on ``training_answers``.
 
         Tried are the most frequent answers, on a fixed draw of the questions where there are very many; of equals the
         more frequent wins. 0 where nothing is taught or nothing is scored.
         """
-        counts = Counter(answer for answers in taught for answer in answers)
+        counts = Counter(answer for answers in training_answers for answer in answers)
         candidates = sorted(counts, key=lambda answer: (-counts[answer], answer))[:CANDIDATES]
-        fitted = taught if len(taught) <= FITTED else random.Random(0).sample(taught, FITTED)
-        asked = taught if scored is None else scored
+        fitted = (
+            training_answers if len(training_answers) <= FITTED else random.Random(0).sample(training_answers, FITTED)
+        )
+        asked = training_answers if scored is None else scored
         if not candidates or not asked:
             return 0.0
-        best = max(candidates, key=lambda answer: self._constant(answer, fitted)) if candidates[1:] else candidates[0]
-        return self._constant(best, asked)
+        best = (
+            max(candidates, key=lambda answer: self._score_of_constant(answer, fitted))
+            if candidates[1:]
+            else candidates[0]
+        )
+        return self._score_of_constant(best, asked)
 
-    def _constant(self, answer: str, asked: Sequence[Sequence[str]]) -> float:
+    def _score_of_constant(self, answer: str, asked: Sequence[Sequence[str]]) -> float:
         """The metric of always answering so; each distinct question is judged once."""
         kinds = Counter(tuple(answers) for answers in asked)
         scores: list[float] = []
@@ -63,7 +73,7 @@ class AnswerTask:
                 statistics.setdefault(key, []).extend([value] * count)
         return self.metric.value(scores, statistics)
 
-    def gain(self, value: float) -> float:
+    def chance_normalised(self, value: float) -> float:
         """Where ``value`` of the metric lies between chance (0) and perfect (1)."""
         span = self.perfect - self.chance
         return (value - self.chance) / span if span else 0.0

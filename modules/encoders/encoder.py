@@ -61,7 +61,7 @@ class VisionEncoder(nn.Module):
         self.config = getattr(config, "vision_config", config)
         self.family_name: str = config.model_type
         self.family = family
-        if family.sound:
+        if family.audio:
             raise WorkbenchError(
                 f"encoder '{name}' is of the family '{self.family_name}', whose tokens are moments of sound. Its "
                 "hidden states can be read and fused "
@@ -82,7 +82,7 @@ class VisionEncoder(nn.Module):
 
     def grid(self, size: Size | None = None) -> tuple[int, int]:
         """Rows and columns of the patch grid of an image of ``size`` pixels."""
-        height, width = both(size or self.image_size)
+        height, width = height_width(size or self.image_size)
         return height // self.patch, width // self.patch
 
     @property
@@ -145,7 +145,7 @@ class VisionEncoder(nn.Module):
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def passport(self) -> dict[str, Any]:
+    def encoder_info(self) -> dict[str, Any]:
         """What a study needs to know of its encoder; shown by ``workbench layers`` and kept with every study."""
         grid = self.grid()
         return {
@@ -167,14 +167,14 @@ class VisionEncoder(nn.Module):
         }
 
 
-def both(size: Size) -> tuple[int, int]:
+def height_width(size: Size) -> tuple[int, int]:
     """Height and width."""
     return (size, size) if isinstance(size, int) else size
 
 
 def _size(wanted: int | Sequence[int], config: Any, patch: int, name: str) -> Size:
     """The size to encode at, an int for squares. Raises WorkbenchError for one that is no multiple of the patch."""
-    sides = [wanted or _trained_at(config, patch)] * 2 if isinstance(wanted, int) else [int(side) for side in wanted]
+    sides = [wanted or _trained_size(config, patch)] * 2 if isinstance(wanted, int) else [int(side) for side in wanted]
     if len(sides) != 2 or any(side % patch or side < patch for side in sides):
         right = [max(patch, round(side / patch) * patch) for side in sides]
         example = right[0] if len(set(right)) == 1 else right
@@ -185,7 +185,7 @@ def _size(wanted: int | Sequence[int], config: Any, patch: int, name: str) -> Si
     return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
 
 
-def _trained_at(config: Any, patch: int) -> int:
+def _trained_size(config: Any, patch: int) -> int:
     """The side of the square that a model was trained at; where it only names a number of patches, their square."""
     size = getattr(config, "image_size", None)
     return square(size) if size else math.isqrt(config.num_patches) * patch

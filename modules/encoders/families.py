@@ -1,6 +1,6 @@
 """Families of encoders: what sets one apart from another, as rows of a table.
 
-Nothing else in the workbench knows a family's name. A family that has no row is not guessed: :func:`explain` runs its
+Nothing else in the workbench knows a family's name. A family that has no row is not guessed: :func:`explain_unknown` runs its
 architecture once without weights and says which row it would need.
 """
 
@@ -61,7 +61,7 @@ class Family:
     interpolate: bool = True
     inputs: Callable[[Tensor, int], dict[str, Tensor]] = whole_image
     tower: str = ""
-    sound: bool = False
+    audio: bool = False
     models: str = ""
 
 
@@ -159,7 +159,7 @@ _ROWS: dict[str, Family] = {
         positions="sinusoids for 30 s",
         interpolate=False,
         tower="encoder",
-        sound=True,
+        audio=True,
         models="openai/whisper-base",
     ),
     "wav2vec2": Family(
@@ -170,7 +170,7 @@ _ROWS: dict[str, Family] = {
         final_norm=False,
         positions="convolutional",
         interpolate=False,
-        sound=True,
+        audio=True,
         models="facebook/wav2vec2-base",
     ),
 }
@@ -216,7 +216,7 @@ def family_of(config: Any, name: str) -> Family:
     """
     kind = config.model_type
     if kind not in FAMILIES:
-        raise WorkbenchError(explain(config, name))
+        raise WorkbenchError(explain_unknown(config, name))
     return FAMILIES[kind]
 
 
@@ -237,7 +237,7 @@ def read(model: nn.Module, family: Family, inputs: Mapping[str, Any], layers: Se
     assert isinstance(blocks, nn.ModuleList)
     target = model.get_submodule(family.tower) if family.tower else model
     if max(layers) < len(blocks):
-        states = _until(target, blocks, inputs, max(layers))
+        states = _states_up_to(target, blocks, inputs, max(layers))
     else:  # transformers' own: of some models the last is normed, and only they know
         states = list(target(**inputs, output_hidden_states=True).hidden_states or ())
         if len(states) != len(blocks) + 1:
@@ -248,18 +248,18 @@ def read(model: nn.Module, family: Family, inputs: Mapping[str, Any], layers: Se
     return torch.stack([states[layer][:, prefix:] for layer in layers])
 
 
-class _Enough(Exception):
+class _StopForward(Exception):
     """The deepest layer that was asked for is there."""
 
 
-def _until(model: nn.Module, blocks: nn.ModuleList, inputs: Mapping[str, Any], deepest: int) -> list[Tensor]:
+def _states_up_to(model: nn.Module, blocks: nn.ModuleList, inputs: Mapping[str, Any], deepest: int) -> list[Tensor]:
     """Hidden states 0 to ``deepest``, from a forward pass that ends there."""
     states: list[Tensor] = []
 
     def keep(state: Any) -> None:
         states.append(state[0] if isinstance(state, tuple) else state)
         if len(states) > deepest:
-            raise _Enough
+            raise _StopForward
 
     def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep(args[0] if args else kwargs["hidden_states"])
@@ -271,7 +271,7 @@ def _until(model: nn.Module, blocks: nn.ModuleList, inputs: Mapping[str, Any], d
     hooks += [block.register_forward_hook(after) for block in blocks[:deepest]]
     try:
         model(**inputs)
-    except _Enough:
+    except _StopForward:
         pass
     finally:
         for hook in hooks:
@@ -279,12 +279,12 @@ def _until(model: nn.Module, blocks: nn.ModuleList, inputs: Mapping[str, Any], d
     return states
 
 
-def explain(config: Any, name: str) -> str:
+def explain_unknown(config: Any, name: str) -> str:
     """What a model of an unknown family looks like, found by running its architecture without weights."""
     kind = config.model_type
     known = f"encoder '{name}' is of the family '{kind}', which is not known.{nearest(kind, FAMILIES)}"
     try:
-        found = _look(getattr(config, "vision_config", config))
+        found = _run_without_weights(getattr(config, "vision_config", config))
     except Exception as error:  # an architecture may fail in any way; then that is the answer
         return f"{known} Run without weights, it fails as a vision encoder ({type(error).__name__}: {error})."
     row = (
@@ -298,7 +298,7 @@ def explain(config: Any, name: str) -> str:
     )
 
 
-def _look(config: Any) -> dict[str, Any]:
+def _run_without_weights(config: Any) -> dict[str, Any]:
     import inspect
 
     from transformers import AutoModel

@@ -88,7 +88,7 @@ class PlantedEncoder(VisionEncoder):
     def autocast(self) -> nullcontext[None]:
         return nullcontext()
 
-    def passport(self) -> dict[str, Any]:
+    def encoder_info(self) -> dict[str, Any]:
         rows, columns = self.grid()
         return {
             "encoder": self.name,

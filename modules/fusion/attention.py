@@ -37,7 +37,7 @@ class Deformable(DeformableAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Each level's share of a query's attention ``[B, Q, H, L]``; root mean square distance of the samples from
         their cell ``[L, H]``, in cells."""
-        *offsets, logits = self.look(query, query_norm)  # [H, L·P, B·Q] each
+        *offsets, logits = self.sampling(query, query_norm)  # [H, L·P, B·Q] each
         shares = logits.softmax(1).unflatten(1, (self.levels, -1)).sum(2)  # [H, L, B·Q]
         squares = (offsets[0] ** 2 + offsets[1] ** 2).unflatten(1, (self.levels, -1))
         return shares.permute(2, 0, 1).unflatten(0, query.shape[:2]), squares.mean((2, 3)).sqrt().T

@@ -71,10 +71,10 @@ def check(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         case = _Case(lambda: build(strategy, selection, dim, options), selection, dim)
-        return hold(case, _REQUIREMENTS)
+        return hold_against(case, _REQUIREMENTS)
 
 
-def hold(case: C, requirements: Sequence[Callable[[C], Iterator[str]]]) -> list[Finding]:
+def hold_against(case: C, requirements: Sequence[Callable[[C], Iterator[str]]]) -> list[Finding]:
     """A finding for each requirement: kept where it has no complaint of ``case``. Its docstring says what it asks."""
     findings = []
     for requirement in requirements:
@@ -142,7 +142,7 @@ def _strategies_in(module: Any) -> list[str]:
     return [k for k, v in classes.items() if issubclass(v, torch.nn.Module) and not inspect.isabstract(v)]
 
 
-def pick(hidden_states: Tensor, fuser: Fusion) -> Tensor:
+def select_used(hidden_states: Tensor, fuser: Fusion) -> Tensor:
     """The layers that ``fuser`` reads, out of all: ``[depth + 1, B, T, dim] → [len(uses), B, T, dim]``."""
     return hidden_states[list(fuser.uses)]
 
@@ -179,7 +179,7 @@ def _shape(case: _Case) -> Iterator[str]:
     """output is [batch, tokens, out_dim], and token_map gives each token a cell or -1, on any grid"""
     for grid in GRIDS:
         fuser = case.fuser()
-        out = fuser(pick(case.stack(grid), fuser), grid)
+        out = fuser(select_used(case.stack(grid), fuser), grid)
         places = fuser.token_map(grid)
         if out.shape != (2, len(places), fuser.out_dim):
             yield f"grid {grid}: output {tuple(out.shape)}, token_map {len(places)}, out_dim {fuser.out_dim}"
@@ -192,11 +192,11 @@ def _every_layer(case: _Case) -> Iterator[str]:
     grid, fuser = GRIDS[1], case.fuser()
     stack = case.stack(grid)
     with torch.no_grad():
-        before = fuser(pick(stack, fuser), grid)
+        before = fuser(select_used(stack, fuser), grid)
         for layer in range(len(stack)):
             moved = stack.clone()
             moved[layer] += torch.randn_like(moved[layer])
-            change = float((fuser(pick(moved, fuser), grid) - before).abs().max())
+            change = float((fuser(select_used(moved, fuser), grid) - before).abs().max())
             if layer in fuser.uses and not change > 1e-6:
                 yield f"layer {layer} is used and does not move the output ({change:.1g})"
             if layer not in fuser.uses and change:
@@ -206,7 +206,7 @@ def _every_layer(case: _Case) -> Iterator[str]:
 def _images_apart(case: _Case) -> Iterator[str]:
     """an image's tokens do not depend on the others of its batch, nor do features change"""
     grid, fuser = GRIDS[1], case.fuser()
-    features = pick(case.stack(grid), fuser)
+    features = select_used(case.stack(grid), fuser)
     kept = features.clone()
     with torch.no_grad():
         together, alone = fuser(features, grid), fuser(features[:, :1], grid)
@@ -220,7 +220,7 @@ def _identity(case: _Case) -> Iterator[str]:
     """where identity_at_start is promised, a fresh module returns the query's tokens"""
     fuser = case.fresh()
     for grid in GRIDS if fuser.identity_at_start else ():
-        features = pick(case.stack(grid), fuser)
+        features = select_used(case.stack(grid), fuser)
         if not torch.equal(fuser(features, grid), features[-1]):
             yield f"grid {grid}: a fresh module does not return the query's tokens"
 
@@ -237,7 +237,7 @@ def gradient_complaints(module: nn.Module) -> Iterator[str]:
 def _gradients(case: _Case) -> Iterator[str]:
     """at random parameters every parameter has a finite gradient, and gates are among them"""
     grid, fuser = GRIDS[1], case.fuser()
-    out = fuser(pick(case.stack(grid), fuser), grid)
+    out = fuser(select_used(case.stack(grid), fuser), grid)
     if out.requires_grad:
         (out * torch.randn_like(out)).sum().backward()
     yield from gradient_complaints(fuser)
@@ -263,7 +263,7 @@ def cost_complaints(one: Any, two: Any) -> Iterator[str]:
 def _autocast(case: _Case) -> Iterator[str]:
     """runs under bfloat16 autocast, forward and backward, close to float32"""
     grid, fuser = GRIDS[1], case.fuser()
-    features = pick(case.stack(grid), fuser)
+    features = select_used(case.stack(grid), fuser)
     exact = fuser(features, grid).detach()
     with torch.autocast("cpu", torch.bfloat16):
         out = fuser(features, grid)
@@ -277,7 +277,7 @@ def _autocast(case: _Case) -> Iterator[str]:
 def _projected(case: _Case) -> Iterator[str]:
     """every projector takes the fused tokens to the width that is asked for, and passes gradients back"""
     grid, fuser, width = GRIDS[1], case.fuser(), 24
-    features = pick(case.stack(grid), fuser)
+    features = select_used(case.stack(grid), fuser)
     for kind in PROJECTORS:
         projector = fuser.projector(kind, width, grid)
         out = projector(fuser(features, grid))
@@ -293,7 +293,7 @@ def _round_trip(case: _Case) -> Iterator[str]:
     grid, fuser, other = GRIDS[1], case.fuser(), case.fresh().eval()
     state = {key: value.contiguous() for key, value in fuser.state_dict().items()}
     other.load_state_dict(safetensors.torch.load(safetensors.torch.save(state)))
-    features = pick(case.stack(grid), fuser)
+    features = select_used(case.stack(grid), fuser)
     with torch.no_grad():
         if not torch.equal(fuser(features, grid), other(features, grid)):
             yield "the loaded module computes something else"
@@ -302,7 +302,7 @@ def _round_trip(case: _Case) -> Iterator[str]:
 def _diagnosis(case: _Case) -> Iterator[str]:
     """diagnose returns finite numbers by name"""
     fuser = case.fuser()
-    for name, value in fuser.diagnose(pick(case.stack(GRIDS[1]), fuser), GRIDS[1]).items():
+    for name, value in fuser.diagnose(select_used(case.stack(GRIDS[1]), fuser), GRIDS[1]).items():
         if not isinstance(name, str) or not isinstance(value, float) or not math.isfinite(value):
             yield f"{name} is {value!r}"
 

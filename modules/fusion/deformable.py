@@ -94,7 +94,7 @@ class DeformableAttention(nn.Module):
         ``tokens`` have mean 0 and variance 1); it is folded into the projections, which is exact and leaves frozen
         tokens without a gradient.
         """
-        index, weight = corners(self.look(query, query_norm), self.levels, grid)
+        index, weight = corners(self.sampling(query, query_norm), self.levels, grid)
         projection = fold(self.value_proj, token_norm)
         if tokens.requires_grad or not _sampling_first_pays(tokens, index):
             sampled = gather(_linear(tokens, *projection), index, weight)
@@ -102,7 +102,7 @@ class DeformableAttention(nn.Module):
             sampled = project_and_gather(tokens, *projection, index, weight)
         return _linear(sampled, self.output_proj.weight, self.output_proj.bias)
 
-    def look(self, query: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+    def sampling(self, query: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
         """Where to look and how hard: offsets x, offsets y (in cells) and attention logits, ``[3, H, L·P, B·Q]``.
 
         In float32 under autocast too: bfloat16 would place a sample four cells away with an error of 1/64 cell.
@@ -150,13 +150,13 @@ def _x_before_y(rows: Tensor) -> Tensor:
     return rows.view(-1, 2, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
 
 
-def corners(look: Tensor, levels: int, grid: Grid) -> tuple[Tensor, Tensor]:
+def corners(sampling: Tensor, levels: int, grid: Grid) -> tuple[Tensor, Tensor]:
     """The four cells around every sampling point, and what each of them counts.
 
     ``[3, H, L·P, B·Q] → index (int32), weight [H, B·Q, K]``: the index is into the N tokens of all levels, K is ordered
     (row, column, level, point), and the weight is attention × bilinear weight, zero for a cell outside the grid.
     """
-    index, weight = _Corners.apply(look, levels, grid)  # type: ignore[no-untyped-call]
+    index, weight = _Corners.apply(sampling, levels, grid)  # type: ignore[no-untyped-call]
     return index, weight
 
 
@@ -179,13 +179,13 @@ class _Corners(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, look: Tensor, levels: int, grid: Grid) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, sampling: Tensor, levels: int, grid: Grid) -> tuple[Tensor, Tensor]:
         rows, columns = grid
-        _, heads, samples, queries = look.shape
-        share = look[2].softmax(1)
+        _, heads, samples, queries = sampling.shape
+        share = sampling[2].softmax(1)
         # Cell centres are the integers. What lies a cell or more outside reads zero wherever it is; the clamp keeps
         # runaway offsets representable.
-        position = look[:2] + _centres(grid, look)
+        position = sampling[:2] + _centres(grid, sampling)
         _clamp(position, -2.0, (columns, rows))
         low = position.floor()
         cell = torch.stack((low, low + 1), 1)  # [2 (x, y), 2 (low, high), H, L·P, B·Q]
@@ -195,10 +195,10 @@ class _Corners(Function):
         beyond = position.sub_(low)
         near = torch.stack((1 - beyond, beyond), 1).mul_(inside)
         across, down = near[0], near[1] * share  # [2, H, L·P, B·Q] each
-        start = torch.arange(0, levels * rows * columns, rows * columns, dtype=look.dtype, device=look.device)
+        start = torch.arange(0, levels * rows * columns, rows * columns, dtype=sampling.dtype, device=sampling.device)
         left, top = place[0], place[1].mul_(columns).add_(start.repeat_interleave(samples // levels).unsqueeze(-1))
-        weight = look.new_empty(heads, 2, 2, samples, queries)
-        index = torch.empty(weight.shape, dtype=torch.int32, device=look.device)
+        weight = sampling.new_empty(heads, 2, 2, samples, queries)
+        index = torch.empty(weight.shape, dtype=torch.int32, device=sampling.device)
         for row in range(2):
             for column in range(2):
                 torch.mul(down[row], across[column], out=weight[:, row, column])
@@ -276,12 +276,12 @@ class _ProjectAndGather(Function):
             return None, grad_projection, grad_bias, None, _grad_weight(grad, values, index)
 
 
-def _centres(grid: Grid, look: Tensor) -> Tensor:
+def _centres(grid: Grid, sampling: Tensor) -> Tensor:
     """x and y of every query's own cell, in cells: ``[2, 1, 1, B·Q]``."""
     rows, columns = grid
-    y = torch.arange(rows, dtype=look.dtype, device=look.device).repeat_interleave(columns)
-    x = torch.arange(columns, dtype=look.dtype, device=look.device).repeat(rows)
-    return torch.stack((x, y)).repeat(1, look.shape[-1] // (rows * columns)).view(2, 1, 1, -1)
+    y = torch.arange(rows, dtype=sampling.dtype, device=sampling.device).repeat_interleave(columns)
+    x = torch.arange(columns, dtype=sampling.dtype, device=sampling.device).repeat(rows)
+    return torch.stack((x, y)).repeat(1, sampling.shape[-1] // (rows * columns)).view(2, 1, 1, -1)
 
 
 def _clamp(xy: Tensor, low: float, high: tuple[float, float]) -> None:

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.fusion.base import Grid
-from fusion_workbench.modules.fusion.contract import DEPTH, GRIDS, Finding, cost_complaints, gradient_complaints, hold
+from fusion_workbench.modules.fusion.contract import (
+    DEPTH,
+    GRIDS,
+    Finding,
+    cost_complaints,
+    gradient_complaints,
+    hold_against,
+)
 from fusion_workbench.modules.language.injection import Injection, InjectionSetting, build_injection, injection_spec
 from fusion_workbench.modules.language.injector import Injector
 from fusion_workbench.modules.language.visual import VisualInput
@@ -60,7 +67,7 @@ def check_injection(
         torch.manual_seed(seed)
         case = _Case(lambda: build_injection(name, setting, options), setting, _language_model())
         case.fresh()  # what is wrong with the options is said now
-        return hold(case, _REQUIREMENTS)
+        return hold_against(case, _REQUIREMENTS)
 
 
 def _language_model() -> nn.Module:

@@ -67,7 +67,7 @@ def generate(decoder: Decoder, spliced: Spliced, max_new_tokens: int) -> list[st
 def stream(decoder: Decoder, spliced: Spliced, max_new_tokens: int) -> Iterator[str]:
     """Greedy answer to one prompt, in the pieces in which it comes; together they are :func:`generate`'s answer."""
     queue: Queue[list[int] | BaseException | None] = Queue()
-    streamer = _Into(queue)
+    streamer = _QueueStreamer(queue)
 
     def run() -> None:
         try:
@@ -94,7 +94,7 @@ def stream(decoder: Decoder, spliced: Spliced, max_new_tokens: int) -> Iterator[
         yield rest
 
 
-class _Into:
+class _QueueStreamer:
     """Puts each new token into a queue."""
 
     def __init__(self, queue: Queue[Any]) -> None:

@@ -43,7 +43,7 @@ from fusion_workbench.core.registry import Registry, check_options
 from fusion_workbench.modules import cost
 from fusion_workbench.modules.fusion.base import STRATEGIES, Grid, check_features
 from fusion_workbench.modules.language.injector import Injector
-from fusion_workbench.modules.language.visual import Adapter, VisualInput
+from fusion_workbench.modules.language.visual import LanguageConnector, VisualInput
 from fusion_workbench.modules.optim import others
 from fusion_workbench.modules.projector import Projector
 
@@ -81,7 +81,7 @@ class InjectionSetting:
     projector: str = "mlp2x_gelu"
 
 
-class Injection(Adapter):
+class Injection(LanguageConnector):
     """Base of all injections: an adapter that fills ``injected``.
 
     Attributes:

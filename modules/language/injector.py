@@ -15,7 +15,7 @@ from fusion_workbench.core.errors import WorkbenchError
 
 
 @dataclass(frozen=True)
-class _Held:
+class _Pending:
     """What is to be added: packed tokens by block, and the token that stands at each position, -1 for none."""
 
     tokens: Mapping[int, Tensor]  # [V, width]
@@ -38,7 +38,7 @@ class Injector:
 
     def __init__(self, blocks: nn.ModuleList) -> None:
         self.depth = len(blocks)
-        self._held: _Held | None = None
+        self._pending: _Pending | None = None
         self._handles = [
             block.register_forward_pre_hook(partial(self._enter, number), with_kwargs=True)
             for number, block in enumerate(blocks)
@@ -68,11 +68,11 @@ class Injector:
                 )
         packed = {block: tokens.flatten(0, -2) for block, tokens in values.items()}
         numbers = (visual.flatten().cumsum(0) - 1).view_as(visual)
-        self._held = _Held(packed, torch.where(visual, numbers, -1)) if packed else None
+        self._pending = _Pending(packed, torch.where(visual, numbers, -1)) if packed else None
 
     def clear(self) -> None:
         """Let go of what is set; the decoder is then as it was without the injector."""
-        self._held = None
+        self._pending = None
 
     def remove(self) -> None:
         """Take the hooks off the blocks."""
@@ -84,7 +84,7 @@ class Injector:
         self, number: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """The hook of block ``number``; hidden states come first among its arguments or by their name."""
-        held = self._held
+        held = self._pending
         if held is None or number not in held.tokens:
             return None
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]

@@ -25,7 +25,7 @@ class VisualInput:
     injected: Mapping[int, Tensor] = field(default_factory=dict)
 
 
-class Adapter(nn.Module, ABC):
+class LanguageConnector(nn.Module, ABC):
     """Base of what joins an encoder to a language model.
 
     Attributes:

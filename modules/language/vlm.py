@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.modules.fusion.base import Grid
 from fusion_workbench.modules.language import generation
-from fusion_workbench.modules.language.adapter import Adapter
+from fusion_workbench.modules.language.connector import LanguageConnector
 from fusion_workbench.modules.language.decoder import Decoder
 from fusion_workbench.modules.language.sharding import shard
 from fusion_workbench.modules.language.splice import Side, Spliced, splice
@@ -45,7 +45,7 @@ class VisionLanguageModel(L.LightningModule):
 
     def __init__(
         self,
-        adapter: Adapter,
+        connector: LanguageConnector,
         decoder: Decoder,
         grid: Grid,
         recipe: Recipe = MMFUSER_LLAVA,
@@ -54,15 +54,15 @@ class VisionLanguageModel(L.LightningModule):
         max_length: int = 0,
     ) -> None:
         super().__init__()
-        self.adapter = adapter
+        self.connector = connector
         self.decoder = decoder
         self.grid = grid
         self.recipe = recipe
         self.max_length = max_length
-        held = tuple(adapter.uses if layers is None else layers)
-        if missing := [layer for layer in adapter.uses if layer not in held]:
+        held = tuple(connector.uses if layers is None else layers)
+        if missing := [layer for layer in connector.uses if layer not in held]:
             raise WorkbenchError(f"the adapter reads layers {missing}, and the features hold {list(held)}.")
-        self._rows = [held.index(layer) for layer in adapter.uses]
+        self._rows = [held.index(layer) for layer in connector.uses]
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that
         self._random: Tensor | None = None
         self._cuda_random: Tensor | None = None
@@ -73,15 +73,15 @@ class VisionLanguageModel(L.LightningModule):
         """What the decoder is given of the images: ``features [layers, N, T, dim]``; N may be 0."""
         if features.shape[1] == 0:
             return VisualInput(torch.zeros(0, 1, self.decoder.width, device=self.decoder.device))
-        like = next(self.adapter.parameters())
+        like = next(self.connector.parameters())
         chosen = features if self._rows == list(range(len(features))) else features[self._rows]
         if chosen.is_inference() and torch.is_grad_enabled():
             chosen = chosen.clone()  # autograd may not keep a tensor that was made in inference mode
-        given: VisualInput = self.adapter(chosen.to(like.device, like.dtype), self.grid)
+        given: VisualInput = self.connector(chosen.to(like.device, like.dtype), self.grid)
         return given
 
     def spliced(self, batch: Batch, side: Side = "right") -> Spliced:
-        """The batch as the decoder reads it; what is injected is laid ready until the next, or :meth:`let_go`."""
+        """The batch as the decoder reads it; what is injected is laid ready until the next, or :meth:`clear_injected`."""
         given = self.visual(batch["features"])
         spliced = splice(
             batch["input_ids"],
@@ -94,12 +94,12 @@ class VisionLanguageModel(L.LightningModule):
         )
         if batch["features"].shape[1] == 0 and self.device_mesh is not None and torch.is_grad_enabled():
             # Else the backward pass of text alone would skip frozen blocks that other devices gather together.
-            spliced = replace(spliced, inputs_embeds=spliced.inputs_embeds + self._nothing())
+            spliced = replace(spliced, inputs_embeds=spliced.inputs_embeds + self._zero_loss())
         packed = {block: spliced.pack(values) for block, values in given.injected.items()}
         self.decoder.injector.set(packed, spliced.visual)
         return spliced
 
-    def let_go(self) -> None:
+    def clear_injected(self) -> None:
         """Nothing is injected any more: a decoder may be shared by several models."""
         self.decoder.injector.clear()
 
@@ -114,7 +114,7 @@ class VisionLanguageModel(L.LightningModule):
         positions, wanted = spliced.positions()
         logits = self.decoder(spliced.inputs_embeds, spliced.attention_mask, spliced.position_ids, positions)
         if not torch.is_grad_enabled():
-            self.let_go()  # else after the backward pass, in which checkpointed blocks run again
+            self.clear_injected()  # else after the backward pass, in which checkpointed blocks run again
         losses = F.cross_entropy(logits, wanted, reduction="none")
         return losses, positions // spliced.labels.shape[1]
 
@@ -140,19 +140,19 @@ class VisionLanguageModel(L.LightningModule):
         losses, _ = self.token_losses(batch)
         loss = losses.sum() / max(1, losses.numel())
         if batch["features"].shape[1] == 0:  # text alone: other processes wait for gradients of every parameter
-            loss = loss + self._nothing()
+            loss = loss + self._zero_loss()
         return loss
 
-    def _nothing(self) -> Tensor | float:
+    def _zero_loss(self) -> Tensor | float:
         """0, that hangs on every trained parameter of the adapter."""
-        return sum(p.sum() for p in self.adapter.parameters() if p.requires_grad) * 0.0
+        return sum(p.sum() for p in self.connector.parameters() if p.requires_grad) * 0.0
 
     def on_after_backward(self) -> None:
-        self.let_go()
+        self.clear_injected()
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """The trained parameters as ``fuser``, ``gates``, ``projector`` and ``language``."""
-        return self.adapter.parts() | {"language": self.decoder.trained()}
+        return self.connector.parts() | {"language": self.decoder.trained()}
 
     def configure_optimizers(self) -> Any:
         mixed = "mixed" in str(self.trainer.precision)  # Lightning will not clip what a fused step may unscale
@@ -175,7 +175,7 @@ class VisionLanguageModel(L.LightningModule):
             try:
                 return generation.generate(self.decoder, self.spliced(_prompt(batch), "left"), max_new_tokens)
             finally:
-                self.let_go()
+                self.clear_injected()
 
     def stream(self, batch: Batch, max_new_tokens: int) -> Iterator[str]:
         """The same of one prompt, piece by piece."""
@@ -184,7 +184,7 @@ class VisionLanguageModel(L.LightningModule):
         try:
             yield from generation.stream(self.decoder, spliced, max_new_tokens)
         finally:
-            self.let_go()
+            self.clear_injected()
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ class VisionLanguageModel(L.LightningModule):
         """Names in the state dict of what is trained: the adapter, and of the decoder what has gradients."""
         held = self.decoder.named_parameters(remove_duplicate=False)  # a tied map has two names
         learned = {f"decoder.{name}" for name, p in held if p.requires_grad}
-        return learned | {f"adapter.{name}" for name in self.adapter.state_dict()}
+        return learned | {f"adapter.{name}" for name in self.connector.state_dict()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What is frozen comes from its own files; dropout goes on where it was."""

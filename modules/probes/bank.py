@@ -25,7 +25,7 @@ from fusion_workbench.schema.names import LOSS, OBJECTIVE, TRAIN_LOSS, Status, o
 
 
 @dataclass(frozen=True)
-class MemberConfig:
+class ProbeRunConfig:
     """One variant-replicate to train."""
 
     variant: str
@@ -48,13 +48,13 @@ class Evaluation:
     loss: float
 
 
-class Member:
+class ProbeRun:
     """A variant in training: its own module, optimizer, randomness, history and fate."""
 
-    def __init__(self, config: MemberConfig, tasks: Sequence[Task]) -> None:
+    def __init__(self, config: ProbeRunConfig, tasks: Sequence[Task]) -> None:
         self.config = config
         self.probe: Probe = seeded_probe(config.probe, tasks, config.init_seed)
-        self.outcome: str | None = None  # None while it trains
+        self.status: str | None = None  # None while it trains
         self.history: list[dict[str, float]] = []  # one dict an epoch
         self.evaluations: dict[str, Evaluation] = {}
         self.diagnostics: dict[str, float] = {}
@@ -72,12 +72,12 @@ class Member:
 
     @property
     def running(self) -> bool:
-        return self.outcome is None
+        return self.status is None
 
-    def stop(self, outcome: str) -> None:
+    def stop(self, status: str) -> None:
         """Take the member out of training; its gradients and optimizer state are let go by the bank."""
         if self.running:
-            self.outcome = outcome
+            self.status = status
             for parameter in self.probe.parameters():
                 parameter.grad = None
 
@@ -137,111 +137,115 @@ class FusionBank(L.LightningModule):
     """
 
     def __init__(
-        self, members: Sequence[MemberConfig], tasks: Sequence[Task], layers: Sequence[int], grid: tuple[int, int]
+        self, probe_runs: Sequence[ProbeRunConfig], tasks: Sequence[Task], layers: Sequence[int], grid: tuple[int, int]
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.tasks = list(tasks)
         self.grid = grid
-        self.members = [Member(config, tasks) for config in members]
-        self.probes = nn.ModuleList(member.probe for member in self.members)
+        self.probe_runs = [ProbeRun(config, tasks) for config in probe_runs]
+        self.probes = nn.ModuleList(probe_run.probe for probe_run in self.probe_runs)
         place = {layer: position for position, layer in enumerate(layers)}
-        self._rows = [tuple(place[layer] for layer in member.probe.fuser.uses) for member in self.members]
-        self._gathered: list[_Gathered] = []
+        self._rows = [tuple(place[layer] for layer in probe_run.probe.fuser.uses) for probe_run in self.probe_runs]
+        self._split_scores: list[_SplitScores] = []
 
     # --- training -----------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
         total = int(self.trainer.estimated_stepping_batches)
-        pairs = [make_optimizer(member.probe.parts(), member.config.recipe, total) for member in self.members]
+        pairs = [
+            make_optimizer(probe_run.probe.parts(), probe_run.config.recipe, total) for probe_run in self.probe_runs
+        ]
         return [optimizer for optimizer, _ in pairs], [scheduler for _, scheduler in pairs]
 
     def on_fit_start(self) -> None:
-        if self.trainer.precision == "16-mixed" and len(self.members) > 1:
+        if self.trainer.precision == "16-mixed" and len(self.probe_runs) > 1:
             raise ValueError("a gradient scaler couples the members of a bank; 16-mixed takes a bank of one")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         features = self._features(batch)
         optimizers, schedulers = _listed(self.optimizers()), _listed(self.lr_schedulers())
-        for number, member in enumerate(self.members):
-            if not member.running:
+        for number, probe_run in enumerate(self.probe_runs):
+            if not probe_run.running:
                 continue
-            with self._timed(member), member.own_randomness(self.device):
+            with self._timed(probe_run), probe_run.own_randomness(self.device):
                 try:
-                    self._step(number, member, features, batch, optimizers[number])
+                    self._step(number, probe_run, features, batch, optimizers[number])
                 except (torch.OutOfMemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    self._let_go(member, optimizers[number], Status.OUT_OF_MEMORY)
+                    self._stop(probe_run, optimizers[number], Status.OUT_OF_MEMORY)
                     continue
             schedulers[number].step()
-            member.images += features.shape[1]
+            probe_run.images += features.shape[1]
 
-    def _step(self, number: int, member: Member, features: Tensor, batch: dict[str, Tensor], optimizer: Any) -> None:
-        logits = member.probe(features[list(self._rows[number])], batch, self.grid)
+    def _step(
+        self, number: int, probe_run: ProbeRun, features: Tensor, batch: dict[str, Tensor], optimizer: Any
+    ) -> None:
+        logits = probe_run.probe(features[list(self._rows[number])], batch, self.grid)
         losses = [task.loss(logits[task.name], batch) for task in self.tasks]
         loss = torch.stack(losses).sum()
         self.manual_backward(loss)
-        clip = member.config.recipe.gradient_clip
+        clip = probe_run.config.recipe.gradient_clip
         if clip:
-            nn.utils.clip_grad_norm_(member.probe.parameters(), clip)
+            nn.utils.clip_grad_norm_(probe_run.probe.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        member.add_loss(loss)
+        probe_run.add_loss(loss)
 
-    def _let_go(self, member: Member, optimizer: Any, outcome: str) -> None:
-        member.stop(outcome)
+    def _stop(self, probe_run: ProbeRun, optimizer: Any, status: str) -> None:
+        probe_run.stop(status)
         optimizer.optimizer.state.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     @contextmanager
-    def _timed(self, member: Member) -> Iterator[None]:
+    def _timed(self, probe_run: ProbeRun) -> Iterator[None]:
         """The member's own share of the clock: on CUDA the device's, which is still at work when a step is launched."""
         if self.device.type != "cuda":
             start = time.perf_counter()
             yield
-            member.step_seconds += time.perf_counter() - start
+            probe_run.step_seconds += time.perf_counter() - start
             return
         begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begun.record()
         yield
         ended.record()
-        member.marks.append((begun, ended))
+        probe_run.marks.append((begun, ended))
 
     def on_train_epoch_end(self) -> None:
         """Runs after the epoch's validation: closes the epoch's row and takes out whoever diverged."""
         optimizers = _listed(self.optimizers())
-        for number, member in enumerate(self.members):
-            member.read_marks()
-            if not member.running:
+        for number, probe_run in enumerate(self.probe_runs):
+            probe_run.read_marks()
+            if not probe_run.running:
                 continue
-            row = {TRAIN_LOSS: member.take_loss(), "lr": optimizers[number].param_groups[-1]["lr"]}
-            gates = named_gates(member.probe.fuser, member.probe.fuser.gates())
+            row = {TRAIN_LOSS: probe_run.take_loss(), "lr": optimizers[number].param_groups[-1]["lr"]}
+            gates = named_gates(probe_run.probe.fuser, probe_run.probe.fuser.gates())
             row |= gate_rms(gates)
             for name, gate in gates.items():
-                member.gates[name].append(gate.detach().float().cpu().clone())
-            if "val" in member.evaluations:
-                last = member.evaluations["val"]
+                probe_run.gates[name].append(gate.detach().float().cpu().clone())
+            if "val" in probe_run.evaluations:
+                last = probe_run.evaluations["val"]
                 row |= {on_validation(key): value for key, value in last.metrics.items()} | {
                     on_validation(LOSS): last.loss
                 }
                 row[OBJECTIVE] = objective(last.metrics, self.tasks)
-            member.history.append(row)
+            probe_run.history.append(row)
             if not math.isfinite(row[TRAIN_LOSS]) or not math.isfinite(row.get(on_validation(LOSS), 0.0)):
-                self._let_go(member, optimizers[number], Status.DIVERGED)
-        if not any(member.running for member in self.members):
+                self._stop(probe_run, optimizers[number], Status.DIVERGED)
+        if not any(probe_run.running for probe_run in self.probe_runs):
             self.trainer.should_stop = True
 
     def on_fit_end(self) -> None:
-        for member in self.members:
-            if member.running and len(member.history) >= (self.trainer.max_epochs or 0):
-                member.outcome = Status.FINISHED
+        for probe_run in self.probe_runs:
+            if probe_run.running and len(probe_run.history) >= (self.trainer.max_epochs or 0):
+                probe_run.status = Status.FINISHED
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._gathered = [_Gathered(self.tasks, self.device) for _ in self.members]
+        self._split_scores = [_SplitScores(self.tasks, self.device) for _ in self.probe_runs]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._evaluate(batch)
@@ -250,42 +254,42 @@ class FusionBank(L.LightningModule):
         self._close("val")
 
     def on_test_epoch_start(self) -> None:
-        self._gathered = [_Gathered(self.tasks, self.device) for _ in self.members]
+        self._split_scores = [_SplitScores(self.tasks, self.device) for _ in self.probe_runs]
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._evaluate(batch)
         if batch_idx == 0:  # the same examples for every variant
             features = self._features(batch)
-            for number, member in enumerate(self.members):
-                if member.outcome in (None, Status.FINISHED):
-                    own, fuser = features[list(self._rows[number])], member.probe.fuser
-                    member.diagnostics = fuser.diagnose(own, self.grid)
+            for number, probe_run in enumerate(self.probe_runs):
+                if probe_run.status in (None, Status.FINISHED):
+                    own, fuser = features[list(self._rows[number])], probe_run.probe.fuser
+                    probe_run.diagnostics = fuser.diagnose(own, self.grid)
                     found = fuser.inspect(own, self.grid)
-                    member.inside = {key: value.float().cpu() for key, value in found.items() if key != "regions"}
+                    probe_run.inside = {key: value.float().cpu() for key, value in found.items() if key != "regions"}
 
     def on_test_epoch_end(self) -> None:
         self._close("test")
 
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
         features = self._features(batch)
-        for number, member in enumerate(self.members):
-            if member.outcome not in (None, Status.FINISHED):
+        for number, probe_run in enumerate(self.probe_runs):
+            if probe_run.status not in (None, Status.FINISHED):
                 continue
-            logits = member.probe(features[list(self._rows[number])], batch, self.grid)
-            self._gathered[number].add(logits, batch)
+            logits = probe_run.probe(features[list(self._rows[number])], batch, self.grid)
+            self._split_scores[number].add(logits, batch)
 
     def _close(self, split: str) -> None:
-        for member, gathered in zip(self.members, self._gathered, strict=True):
+        for probe_run, gathered in zip(self.probe_runs, self._split_scores, strict=True):
             if gathered.index:
-                member.evaluations[split] = gathered.close()
-        self._gathered = []
+                probe_run.evaluations[split] = gathered.close()
+        self._split_scores = []
 
     def _features(self, batch: dict[str, Tensor]) -> Tensor:
         """``[layers, B, T, dim]`` in the dtype of the weights; converted once for all members."""
         return batch["features"].to(next(self.probes[0].parameters()).dtype)
 
 
-class _Gathered:
+class _SplitScores:
     """Outcomes of one member over one split, batch by batch."""
 
     def __init__(self, tasks: Sequence[Task], device: torch.device) -> None:
@@ -337,7 +341,7 @@ class Measured(Protocol):
     def unit(self) -> str: ...
     @property
     def direction(self) -> str: ...
-    def gain(self, value: float, /) -> float: ...
+    def chance_normalised(self, value: float, /) -> float: ...
 
 
 def objective(metrics: Mapping[str, float], tasks: Sequence[Measured]) -> float:
@@ -348,7 +352,7 @@ def objective(metrics: Mapping[str, float], tasks: Sequence[Measured]) -> float:
     """
     values = {task.name: metrics[task_metric(task.name, task.metric_name)] for task in tasks}
     if len({(task.unit, task.direction) for task in tasks}) > 1:
-        return sum(task.gain(values[task.name]) for task in tasks) / len(tasks)
+        return sum(task.chance_normalised(values[task.name]) for task in tasks) / len(tasks)
     sign = 1 if tasks[0].direction == "maximize" else -1
     return sign * sum(values.values()) / len(tasks)
 

@@ -45,9 +45,9 @@ class Task(ABC):
 
     def __init__(self, classes: int = 0, targets: Targets | None = None) -> None:
         self.classes = classes
-        self.chance = self.guess(targets or {})
+        self.chance = self.chance_baseline(targets or {})
 
-    def guess(self, targets: Targets, scored: Targets | None = None) -> float:
+    def chance_baseline(self, targets: Targets, scored: Targets | None = None) -> float:
         """The metric of a guess that looks at no image, fitted to ``targets`` and scored on ``scored``, or on the same.
 
         Equally likely classes, unless a task knows better.
@@ -82,7 +82,7 @@ class Task(ABC):
     def update(self, metric: Metric, logits: Tensor, batch: Batch) -> None:
         """Add a batch to the primary metric."""
 
-    def gain(self, value: float) -> float:
+    def chance_normalised(self, value: float) -> float:
         """Where ``value`` of the primary metric lies between chance (0) and perfect (1)."""
         span = self.perfect - self.chance
         return (value - self.chance) / span if span else 0.0

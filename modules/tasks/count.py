@@ -45,7 +45,7 @@ class Count(Task):
     unit = "count"
     perfect = 0.0
 
-    def guess(self, targets: Targets, scored: Targets | None = None) -> float:
+    def chance_baseline(self, targets: Targets, scored: Targets | None = None) -> float:
         """Of always saying the median."""
         numbers = targets["count.number"]
         if len(np.unique(numbers)) < 2:

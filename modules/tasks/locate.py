@@ -22,7 +22,7 @@ class Locate(Task):
     needs = ("locate.point", "locate.box", "locate.valid")
     metric_name = "iou"
 
-    def guess(self, targets: Targets, scored: Targets | None = None) -> float:
+    def chance_baseline(self, targets: Targets, scored: Targets | None = None) -> float:
         """Of the same box around every point: the median distance to each side."""
         point, box = self._known(targets)
         low, high = np.split(np.median(np.concatenate([point - box[:, :2], box[:, 2:] - point], 1), 0), 2)

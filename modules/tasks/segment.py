@@ -31,7 +31,7 @@ class Segment(Task):
     metric_name = "iou"
     ratio = ("intersection", "union")
 
-    def guess(self, targets: Targets, scored: Targets | None = None) -> float:
+    def chance_baseline(self, targets: Targets, scored: Targets | None = None) -> float:
         """Of calling everything foreground: the foreground's share."""
         boxes, valid = (torch.from_numpy((scored or targets)[name]) for name in self.needs)
         return float((coverage(boxes, valid, (_GUESSED, _GUESSED)) >= FOREGROUND).float().mean())

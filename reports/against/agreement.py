@@ -20,7 +20,7 @@ from scipy import stats
 from fusion_workbench.reports.against.published import READ, Matched, match, tables
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.ranking import Measure
-from fusion_workbench.reports.statistics.outcomes import Floats
+from fusion_workbench.reports.statistics.example_scores import Floats
 from fusion_workbench.reports.words.wording import pvalue
 from fusion_workbench.schema.study import Cell
 
@@ -43,17 +43,17 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Beside:
+class PublishedComparison:
     """A published table beside the study's own numbers."""
 
     matched: Matched
     agreements: tuple[Agreement, ...]
 
 
-def beside(analysis: Analysis) -> tuple[Beside, ...]:
+def compare_with_published(analysis: Analysis) -> tuple[PublishedComparison, ...]:
     """Every bundled table of which the study has at least three rows."""
     record = analysis.record
-    depth = record.passport.get("depth")
+    depth = record.encoder_info.get("depth")
     if not isinstance(depth, int):
         return ()
     scored = [c for c in record.cells if any((c.id, m.name) in analysis.means for m in analysis.measures)]
@@ -69,7 +69,7 @@ def beside(analysis: Analysis) -> tuple[Beside, ...]:
             if (a := _agree(analysis, found, metric.name, -1 if metric.minimize else 1, measure)) is not None
         )
         if agreed:
-            out.append(Beside(found, agreed))
+            out.append(PublishedComparison(found, agreed))
     return tuple(out)
 
 
@@ -85,7 +85,7 @@ def _agree(analysis: Analysis, found: Matched, metric: str, sign: int, measure: 
 
 def by_replicate(analysis: Analysis, cells: Sequence[Cell], measure: Measure) -> Floats | None:
     """``[cells, replicates]`` test means, more is better, of the replicates that all cells have."""
-    scored = [analysis.outcomes(c.id, measure.name) for c in cells]
+    scored = [analysis.example_scores(c.id, measure.name) for c in cells]
     known = [o for o in scored if o is not None and o.examples]
     if len(known) < len(cells):
         return None
@@ -129,10 +129,10 @@ def _interval(published: Floats, own: Floats, level: float = 0.95) -> tuple[floa
 
 def published_page(analysis: Analysis) -> dict[str, Any]:
     """What the templates print."""
-    return {"published": [_shown(analysis, b) for b in beside(analysis)]}
+    return {"published": [_shown(analysis, b) for b in compare_with_published(analysis)]}
 
 
-def _shown(analysis: Analysis, found: Beside) -> dict[str, Any]:
+def _shown(analysis: Analysis, found: PublishedComparison) -> dict[str, Any]:
     matched, table = found.matched, found.matched.table
     measures = [m for m in analysis.measures if any(a.measure == m.name for a in found.agreements)]
     return {
@@ -172,7 +172,7 @@ def _layers(matched: Matched) -> str:
     return f"The strategies are the paper's, the layers are the study's own{first}."
 
 
-def _tau(found: Beside, metric: str, measure: str) -> dict[str, Any]:
+def _tau(found: PublishedComparison, metric: str, measure: str) -> dict[str, Any]:
     a = next(a for a in found.agreements if (a.metric, a.measure) == (metric, measure))
     signed = [f"{x:+.2f}".replace("-", "−").replace("+0.00", "0.00") for x in (a.tau + 0.0, a.low, a.high)]
     return {
@@ -200,5 +200,5 @@ def published_json(analysis: Analysis) -> list[dict[str, Any]]:
             ],
             "agreement": [asdict(a) for a in b.agreements],
         }
-        for b in beside(analysis)
+        for b in compare_with_published(analysis)
     ]

@@ -13,9 +13,11 @@ from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.schema.names import Tag
 
 # Told by the cells, the question or the place themselves.
-_TOLD = frozenset({"name", "question", "strategies", "selections", "single_layers", "baselines", "space", "tracking"})
-_TOLD |= {"plan"}  # by its hash
-_TOLD |= {"schema"}  # by the settings that it gave
+_REPORTED_ELSEWHERE = frozenset(
+    {"name", "question", "strategies", "selections", "single_layers", "baselines", "space", "tracking"}
+)
+_REPORTED_ELSEWHERE |= {"plan"}  # by its hash
+_REPORTED_ELSEWHERE |= {"schema"}  # by the settings that it gave
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,13 @@ class Change:
 
 def environment(record: StudyRecord) -> dict[str, str]:
     """Everything by name, as words. What was not tracked is left out."""
-    tags, passport, source, language = record.tags, record.passport, record.source, record.language
+    tags, encoder_info, source, language = record.tags, record.encoder_info, record.source, record.language
     plain: dict[str, Any] = {
-        "encoder": passport.get("encoder"),
-        "encoder revision": passport.get("revision"),
-        "encoder precision": passport.get("precision"),
-        "encoder fingerprint": passport.get("fingerprint"),
-        "language model": language and language.known_as,
+        "encoder": encoder_info.get("encoder"),
+        "encoder revision": encoder_info.get("revision"),
+        "encoder precision": encoder_info.get("precision"),
+        "encoder fingerprint": encoder_info.get("fingerprint"),
+        "language model": language and language.display_name,
         "source": source.version or source.name,
         **{f"source fingerprint, {split}": value for split, value in source.fingerprints.items()},
         "plan hash": tags.get(Tag.PLAN),
@@ -77,5 +79,5 @@ def _settings(text: str) -> dict[str, str]:
         else:
             out[path] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
-    walk({k: v for k, v in plain.items() if k not in _TOLD} if isinstance(plain, Mapping) else {}, "")
+    walk({k: v for k, v in plain.items() if k not in _REPORTED_ELSEWHERE} if isinstance(plain, Mapping) else {}, "")
     return out

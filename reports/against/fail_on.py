@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from fusion_workbench.reports.against.study import Against, Row
+from fusion_workbench.reports.against.study import Against, CellChange
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.words.wording import listed
@@ -54,8 +54,8 @@ def _against(analysis: Analysis, said: Answer, against: Against) -> dict[str, st
         nothing = f"nothing can be compared with {before}: no cell of both has numbers on the same measure"
         return dict.fromkeys((WORSE_NOW, RECOMMENDED, DIFFERENT, UNKNOWN), nothing)
     lost = [f"{cell.label} has no numbers any more" for cell in against.lost]
-    worse = [_told(analysis, row) for row in against.all if row.verdict == Verdict.WORSE]
-    other = [_told(analysis, row) for row in against.all if row.verdict == Verdict.BETTER]
+    worse = [_change_sentence(analysis, row) for row in against.all if row.verdict == Verdict.WORSE]
+    other = [_change_sentence(analysis, row) for row in against.all if row.verdict == Verdict.BETTER]
     own = [r for r in against.recommended if r.measure == against.primary]
     if against.changed:
         was = against.before.recommended
@@ -66,7 +66,7 @@ def _against(analysis: Analysis, said: Answer, against: Against) -> dict[str, st
     unknown = [f"{r.now.label} on {r.measure} has no verdict" for r in against.all if r.verdict == Verdict.NONE]
     found = {
         WORSE_NOW: worse + lost,
-        RECOMMENDED: [_told(analysis, r) for r in own if r.verdict == Verdict.WORSE]
+        RECOMMENDED: [_change_sentence(analysis, r) for r in own if r.verdict == Verdict.WORSE]
         or ([] if own else ["what is recommended now cannot be held against what was"]),
         DIFFERENT: worse + lost + other,
         UNKNOWN: unknown + lost,
@@ -74,7 +74,7 @@ def _against(analysis: Analysis, said: Answer, against: Against) -> dict[str, st
     return {kind: f"against {before}: {_few(lines)}" for kind, lines in found.items() if lines}
 
 
-def _told(analysis: Analysis, row: Row) -> str:
+def _change_sentence(analysis: Analysis, row: CellChange) -> str:
     size = analysis.measure(row.measure).unit.size(row.estimate)
     than = "it was" if row.same_cell else f"{row.before.label} was"
     return f"{row.now.label} is {row.verdict} than {than} on {row.measure} ({size})"

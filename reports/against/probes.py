@@ -21,7 +21,7 @@ from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import Estimate
-from fusion_workbench.reports.statistics.outcomes import Floats
+from fusion_workbench.reports.statistics.example_scores import Floats
 from fusion_workbench.reports.words.wording import pvalue
 from fusion_workbench.schema.names import OVERALL
 from fusion_workbench.schema.study import Cell
@@ -30,7 +30,7 @@ FEWEST_CELLS = 3
 
 
 @dataclass(frozen=True)
-class Foretold:
+class RankAgreement:
     """One measure of the language models and what the probes' measure says of it.
 
     Attributes:
@@ -54,10 +54,10 @@ class Foretold:
     best: Cell | None
     regret: Estimate | None
     random: float
-    agree: float
+    same_pick: float
 
     @property
-    def least_p(self) -> float:
+    def smallest_p(self) -> float:
         """The p of a perfect order of so many cells: none can be smaller."""
         return 2 / math.factorial(len(self.cells))
 
@@ -75,7 +75,7 @@ class Probes:
 
     name: str
     analysis: Analysis | None
-    pairs: tuple[Foretold, ...]
+    pairs: tuple[RankAgreement, ...]
     reason: str = ""
 
 
@@ -109,7 +109,7 @@ def find_probes(uri: str, record: StudyRecord, name: str | None) -> StudyRecord 
     return found
 
 
-def foretell(analysis: Analysis, found: StudyRecord | None) -> Probes | None:
+def compare_with_probes(analysis: Analysis, found: StudyRecord | None) -> Probes | None:
     """None for a study without a language model."""
     language = analysis.record.language
     if language is None:
@@ -142,7 +142,9 @@ def _measures(analysis: Analysis, probes: Analysis) -> list[tuple[Measure, Measu
     return [means, *(pair for pair in named if pair != means)]
 
 
-def _pair(analysis: Analysis, probes: Analysis, shared: list[Cell], mine: Measure, theirs: Measure) -> Foretold | None:
+def _pair(
+    analysis: Analysis, probes: Analysis, shared: list[Cell], mine: Measure, theirs: Measure
+) -> RankAgreement | None:
     cells = [c for c in shared if (c.id, mine.name) in analysis.means and (c.id, theirs.name) in probes.means]
     if len(cells) < FEWEST_CELLS:
         return None
@@ -150,7 +152,7 @@ def _pair(analysis: Analysis, probes: Analysis, shared: list[Cell], mine: Measur
     if own is None or probed is None:
         return None
     x, y = probed.mean(1), own.mean(1)
-    low, high, agree = _resampled(probed, own)
+    low, high, same_pick = _resampled(probed, own)
     best = next(iter(analysis.ranked(mine.name, [c for c in analysis.eligible if c in cells])), None)
     known = {c.id: c for c in cells}
     eligible = [c for c in probes.eligible if c.id in known]
@@ -160,7 +162,7 @@ def _pair(analysis: Analysis, probes: Analysis, shared: list[Cell], mine: Measur
         lost = float(y[cells.index(best)] - y.mean())
         if pick is not None and pick.id != best.id:
             regret = _regret(analysis, best, pick, mine)
-    return Foretold(
+    return RankAgreement(
         measure=mine,
         probe=theirs,
         cells=tuple(cells),
@@ -173,7 +175,7 @@ def _pair(analysis: Analysis, probes: Analysis, shared: list[Cell], mine: Measur
         best=best,
         regret=regret,
         random=lost,
-        agree=agree,
+        same_pick=same_pick,
     )
 
 
@@ -200,13 +202,13 @@ def _means(draw: np.random.Generator, scores: Floats) -> NDArray[np.float64]:
     return np.asarray(times @ scores.T / replicates, dtype=float)
 
 
-def trust(found: Foretold, level: float = 0.05) -> str:
+def trust_sentence(found: RankAgreement, level: float = 0.05) -> str:
     """One sentence: whether the probes' cheap answer can be trusted here."""
     cells = len(found.cells)
-    if found.least_p > level:
+    if found.smallest_p > level:
         return (
             f"Whether the cheap answer can be trusted cannot be told from {cells} cells: even a perfect order of so "
-            f"few has p {pvalue(found.least_p)}."
+            f"few has p {pvalue(found.smallest_p)}."
         )
     if not math.isfinite(found.low):
         return "Whether the cheap answer can be trusted cannot be told: one of the two studies has a single replicate."
@@ -244,11 +246,11 @@ def probes_json(found: Probes | None) -> dict[str, Any] | None:
         "run": record.run_id if record else None,
         "reason": found.reason,
         "agreement": [_plain(found, pair) for pair in found.pairs],
-        "said": trust(found.pairs[0]) if found.pairs else "",
+        "said": trust_sentence(found.pairs[0]) if found.pairs else "",
     }
 
 
-def _plain(found: Probes, pair: Foretold) -> dict[str, Any]:
+def _plain(found: Probes, pair: RankAgreement) -> dict[str, Any]:
     assert found.analysis is not None
     return {
         "measure": pair.measure.name,
@@ -266,6 +268,6 @@ def _plain(found: Probes, pair: Foretold) -> dict[str, Any]:
         "own_pick": pair.best.id if pair.best else None,
         "regret": asdict(pair.regret) if pair.regret else None,
         "random_regret": pair.random,
-        "same_pick": pair.agree,
+        "same_pick": pair.same_pick,
         "within": pair.within,
     }

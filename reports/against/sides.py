@@ -16,13 +16,13 @@ from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import Estimate
-from fusion_workbench.reports.statistics.outcomes import Outcomes
+from fusion_workbench.reports.statistics.example_scores import ExampleScores
 from fusion_workbench.schema.names import REPORT_SCHEMA
 from fusion_workbench.schema.study import Cell, Task
 
 
 @dataclass(frozen=True)
-class Source:
+class ComparedSource:
     """Where to find the study to compare with: its name, its id or the path of its report.json.
 
     ``uri`` and ``experiment`` are those of MLflow; None: of the report itself.
@@ -47,7 +47,7 @@ class Side:
     kinds: Mapping[str, Any]  # measure → what must agree for its numbers to be comparable
     means: Mapping[tuple[str, str], Estimate]
     environment: Mapping[str, str]
-    outcomes: Callable[[str, str], Outcomes | None] | None = None  # None: only summary numbers
+    example_scores: Callable[[str, str], ExampleScores | None] | None = None  # None: only summary numbers
 
     @property
     def images(self) -> str:
@@ -55,7 +55,7 @@ class Side:
         return self.environment.get("source fingerprint, test", "")
 
 
-def find(source: Source, uri: str, experiment: str | None, record: StudyRecord) -> Side:
+def find(source: ComparedSource, uri: str, experiment: str | None, record: StudyRecord) -> Side:
     """Read what ``source`` names.
 
     Raises:
@@ -87,7 +87,7 @@ def of_analysis(analysis: Analysis, said: Answer) -> Side:
         kinds=_kinds(record.tasks, [m.name for m in analysis.measures]),
         means=analysis.means,
         environment=environment(record),
-        outcomes=analysis.outcomes,
+        example_scores=analysis.example_scores,
     )
 
 

@@ -19,7 +19,7 @@ from fusion_workbench.reports.against.sides import Side, of_analysis
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.statistics.crossed import Estimate, holm
-from fusion_workbench.reports.statistics.unpaired import Difference, of_estimates, of_outcomes
+from fusion_workbench.reports.statistics.unpaired import Difference, of_estimates, of_example_scores
 from fusion_workbench.reports.statistics.verdicts import Judged, equivalence, verdict
 from fusion_workbench.schema.names import RunStatus
 from fusion_workbench.schema.plan import FEWEST
@@ -27,7 +27,7 @@ from fusion_workbench.schema.study import Cell
 
 
 @dataclass(frozen=True)
-class Row:
+class CellChange:
     """One cell on one measure: ``now`` minus ``before``."""
 
     measure: str
@@ -53,8 +53,8 @@ class Against:
     """Everything that the section, the JSON and ``--fail-on`` say."""
 
     before: Side
-    rows: tuple[Row, ...]  # cells that both have
-    recommended: tuple[Row, ...]  # what is recommended now against what was; empty where one has none
+    rows: tuple[CellChange, ...]  # cells that both have
+    recommended: tuple[CellChange, ...]  # what is recommended now against what was; empty where one has none
     now_cell: Cell | None
     only_now: tuple[Cell, ...]
     only_before: tuple[Cell, ...]
@@ -70,7 +70,7 @@ class Against:
         return not (same(now, before) if now and before else now is before)
 
     @property
-    def all(self) -> tuple[Row, ...]:
+    def all(self) -> tuple[CellChange, ...]:
         """Every comparison once."""
         return (*self.rows, *(r for r in self.recommended if r not in self.rows))
 
@@ -114,10 +114,10 @@ def compare(analysis: Analysis, said: Answer, before: Side) -> Against:
 
 def _difference(now: Side, before: Side, measure: str, one: Cell, other: Cell) -> Difference | None:
     """Paired as far as both sides allow; None where one has no numbers."""
-    if now.outcomes and before.outcomes and now.images and now.images == before.images:
-        scored = now.outcomes(one.id, measure), before.outcomes(other.id, measure)
+    if now.example_scores and before.example_scores and now.images and now.images == before.images:
+        scored = now.example_scores(one.id, measure), before.example_scores(other.id, measure)
         if scored[0] is not None and scored[1] is not None:
-            paired = of_outcomes(scored[0], scored[1])
+            paired = of_example_scores(scored[0], scored[1])
             if paired is not None:
                 return paired
     mean, past = now.means.get((one.id, measure)), before.means.get((other.id, measure))
@@ -150,7 +150,7 @@ def _equivalence(difference: Difference, margin: float | None) -> float:
 
 def _row(
     analysis: Analysis, measure: str, now: Cell, before: Cell, difference: Difference, judged: Judged | None
-) -> Row:
+) -> CellChange:
     word = verdict(difference.mean, judged, analysis.plan.level, analysis.measure(measure).sign)
     p, alike = (judged.p, judged.p_equivalent) if judged else (math.nan, math.nan)
     notes = []
@@ -161,7 +161,7 @@ def _row(
             notes.append("matched by name: its full options differ")
     if difference.identical:
         notes.append("every score is the same")
-    return Row(measure, now, before, difference, p, alike, word, tuple(notes))
+    return CellChange(measure, now, before, difference, p, alike, word, tuple(notes))
 
 
 def _rate(cell: Cell) -> str:

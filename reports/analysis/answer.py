@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 import yaml
 
-from fusion_workbench.reports.analysis.caveats import caveats, looks, nothing
+from fusion_workbench.reports.analysis.caveats import caveats, looks, nothing_to_recommend
 from fusion_workbench.reports.analysis.cheaper import Cheaper, cheaper_words, find_cheaper, none_cheaper
 from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
 from fusion_workbench.reports.analysis.fairness import flags
-from fusion_workbench.reports.analysis.image_controls import blank_caveat, sight_sentence
-from fusion_workbench.reports.analysis.pick_luck import Inflation, inflation
+from fusion_workbench.reports.analysis.fresh_replicates import judge_fresh_replicates
+from fusion_workbench.reports.analysis.image_dependence import blank_caveat, image_dependence_sentence
 from fusion_workbench.reports.analysis.plain import correction_sentence
 from fusion_workbench.reports.analysis.planning import what_it_would_take
 from fusion_workbench.reports.analysis.retention import Retention, retention, retention_words
 from fusion_workbench.reports.analysis.task_picks import TaskPick, task_picks, task_words
-from fusion_workbench.reports.analysis.trial import confirmation
+from fusion_workbench.reports.analysis.winners_curse import WinnersCurse, winners_curse
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.wording import listed
-from fusion_workbench.schema.names import BASELINES, CONTROLS, MATCHED, Baseline, Verdict
+from fusion_workbench.schema.names import BASELINES, MATCHED_CONTROLS, MATCHED_STRATEGY, Baseline, Verdict
 from fusion_workbench.schema.plan import FEWEST
 from fusion_workbench.schema.study import Cell
 
@@ -44,7 +44,7 @@ class Answer:
     judged: Analysis  # where the comparisons are from: the fresh replicates, or, without any, the study's own
     tasks: tuple[TaskPick, ...] = ()
     task_text: str = ""
-    inflation: Inflation | None = None
+    winners_curse: WinnersCurse | None = None
     retention: Retention | None = None
     takes: str = ""  # what it would take to tell, where nothing is told apart
     checks: tuple[str, ...] = ()  # sentences: against controls, retention, luck of the pick, training
@@ -62,11 +62,11 @@ def answer(analysis: Analysis) -> Answer:
     ranked = analysis.ranked(measure)
     said = caveats(analysis)
     if not ranked:
-        return Answer(None, nothing(analysis), "", None, False, (), None, "", "", said, "", analysis)
-    trial = confirmation(analysis)
-    cell = (trial.winner if trial else None) or ranked[0]
+        return Answer(None, nothing_to_recommend(analysis), "", None, False, (), None, "", "", said, "", analysis)
+    fresh = judge_fresh_replicates(analysis)
+    cell = (fresh.winner if fresh else None) or ranked[0]
     said += tuple(filter(None, [blank_caveat(analysis, cell)]))
-    judged = trial.analysis if trial and _begun(trial.analysis, cell) else analysis
+    judged = fresh.analysis if fresh and _begun(fresh.analysis, cell) else analysis
     candidates = [judged.baselines.get((measure, b)) for b in (Baseline.BEST_SINGLE, Baseline.MIDDLE)]
     best = next((c for c in ranked if c.id in candidates), None)
     found = [c for b in BASELINES if (c := judged.comparisons.get((measure, b, cell.id)))]
@@ -75,7 +75,7 @@ def answer(analysis: Analysis) -> Answer:
     compared = tuple(
         c
         for m in analysis.measures
-        for b in BASELINES + CONTROLS
+        for b in BASELINES + MATCHED_CONTROLS
         if (c := judged.comparisons.get((m.name, b, cell.id)))
     )
     runs = analysis.record.finals(cell.id)
@@ -96,17 +96,17 @@ def answer(analysis: Analysis) -> Answer:
         judged=judged,
         tasks=(picks := task_picks(analysis)),
         task_text=task_words(analysis, picks),
-        inflation=(luck := inflation(analysis)),
+        winners_curse=(curse := winners_curse(analysis)),
         retention=kept,
         takes=what_it_would_take(analysis, judged) if head and head.verdict in (Verdict.SAME, Verdict.NONE) else "",
         checks=tuple(
             filter(
                 None,
                 [
-                    _controlled(compared, judged, cell),
-                    sight_sentence(analysis, cell),
+                    _against_matched_controls(compared, judged, cell),
+                    image_dependence_sentence(analysis, cell),
                     retention_words(kept, cell, margin_words(judged, kept.measure) if kept else ""),
-                    _inflated(analysis, luck),
+                    _winners_curse_sentence(analysis, curse),
                     _flagged(analysis, cell, best),
                 ],
             )
@@ -198,9 +198,11 @@ def _seeds(difference: Estimate) -> str:
     return f"{difference.replicates} fresh seed{'s' * (difference.replicates != 1)}"
 
 
-def _controlled(compared: Sequence[Comparison], judged: Analysis, cell: Cell) -> str:
+def _against_matched_controls(compared: Sequence[Comparison], judged: Analysis, cell: Cell) -> str:
     """Whether it is the fusion, or its parameters and FLOPs: the controls of the same budget."""
-    found = [c for c in compared if c.baseline in CONTROLS and c.measure == judged.objective.name and c.difference]
+    found = [
+        c for c in compared if c.baseline in MATCHED_CONTROLS and c.measure == judged.objective.name and c.difference
+    ]
     if not found:
         return ""
     unit = judged.objective.unit
@@ -214,14 +216,14 @@ def _controlled(compared: Sequence[Comparison], judged: Analysis, cell: Cell) ->
     return f"Is it the fusion or its size? {cell.name} is {listed(parts)}."
 
 
-def _inflated(analysis: Analysis, found: Inflation | None) -> str:
+def _winners_curse_sentence(analysis: Analysis, found: WinnersCurse | None) -> str:
     if found is None:
         return ""
     unit = analysis.objective.unit
     share = dict(found.winners).get(found.winner.id, 0.0)
     return (
         f"Picking the best of {found.candidates} makes its validation score look better than it is by about "
-        f"{' '.join(filter(None, [unit.score(found.inflation), unit.difference]))}; drawn anew, the same cell is "
+        f"{' '.join(filter(None, [unit.score(found.winners_curse), unit.difference]))}; drawn anew, the same cell is "
         f"picked in {100 * share:.0f} % of cases."
     )
 
@@ -249,7 +251,7 @@ def decided(analysis: Analysis, cell: Cell) -> bool:
 def _baseline_won(analysis: Analysis, cell: Cell, ranked: list[Cell], over: str) -> str:
     """The recommended cell is a baseline: how the best of the others fares against it."""
     measure = analysis.objective.name
-    others = [c for c in ranked if not c.single and c.strategy != MATCHED and c.id != cell.id]
+    others = [c for c in ranked if not c.single and c.strategy != MATCHED_STRATEGY and c.id != cell.id]
     lead = "It is itself a baseline, and no fusion did better on validation."
     if not others:
         return lead

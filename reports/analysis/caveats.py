@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.trial import confirmation
+from fusion_workbench.reports.analysis.fresh_replicates import judge_fresh_replicates
 from fusion_workbench.reports.words.wording import listed, plural
 from fusion_workbench.schema.names import Phase, RunStatus, Status
 from fusion_workbench.schema.plan import FEWEST
 
 
-def nothing(analysis: Analysis) -> str:
+def nothing_to_recommend(analysis: Analysis) -> str:
     counts = analysis.record.counts()
     if counts.get(Status.FINISHED):
         return "No answer: the finished runs hold no validation objective."
@@ -17,20 +17,20 @@ def nothing(analysis: Analysis) -> str:
     return f"No answer yet: the study {state} no finished replicate."
 
 
-def _blind(analysis: Analysis) -> list[str]:
+def _below_chance(analysis: Analysis) -> list[str]:
     """Tasks on which no cell does better than a guess that looks at no image."""
     out = []
     for task in analysis.record.tasks:
         measure = analysis.measure(task.name)
         means = [measure.sign * e.mean for (_, name), e in analysis.means.items() if name == task.name]
         if measure.chance is not None and means and max(means) <= measure.sign * measure.chance:
-            best, blind = (
+            best, chance_baseline = (
                 f"{measure.unit.score(v)} {measure.unit.symbol}".strip()
                 for v in (measure.sign * max(means), measure.chance)
             )
             out.append(
                 f"Nothing was learned of {task.name} that holds on test: the best cell has {best}, and a guess that "
-                f"looks at no image {blind}; differences between cells there say little."
+                f"looks at no image {chance_baseline}; differences between cells there say little."
             )
     return out
 
@@ -57,24 +57,24 @@ def caveats(analysis: Analysis) -> tuple[str, ...]:
             f"Incomplete: the study {state} with {done} of {expected} variant-replicates"
             f"{f' ({rest})' if rest else ''}.{running}"
         )
-    if analysis.conditional and analysis.means:
+    if analysis.conditional_on_groups and analysis.means:
         number = len(record.groups)
         noun = plural(record.group_name, number)
         out.append(
             f"Conditional on {'this' if number == 1 else 'these'} {noun}: the test images come from {number} {noun}; "
             "nothing here speaks for other ones."
         )
-    out.extend(_blind(analysis))
+    out.extend(_below_chance(analysis))
     if not record.contenders and any(run.phase == Phase.CONFIRM for run in record.runs):
         out.append(
             "Fresh replicates were trained, but contenders.json, which says what they are of, is missing or cannot be "
             "read: the study's own replicates judge instead."
         )
-    trial = confirmation(analysis)
+    fresh = judge_fresh_replicates(analysis)
     reached_by = [e.replicates for e in analysis.means.values()]
     few = min(reached_by, default=0)
-    if trial is not None:
-        reached, planned = trial.replicates, len(record.fresh_replicates)
+    if fresh is not None:
+        reached, planned = fresh.replicates, len(record.fresh_replicates)
         if reached < planned:
             out.append(f"The fresh replicates are incomplete: {reached} of {planned} have ended for every contender.")
         if 0 < few < FEWEST:
@@ -84,9 +84,9 @@ def caveats(analysis: Analysis) -> tuple[str, ...]:
                 "verdicts; what validation picked on them is judged on the fresh ones."
             )
         now = next(iter(analysis.ranked(analysis.objective.name)), None)
-        if trial.winner and now and now.id != trial.winner.id:
+        if fresh.winner and now and now.id != fresh.winner.id:
             out.append(
-                f"Validation would now pick {now.name}; the fresh replicates are of {trial.winner.name}, which it "
+                f"Validation would now pick {now.name}; the fresh replicates are of {fresh.winner.name}, which it "
                 "picked before they were trained."
             )
     elif 0 < few < FEWEST:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusion_workbench.reports.analysis.comparison import Analysis, holds_zero
+from fusion_workbench.reports.analysis.comparison import Analysis, includes_zero
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.schema.names import CostMetric
 from fusion_workbench.schema.plan import FEWEST
@@ -37,7 +37,7 @@ def find_cheaper(analysis: Analysis, cell: Cell) -> Cheaper | None:
         if other.id not in flops or not price(other) < price(cell):
             continue
         difference = analysis.difference(other.id, cell.id, measure, "val")
-        if difference is not None and difference.replicates >= FEWEST and holds_zero(difference):
+        if difference is not None and difference.replicates >= FEWEST and includes_zero(difference):
             value = analysis.validation.get((other.id, measure), float("-inf"))
             open_.append((price(other), -analysis.objective.sign * value, other.id, other, difference))
     if not open_:
@@ -53,7 +53,7 @@ def cheaper_words(analysis: Analysis, cheaper: Cheaper, cell: Cell) -> str:
     unit, judged = analysis.objective.unit, ""
     if test is not None:
         sign = analysis.objective.sign
-        known = not holds_zero(test)
+        known = not includes_zero(test)
         word = "is not distinguishable" if not known else "is better" if sign * test.mean > 0 else "is worse"
         judged = f" On test it {word} ({unit.effect(test)})."
     share = cheaper.flops * 100

@@ -9,11 +9,11 @@ from functools import lru_cache
 from fusion_workbench.reports.reading.ranking import Measure, Ranking, measured, measures_of
 from fusion_workbench.reports.reading.records import ENDED, StudyRecord
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, estimate
-from fusion_workbench.reports.statistics.outcomes import Outcomes, codes
-from fusion_workbench.reports.statistics.verdicts import Pair, judge, verdict
-from fusion_workbench.reports.words.units import GAIN, SHARE
+from fusion_workbench.reports.statistics.example_scores import ExampleScores, codes
+from fusion_workbench.reports.statistics.verdicts import PairedScores, judge, verdict
+from fusion_workbench.reports.words.units import CHANCE_NORMALISED, SHARE
 from fusion_workbench.schema.names import BASELINES, SINGLE_LAYER, Baseline, Verdict
-from fusion_workbench.schema.plan import Family, Plan
+from fusion_workbench.schema.plan import ComparisonFamily, Plan
 from fusion_workbench.schema.study import Cell
 
 
@@ -92,23 +92,23 @@ class Analysis:
         return len(self.record.replicates)
 
     @property
-    def conditional(self) -> bool:
+    def conditional_on_groups(self) -> bool:
         """Whether the groups of the test images are too few to speak for others."""
         return 0 < len(self.record.groups) < FEW_GROUPS
 
     def measure(self, name: str) -> Measure:
         return next(m for m in self.measures if m.name == name)
 
-    def outcomes(self, cell: str, measure: str, split: str = "test") -> Outcomes | None:
+    def example_scores(self, cell: str, measure: str, split: str = "test") -> ExampleScores | None:
         return self._scores.get((cell, measure, split))
 
     def ranked(self, measure: str, cells: Sequence[Cell] | None = None) -> list[Cell]:
         """Cells by their validation mean, the best first; those without one are left out."""
         return self.ranking.ranked(measure, cells)
 
-    def paired(self, cell: str, against: str, measure: str, split: str = "test") -> Outcomes | None:
+    def paired(self, cell: str, against: str, measure: str, split: str = "test") -> ExampleScores | None:
         """Differences, cell minus baseline, of the replicates and examples that both have; None where none are."""
-        return _paired(self.outcomes(cell, measure, split), self.outcomes(against, measure, split))
+        return _paired(self.example_scores(cell, measure, split), self.example_scores(against, measure, split))
 
     def difference(self, cell: str, against: str, measure: str, split: str = "test") -> Estimate | None:
         """Cell minus baseline, same replicate, same example; None where they share none."""
@@ -117,10 +117,10 @@ class Analysis:
 
     def margin(self, measure: Measure) -> float | None:
         """What is as good as no difference, in the measure's own unit."""
-        if self.plan.margin is None or measure.unit in (SHARE, GAIN):
+        if self.plan.margin is None or measure.unit in (SHARE, CHANCE_NORMALISED):
             return self.plan.margin
         task = next((t for t in self.record.tasks if t.name == measure.name), None)
-        if task is None or not task.spans:
+        if task is None or not task.normalisable:
             return None
         assert task.perfect is not None
         assert task.chance is not None
@@ -137,7 +137,7 @@ class Analysis:
             if (cell.id, measure) in self.means and (self._judged is None or (cell.id, baseline) in self._judged)
         }
         place = {replicate: number for number, replicate in enumerate(self.record.replicates)}
-        pairs: dict[tuple[str, str, str], Pair] = {}
+        pairs: dict[tuple[str, str, str], PairedScores] = {}
         for (measure, _, cell), against in wanted.items():
             one, other = sorted((cell, against))
             if one == other or (measure, one, other) in pairs:
@@ -146,7 +146,7 @@ class Analysis:
             if found is not None:
                 rows = tuple(place[replicate] for replicate in found.replicates)
                 margin, groups = self.margin(self.measure(measure)), codes(found.groups)
-                pairs[measure, one, other] = Pair(measure, (one, other), found.scores, rows, margin, groups)
+                pairs[measure, one, other] = PairedScores(measure, (one, other), found.scores, rows, margin, groups)
         judged = judge(list(pairs.values()), self.plan, self.reached)
         out: dict[tuple[str, str, str], Comparison] = {}
         estimates: dict[tuple[str, str, str], Estimate | None] = {}
@@ -184,11 +184,14 @@ class Analysis:
 def _unplanned(record: StudyRecord, measures: Sequence[Measure]) -> Plan:
     """Of a study from before there were plans: the default families, read once, and no margin."""
     primary, others = measures[-1].name, tuple(m.name for m in measures[:-1])
-    families = (Family((primary,), 0.8 if others else 1.0), *([Family(others, 0.2)] if others else []))
+    families = (
+        ComparisonFamily((primary,), 0.8 if others else 1.0),
+        *([ComparisonFamily(others, 0.2)] if others else []),
+    )
     return Plan(primary, families, 0.05, None, (max(len(record.replicates), 1),))
 
 
-def _paired(one: Outcomes | None, other: Outcomes | None) -> Outcomes | None:
+def _paired(one: ExampleScores | None, other: ExampleScores | None) -> ExampleScores | None:
     """Differences over the replicates and examples that both have."""
     if one is None or other is None:
         return None
@@ -199,9 +202,9 @@ def _paired(one: Outcomes | None, other: Outcomes | None) -> Outcomes | None:
         return None
     group = dict(zip(one.examples, one.groups, strict=False))
     groups = one.groups if same or not group else tuple(group[e] for e in common)
-    return Outcomes(replicates, common, one.cut(replicates, common) - other.cut(replicates, common), groups)
+    return ExampleScores(replicates, common, one.cut(replicates, common) - other.cut(replicates, common), groups)
 
 
-def holds_zero(difference: Estimate) -> bool:
+def includes_zero(difference: Estimate) -> bool:
     """Whether the uncorrected interval leaves 'no difference' open."""
     return difference.low <= 0 <= difference.high

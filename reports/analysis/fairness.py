@@ -33,14 +33,17 @@ def flags(record: StudyRecord, cell: Cell) -> list[str]:
 def rates(record: StudyRecord) -> Mapping[str, tuple[float, ...]]:
     """cell → the learning rates that it, or the one that stood for its strategy, was tried at."""
     tried: dict[str, set[float]] = defaultdict(set)
-    family: dict[tuple[str, str, str], set[float]] = defaultdict(set)
+    by_strategy: dict[tuple[str, str, str], set[float]] = defaultdict(set)
     for run in record.runs:
         if run.phase == Phase.SEARCH and run.lr is not None:
             tried[run.cell].add(run.lr)
-            family[_family(record.cell(run.cell))].add(run.lr)
+            by_strategy[_strategy_key(record.cell(run.cell))].add(run.lr)
     cells = {**record.searched, **{c.id: c for c in record.cells}}
     nothing: set[float] = set()
-    return {name: tuple(sorted(tried.get(name) or family.get(_family(cell), nothing))) for name, cell in cells.items()}
+    return {
+        name: tuple(sorted(tried.get(name) or by_strategy.get(_strategy_key(cell), nothing)))
+        for name, cell in cells.items()
+    }
 
 
 def budgets(record: StudyRecord) -> list[str]:
@@ -79,5 +82,5 @@ def budgets(record: StudyRecord) -> list[str]:
     return [sentence for sentence in said if sentence]
 
 
-def _family(cell: Cell) -> tuple[str, str, str]:
+def _strategy_key(cell: Cell) -> tuple[str, str, str]:
     return cell.strategy, repr(sorted(cell.options.items())), cell.alias

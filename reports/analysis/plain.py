@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fusion_workbench.reports.analysis.comparison import Comparison, holds_zero
+from fusion_workbench.reports.analysis.comparison import Comparison, includes_zero
 from fusion_workbench.reports.words.wording import pvalue
 from fusion_workbench.schema.names import Verdict
 from fusion_workbench.schema.study import Cell
@@ -35,7 +35,7 @@ def comparison_json(c: Comparison) -> dict[str, Any]:
 
 def correction(c: Comparison) -> str:
     """Why a verdict and the interval beside it seem to disagree: p before and after correction. Else empty."""
-    if c.difference is None or c.verdict != Verdict.SAME or holds_zero(c.difference):
+    if c.difference is None or c.verdict != Verdict.SAME or includes_zero(c.difference):
         return ""
     return f"p {pvalue(c.difference.p)} alone, {pvalue(c.p)} corrected"
 

@@ -10,7 +10,7 @@ from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import Estimate
-from fusion_workbench.reports.statistics.outcomes import codes
+from fusion_workbench.reports.statistics.example_scores import codes
 from fusion_workbench.reports.statistics.power import MOST, POWER, Pilot, needed, needed_examples, pilot, smallest
 from fusion_workbench.reports.words.wording import plural
 from fusion_workbench.schema.names import Baseline, CostMetric
@@ -35,7 +35,7 @@ class Design:
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanningRow:
     """What it takes to tell one difference; None: no number does."""
 
     difference: float
@@ -66,10 +66,10 @@ class Planning:
     now: float
     noun: str  # what examples are called
 
-    def row(self, difference: float) -> Row:
+    def row(self, difference: float) -> PlanningRow:
         p = self.pilot
         spread = p.seeds_var, p.sampling_var
-        return Row(
+        return PlanningRow(
             difference,
             needed(difference, *spread, p.examples, self.whole.alpha),
             needed(difference, *spread, p.examples, self.fresh.alpha),
@@ -150,10 +150,10 @@ def what_it_would_take(analysis: Analysis, judged: Analysis | None = None) -> st
         found = planning(analysis, judged)
     except WorkbenchError:
         return ""
-    return found.sentence(worth(analysis, found)) if found.pilot.replicates >= FEWEST else ""
+    return found.sentence(smallest_effect_of_interest(analysis, found)) if found.pilot.replicates >= FEWEST else ""
 
 
-def worth(analysis: Analysis, found: Planning) -> float:
+def smallest_effect_of_interest(analysis: Analysis, found: Planning) -> float:
     """The smallest difference that matters: the plan's margin; without one, a point, or half of what is told now."""
     margin = analysis.margin(found.measure)
     if margin is not None:
@@ -161,7 +161,7 @@ def worth(analysis: Analysis, found: Planning) -> float:
     return 0.01 if found.measure.unit.factor == 100 else found.now / 2
 
 
-def usual(now: float) -> list[float]:
+def round_differences(now: float) -> list[float]:
     """Round differences (1, 2 or 5 times a power of ten) from a tenth of ``now``, the smallest that is told."""
     ladder = [step * 10.0**power for power in range(-6, 7) for step in (1, 2, 5)]
     return [d for d in ladder if now / 11 <= d <= 1.3 * now][-4:] or [now]

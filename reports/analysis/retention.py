@@ -14,7 +14,7 @@ import numpy as np
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.statistics.crossed import Estimate, noise
-from fusion_workbench.reports.statistics.outcomes import codes
+from fusion_workbench.reports.statistics.example_scores import codes
 from fusion_workbench.schema.names import Baseline, Verdict
 from fusion_workbench.schema.plan import FEWEST
 from fusion_workbench.schema.study import Cell
@@ -53,8 +53,8 @@ def own_task(analysis: Analysis) -> Measure | None:
         deep, best = (analysis.validation.get((c, task.name)) if c else None for c in cells)
         if deep is None or best is None:
             continue
-        if task.spans:
-            deep, best = (float(task.gain(np.asarray(v))) for v in (deep, best))
+        if task.normalisable:
+            deep, best = (float(task.chance_normalised(np.asarray(v))) for v in (deep, best))
         elif task.sign < 0:
             deep, best = best, deep  # of an error the smaller is the better
         shares.append((deep / best if best > 0 else deep - best, measure))

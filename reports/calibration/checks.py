@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion_workbench.reports.calibration.pilots import Mix
+from fusion_workbench.reports.calibration.pilots import VarianceComponents
 from fusion_workbench.reports.calibration.simulation import (
     BASELINES,
     HEAVY,
@@ -28,21 +28,26 @@ from fusion_workbench.reports.calibration.simulation import (
 )
 from fusion_workbench.reports.statistics.crossed import noise
 from fusion_workbench.reports.statistics.power import power
-from fusion_workbench.reports.statistics.verdicts import Judged, Pair, judge, verdict
+from fusion_workbench.reports.statistics.verdicts import Judged, PairedScores, judge, verdict
 from fusion_workbench.schema.names import OVERALL, Verdict
-from fusion_workbench.schema.plan import FEWEST, Family, Plan
+from fusion_workbench.schema.plan import FEWEST, ComparisonFamily, Plan
 
 FALSE_VERDICT, COVERAGE, FALSE_EQUIVALENCE, POWER = "false verdict", "coverage", "false equivalence", "power"
 REAL_AA, PLANTED = "real A/A", "planted layers"
 LEVEL = 0.05
 FINESCENES = ("right or wrong", "share of 6 items")
-MIXES = ("q1", "median", "q3", "max")  # of the pilots; at the least, replicates differ in nothing but interaction
+PILOT_QUANTILES = (
+    "q1",
+    "median",
+    "q3",
+    "max",
+)  # of the pilots; at the least, replicates differ in nothing but interaction
 _WIDE = 6.0  # standard errors of the margin: narrower, equivalence is called even less often
 _CHUNK = 1 << 22  # scores drawn at once
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckResult:
     """One check: of ``total`` simulated studies, how many did what is counted.
 
     Attributes:
@@ -79,13 +84,13 @@ class Check:
     short: bool = False  # belongs to the short form
     promised: float | None = None
 
-    def row(self, studies: int, seed: int) -> Row:
+    def row(self, studies: int, seed: int) -> CheckResult:
         name = f"{self.check} {sorted(self.setting.items())}"
         count = self.run(studies, np.random.default_rng([seed, zlib.crc32(name.encode())]))
         return row(self.check, self.setting, count, studies, self.promised)
 
 
-def row(check: str, setting: Mapping[str, Any], count: int, total: int, promised: float | None = None) -> Row:
+def row(check: str, setting: Mapping[str, Any], count: int, total: int, promised: float | None = None) -> CheckResult:
     """A row with its Monte-Carlo interval, held against its bar."""
     low, high = interval(count, total)
     if check == COVERAGE and setting["replicates"] >= FEWEST:
@@ -99,26 +104,26 @@ def row(check: str, setting: Mapping[str, Any], count: int, total: int, promised
         bar, passed = "at least 95 %", count >= 0.95 * total
     else:
         bar, passed = "at most 5 %", low <= LEVEL
-    return Row(check, dict(setting), count, total, bar, passed, low, high, promised)
+    return CheckResult(check, dict(setting), count, total, bar, passed, low, high, promised)
 
 
-def checks(mixes: Mapping[str, Mix]) -> Iterator[Check]:
+def checks(pilot_components: Mapping[str, VarianceComponents]) -> Iterator[Check]:
     """All of them, the quick ones first."""
-    yield from _coverages(mixes)
-    yield from _equivalences(mixes)
-    yield from _powers(mixes)
-    yield from _false_verdicts(mixes)
+    yield from _coverages(pilot_components)
+    yield from _equivalences(pilot_components)
+    yield from _powers(pilot_components)
+    yield from _false_verdicts(pilot_components)
 
 
 # --- intervals -------------------------------------------------------------------------------------------------
 
 
-def _coverages(mixes: Mapping[str, Mix]) -> Iterator[Check]:
+def _coverages(pilot_components: Mapping[str, VarianceComponents]) -> Iterator[Check]:
     for replicates in (3, 5, 10):
         for clusters in (2, 10, 30):
             for kind in (NORMAL, HEAVY, *ITEMS, QUOTIENT):
-                for name in MIXES:
-                    world = World(mixes[name], replicates, clusters=clusters, kind=kind)
+                for name in PILOT_QUANTILES:
+                    world = World(pilot_components[name], replicates, clusters=clusters, kind=kind)
                     short = name == "median" and kind in (NORMAL, FINESCENES[0]) and clusters < 30
                     yield Check(COVERAGE, _setting(world, name), _covered(world), short)
 
@@ -138,7 +143,7 @@ def _covered(world: World) -> Callable[[int, np.random.Generator], int]:
 # --- single comparisons ----------------------------------------------------------------------------------------
 
 
-def _equivalences(mixes: Mapping[str, Mix]) -> Iterator[Check]:
+def _equivalences(pilot_components: Mapping[str, VarianceComponents]) -> Iterator[Check]:
     """A true difference of exactly the margin, judged alone: a study's other comparisons only make it rarer."""
     for replicates, clusters, kind, name in (
         (5, 2, NORMAL, "median"),
@@ -147,20 +152,20 @@ def _equivalences(mixes: Mapping[str, Mix]) -> Iterator[Check]:
         (10, 2, FINESCENES[0], "q1"),
         (10, 30, NORMAL, "q3"),
     ):
-        world = World(mixes[name], replicates, clusters=clusters, kind=kind)
+        world = World(pilot_components[name], replicates, clusters=clusters, kind=kind)
         margin = min(_WIDE * float(np.sqrt(world.variance)), 0.3 if kind in ITEMS else np.inf)
         setting = _setting(world, name) | {"comparisons": 1}
         yield Check(FALSE_EQUIVALENCE, setting, _alone(world, margin, margin, Verdict.EQUIVALENT), kind == NORMAL)
 
 
-def _powers(mixes: Mapping[str, Mix]) -> Iterator[Check]:
+def _powers(pilot_components: Mapping[str, VarianceComponents]) -> Iterator[Check]:
     for replicates, clusters, name, wanted in (
         (5, 2, "median", 3.5),
         (10, 2, "median", 3.0),
         (5, 30, "q3", 3.5),
         (10, 30, "q1", 2.5),
     ):
-        world = World(mixes[name], replicates, clusters=clusters)
+        world = World(pilot_components[name], replicates, clusters=clusters)
         difference = wanted * float(np.sqrt(world.variance))
         promised = expected_power(world, difference)
         setting = _setting(world, name) | {"difference": f"{wanted:g} standard errors"}
@@ -169,7 +174,7 @@ def _powers(mixes: Mapping[str, Mix]) -> Iterator[Check]:
 
 def expected_power(world: World, difference: float, alpha: float = LEVEL) -> float:
     """What ``workbench power`` promises one comparison alone, told the variance components that were simulated."""
-    m, n, r = world.mix, world.examples, world.replicates
+    m, n, r = world.components, world.examples, world.replicates
     seeds = m.replicate + m.interaction / n
     sampled = world.clusters if world.sampled else n
     return power(difference, seeds, (world.variance - seeds / r) * sampled, r, sampled, alpha)
@@ -177,7 +182,7 @@ def expected_power(world: World, difference: float, alpha: float = LEVEL) -> flo
 
 def _alone(world: World, shift: float, margin: float | None, word: str) -> Callable[[int, np.random.Generator], int]:
     """Counts a verdict on two cells that differ by ``shift``, in a study of nothing else."""
-    plan = Plan(OVERALL, (Family((OVERALL,), 1.0),), LEVEL, margin, (world.replicates,))
+    plan = Plan(OVERALL, (ComparisonFamily((OVERALL,), 1.0),), LEVEL, margin, (world.replicates,))
     rows, groups = tuple(range(world.replicates)), world.codes
 
     def run(studies: int, rng: np.random.Generator) -> int:
@@ -185,7 +190,7 @@ def _alone(world: World, shift: float, margin: float | None, word: str) -> Calla
         for size in _chunks(studies, 2 * world.replicates * world.examples):
             scores, _ = draw(world, size, rng, (shift, 0.0))
             for one in scores[:, 0] - scores[:, 1]:
-                pair = Pair(OVERALL, ("a", "b"), one, rows, margin, groups)
+                pair = PairedScores(OVERALL, ("a", "b"), one, rows, margin, groups)
                 judged = judge([pair], plan, world.replicates)[OVERALL, "a", "b"]
                 found += _called(judged, float(one.mean()), LEVEL, {word})
         return found
@@ -196,7 +201,7 @@ def _alone(world: World, shift: float, margin: float | None, word: str) -> Calla
 # --- whole studies ---------------------------------------------------------------------------------------------
 
 
-def _false_verdicts(mixes: Mapping[str, Mix]) -> Iterator[Check]:
+def _false_verdicts(pilot_components: Mapping[str, VarianceComponents]) -> Iterator[Check]:
     """Studies of equals: cells whose means are the same and whose examples differ, or aliases, whose do not."""
     items = FINESCENES
     for replicates, clusters, kinds, name, looks, aliases in (
@@ -209,10 +214,10 @@ def _false_verdicts(mixes: Mapping[str, Mix]) -> Iterator[Check]:
         (10, 2, items, "median", (5, 10), False),
         (20, 10, items, "q3", (5, 10, 20), False),
     ):
-        mix = mixes[name]
+        components = pilot_components[name]
         if aliases:
-            mix = replace(mix, example=0.0)
-        study = Study(World(mix, replicates, clusters=clusters), kinds, looks=looks)
+            components = replace(components, example=0.0)
+        study = Study(World(components, replicates, clusters=clusters), kinds, looks=looks)
         setting = _setting(study.world, name) | {
             "scores": " and ".join(dict.fromkeys(kinds)),
             "looks": list(study.plan.looks),
@@ -221,7 +226,7 @@ def _false_verdicts(mixes: Mapping[str, Mix]) -> Iterator[Check]:
         }
         short = replicates == 5 and name == "median" and clusters == 2
         yield Check(FALSE_VERDICT, setting, _any(study, 0.0, {Verdict.BETTER, Verdict.WORSE}), short)
-    world = World(mixes["median"], 5)
+    world = World(pilot_components["median"], 5)
     margin = _WIDE * float(np.sqrt(world.variance))
     study = Study(world, margin=margin)
     setting = _setting(world, "median") | {"comparisons": 3 * BASELINES * (study.cells - BASELINES)}

@@ -17,7 +17,7 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import mean_squares
-from fusion_workbench.reports.statistics.outcomes import Floats, codes
+from fusion_workbench.reports.statistics.example_scores import Floats, codes
 from fusion_workbench.schema.names import Tag
 
 PILOTS = Path(__file__).with_name("pilots.json")
@@ -26,7 +26,7 @@ QUANTILES = {"min": 0.0, "q1": 0.25, "median": 0.5, "q3": 0.75, "max": 1.0}
 
 
 @dataclass(frozen=True)
-class Mix:
+class VarianceComponents:
     """Variance of a single paired difference of scores, split into shares that add up to 1.
 
     Attributes:
@@ -40,17 +40,17 @@ class Mix:
     interaction: float
 
 
-def components(scores: Floats, groups: ArrayLike | None = None) -> Mix:
+def variance_components(scores: Floats, groups: ArrayLike | None = None) -> VarianceComponents:
     """Variance components (not yet shares) of ``[R, N]`` differences, by the method of moments, none below 0.
 
     With groups the example's part is that inside its group, as where groups are taken as given.
     """
     replicates, examples = scores.shape
     replicate, example, rest = (float(ms) for ms in mean_squares(scores, groups))
-    return Mix(max(replicate - rest, 0.0) / examples, max(example - rest, 0.0) / replicates, rest)
+    return VarianceComponents(max(replicate - rest, 0.0) / examples, max(example - rest, 0.0) / replicates, rest)
 
 
-def mixes_of(analysis: Analysis) -> list[Mix]:
+def components_of(analysis: Analysis) -> list[VarianceComponents]:
     """Shares of every cell against every baseline on every measure, a pair that meets twice counted once."""
     pairs = {
         (c.measure, *sorted((c.cell, c.against))): (c.cell, c.against)
@@ -65,10 +65,10 @@ def mixes_of(analysis: Analysis) -> list[Mix]:
         groups = codes(found.groups)
         if groups is not None and groups.max() + 1 >= len(groups):
             groups = None  # every example is its own group
-        parts = components(found.scores, groups)
+        parts = variance_components(found.scores, groups)
         total = parts.replicate + parts.example + parts.interaction
         if total > 0:
-            out.append(Mix(parts.replicate / total, parts.example / total, parts.interaction / total))
+            out.append(VarianceComponents(parts.replicate / total, parts.example / total, parts.interaction / total))
     return out
 
 
@@ -79,12 +79,12 @@ def pilot(record: StudyRecord) -> dict[str, Any]:
         WorkbenchError: no pair of the study has two replicates.
     """
     analysis = Analysis(record)
-    mixes = sorted(mixes_of(analysis), key=lambda m: (m.replicate, m.example))
-    if not mixes:
+    pilot_components = sorted(components_of(analysis), key=lambda m: (m.replicate, m.example))
+    if not pilot_components:
         raise WorkbenchError(
             f"the study '{record.name}' has no pair of cells with two finished replicates; its noise cannot be read."
         )
-    shapes = [o.scores.shape for (_, _, split), o in record.outcomes.items() if split == "test"]
+    shapes = [o.scores.shape for (_, _, split), o in record.example_scores.items() if split == "test"]
     return {
         "study": record.name,
         "command": _PLACES.sub("", record.tags.get(Tag.COMMAND, "")),
@@ -93,10 +93,15 @@ def pilot(record: StudyRecord) -> dict[str, Any]:
         "replicates": max(r for r, _ in shapes),
         "examples": max(n for _, n in shapes),
         "groups": len(record.groups),
-        "pairs": len(mixes),
-        "mixes": {name: _plain(mixes[round(q * (len(mixes) - 1))]) for name, q in QUANTILES.items()},
+        "pairs": len(pilot_components),
+        "mixes": {
+            name: _plain(pilot_components[round(q * (len(pilot_components) - 1))]) for name, q in QUANTILES.items()
+        },
         "quartiles": {
-            part: [round(float(v), 4) for v in np.quantile([getattr(m, part) for m in mixes], [*QUANTILES.values()])]
+            part: [
+                round(float(v), 4)
+                for v in np.quantile([getattr(m, part) for m in pilot_components], [*QUANTILES.values()])
+            ]
             for part in ("replicate", "example", "interaction")
         },
     }
@@ -108,14 +113,14 @@ def pilots() -> tuple[Mapping[str, Any], ...]:
     return tuple(json.loads(PILOTS.read_text(encoding="utf-8"))["pilots"])
 
 
-def mixes(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mix]:
+def pilot_components(rows: Sequence[Mapping[str, Any]]) -> dict[str, VarianceComponents]:
     """One mix for each quantile: of the least replicate share at ``min`` to the largest at ``max``, over all pilots."""
     out = {}
     for name, q in QUANTILES.items():
-        found = sorted((Mix(**row["mixes"][name]) for row in rows), key=lambda m: m.replicate)
+        found = sorted((VarianceComponents(**row["mixes"][name]) for row in rows), key=lambda m: m.replicate)
         out[name] = found[round(q * (len(found) - 1))]
     return out
 
 
-def _plain(mix: Mix) -> dict[str, float]:
-    return {part: round(getattr(mix, part), 4) for part in ("replicate", "example", "interaction")}
+def _plain(variance_components: VarianceComponents) -> dict[str, float]:
+    return {part: round(getattr(variance_components, part), 4) for part in ("replicate", "example", "interaction")}

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-from fusion_workbench.reports.calibration.pilots import Mix
+from fusion_workbench.reports.calibration.pilots import VarianceComponents
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, quotient_shares
-from fusion_workbench.reports.statistics.outcomes import Floats
-from fusion_workbench.reports.statistics.verdicts import Pair
+from fusion_workbench.reports.statistics.example_scores import Floats
+from fusion_workbench.reports.statistics.verdicts import PairedScores
 from fusion_workbench.schema.names import OVERALL
-from fusion_workbench.schema.plan import Family, Plan
+from fusion_workbench.schema.plan import ComparisonFamily, Plan
 
 NORMAL, HEAVY = "normal", "heavy tails"
 ITEMS = {"right or wrong": 1, "share of 6 items": 6}  # as `digit` and `read` of FineScenes
@@ -37,7 +37,7 @@ _SLOPE, _OF_SIZE, _DENOMINATOR, _SIZES = 0.4, 0.4, 0.15, 0.7  # of :func:`_quoti
 class World:
     """What is drawn: ``examples`` images from ``clusters`` photographs, judged over ``replicates`` seeds."""
 
-    mix: Mix
+    components: VarianceComponents
     replicates: int
     examples: int = 96
     clusters: int = 2
@@ -57,7 +57,7 @@ class World:
     @property
     def variance(self) -> float:
         """Of the mean difference of two cells, over both sources of noise."""
-        m, n = self.mix, self.examples
+        m, n = self.components, self.examples
         clusters = CLUSTERED * float((self.sizes**2).sum()) if self.sampled else 0.0
         example = m.example * (clusters + (1 - CLUSTERED * self.sampled) / n)
         return self.scale**2 * (m.replicate / self.replicates + example + m.interaction / (self.replicates * n))
@@ -70,7 +70,7 @@ class World:
     @property
     def scale(self) -> float:
         """Standard deviation of one paired difference; of items to first order."""
-        m = self.mix
+        m = self.components
         if self.kind not in ITEMS:
             return float(np.sqrt(m.replicate + m.example + m.interaction))
         return float(np.sqrt(2 * _coarseness(self.kind) / max(m.interaction, _LEAST)))
@@ -112,7 +112,11 @@ def _quotients(world: World, studies: int, rng: np.random.Generator) -> tuple[Fl
     centre = np.array([0.0, 0.25])
     share = special.ndtr(centre[:, None, None] + _OF_SIZE * size + _SLOPE * effects)
     # weighting by a log-normal size moves its normal logarithm by its standard deviation
-    spread = 1 + _OF_SIZE**2 + _SLOPE**2 * (world.mix.replicate + world.mix.example + world.mix.interaction)
+    spread = (
+        1
+        + _OF_SIZE**2
+        + _SLOPE**2 * (world.components.replicate + world.components.example + world.components.interaction)
+    )
     truth = special.ndtr((centre + _OF_SIZE * _SIZES) / np.sqrt(spread))
     return quotient_shares(below * share, below), np.broadcast_to(truth, (studies, 2))
 
@@ -136,11 +140,11 @@ class Study:
     plan: Plan = field(init=False)
 
     def __post_init__(self) -> None:
-        families = (Family((OVERALL,), 0.8), Family(("a", "b"), 0.2))  # as a plan that says nothing
+        families = (ComparisonFamily((OVERALL,), 0.8), ComparisonFamily(("a", "b"), 0.2))  # as a plan that says nothing
         looks = self.looks or (self.world.replicates,)
         object.__setattr__(self, "plan", Plan(OVERALL, families, self.level, self.margin, looks))
 
-    def pairs(self, rng: np.random.Generator, shift: float = 0.0) -> list[Pair]:
+    def pairs(self, rng: np.random.Generator, shift: float = 0.0) -> list[PairedScores]:
         """One study's comparisons, as the report makes them; cells that are no baseline lie ``shift`` above."""
         shifts = np.where(np.arange(self.cells) < BASELINES, 0.0, shift)
         tasks = {
@@ -150,7 +154,7 @@ class Study:
         tasks[OVERALL] = (tasks["a"] + tasks["b"]) / 2
         rows, groups = tuple(range(self.world.replicates)), self.world.codes
         return [
-            Pair(
+            PairedScores(
                 measure, (f"{cell:03d}", f"{baseline:03d}"), scores[cell] - scores[baseline], rows, self.margin, groups
             )
             for measure, scores in tasks.items()
@@ -158,7 +162,7 @@ class Study:
             for cell in range(baseline + 1, self.cells)
         ]
 
-    def differ(self, pair: Pair) -> bool:
+    def differ(self, pair: PairedScores) -> bool:
         """Whether a pair is of a baseline and a cell that is none."""
         return int(pair.key[0]) >= BASELINES
 
@@ -166,20 +170,20 @@ class Study:
 BASELINES = 4  # deepest, penultimate, best single layer, middle concat
 
 
-def _latent(world: World) -> Mix:
+def _latent(world: World) -> VarianceComponents:
     """Variances of the parts of a cell's score, half of those of a difference; in the probit, where items are scored.
 
     There the coarseness of the items is the interaction, and a score moves with its probit by the slope φ, whose mean
     square over examples of difficulty v is 1 / (2π √(1 + 2v)).
     """
-    m = world.mix
+    m = world.components
     if world.kind == QUOTIENT:
         return m
     if world.kind not in ITEMS:
-        return Mix(m.replicate / 2, m.example / 2, m.interaction / 2)
+        return VarianceComponents(m.replicate / 2, m.example / 2, m.interaction / 2)
     slope = 1 / (2 * np.pi * np.sqrt(1 + 2 * _DIFFICULTY))
     unit = float(_coarseness(world.kind) / max(m.interaction, _LEAST) / slope)
-    return Mix(m.replicate * unit, m.example * unit, 0.0)
+    return VarianceComponents(m.replicate * unit, m.example * unit, 0.0)
 
 
 def _coarseness(kind: str) -> float:
@@ -187,7 +191,7 @@ def _coarseness(kind: str) -> float:
     return float(0.25 - np.arcsin(_DIFFICULTY / (1 + _DIFFICULTY)) / (2 * np.pi)) / ITEMS[kind]
 
 
-def _effects(world: World, parts: Mix, studies: int, cells: int, rng: np.random.Generator) -> Floats:
+def _effects(world: World, parts: VarianceComponents, studies: int, cells: int, rng: np.random.Generator) -> Floats:
     """``[studies, cells, R, N]`` sums of the random parts."""
     r, n, codes = world.replicates, world.examples, world.codes
     shared = CLUSTERED if world.sampled else 0.0

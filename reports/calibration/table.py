@@ -17,7 +17,7 @@ from fusion_workbench.reports.calibration.checks import (
     PLANTED,
     POWER,
     REAL_AA,
-    Row,
+    CheckResult,
 )
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS
 
@@ -33,7 +33,7 @@ TITLES = {
 }
 
 
-def document(rows: Sequence[Row], facts: Mapping[str, Any]) -> dict[str, Any]:
+def document(rows: Sequence[CheckResult], facts: Mapping[str, Any]) -> dict[str, Any]:
     """What ``calibration.json`` holds: ``facts`` of the run, then the rows."""
     return {"schema": SCHEMA, **facts, "passed": all(r.passed for r in rows), "rows": [r.plain() for r in rows]}
 
@@ -56,7 +56,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(out)
 
 
-def told(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def terminal_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows for a terminal: check, study, rate, Monte-Carlo interval, bar, mark."""
     out: list[tuple[str, ...]] = []
     for check in TITLES:

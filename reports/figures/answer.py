@@ -8,7 +8,7 @@ from fusion_workbench.reports.figures.svg import ACCENT, INK, MUTED, PAPER, WIDT
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.units import Unit
-from fusion_workbench.schema.names import BASELINES, CONTROLS, Verdict
+from fusion_workbench.schema.names import BASELINES, MATCHED_CONTROLS, Verdict
 
 _ROW = 0.36  # inches
 _HEAD = ("difference", "low", "high", "unit", "verdict")
@@ -16,12 +16,14 @@ _HEAD = ("difference", "low", "high", "unit", "verdict")
 
 def answer_figure(analysis: Analysis, answer: Answer) -> Figure | None:
     """A panel a measure, a row a baseline; filled where the verdict tells the two apart."""
-    rows = [b for b in BASELINES + CONTROLS if any(c.baseline == b and c.difference for c in answer.comparisons)]
+    rows = [
+        b for b in BASELINES + MATCHED_CONTROLS if any(c.baseline == b and c.difference for c in answer.comparisons)
+    ]
     if answer.cell is None or not rows:
         return None
     found = {(c.measure, c.baseline): c for c in answer.comparisons}
     measures = [m for m in analysis.measures if any((m.name, b) in found for b in rows)]
-    left, right, gap = (0.235 if set(rows) & {*CONTROLS} else 0.165), 0.985, 0.022
+    left, right, gap = (0.235 if set(rows) & {*MATCHED_CONTROLS} else 0.165), 0.985, 0.022
     wide = (right - left - gap * (len(measures) - 1)) / len(measures)
     tall = _ROW * len(rows) + 0.15
     height = tall + 0.85

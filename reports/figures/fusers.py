@@ -25,7 +25,7 @@ from fusion_workbench.reports.figures.svg import (
 )
 from fusion_workbench.reports.reading.layers import Inside
 from fusion_workbench.reports.reading.records import StudyRecord
-from fusion_workbench.reports.statistics.outcomes import Floats
+from fusion_workbench.reports.statistics.example_scores import Floats
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.wording import number
 from fusion_workbench.schema.names import ATTENTION_SHARE, GATE
@@ -158,7 +158,7 @@ def opening(record: StudyRecord) -> Figure | None:
     """Gates over training: how the sizes of their channels spread, a panel a cell and gate."""
     from matplotlib.ticker import MaxNLocator
 
-    shown = [(cell, own) for cell, own in _looked_into(record) if any(i.gates for i in own)]
+    shown = [(cell, own) for cell, own in _with_insides(record) if any(i.gates for i in own)]
     names = sorted({name for _, own in shown for inside in own for name in inside.gates})
     if not names:
         return None
@@ -218,7 +218,7 @@ def opening(record: StudyRecord) -> Figure | None:
 
 def heads(record: StudyRecord) -> Figure | None:
     """Attention and sampling offsets by level and head, of each cell's first replicate."""
-    shown = [(cell, own[0]) for cell, own in _looked_into(record) if own[0].attention is not None]
+    shown = [(cell, own[0]) for cell, own in _with_insides(record) if own[0].attention is not None]
     if not shown:
         return None
     most = max(i.attention.shape[1] for _, i in shown if i.attention is not None)
@@ -276,7 +276,7 @@ def _of(values: Floats | None, row: int, column: int) -> float | None:
     return None if values is None else float(values[row, column])
 
 
-def _looked_into(record: StudyRecord) -> list[tuple[Cell, tuple[Inside, ...]]]:
+def _with_insides(record: StudyRecord) -> list[tuple[Cell, tuple[Inside, ...]]]:
     return [(cell, record.insides[cell.id]) for cell in record.cells if cell.id in record.insides]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fusion_workbench.reports.against.probes import Foretold, Probes
+from fusion_workbench.reports.against.probes import Probes, RankAgreement
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.image_controls import LOOKS, Sight, sights
+from fusion_workbench.reports.analysis.image_dependence import LOOKS, ImageDependence, image_dependence
 from fusion_workbench.reports.figures.study import columns, distinct_slug, name_points, numbers, room
 from fusion_workbench.reports.figures.svg import (
     ACCENT,
@@ -26,7 +26,7 @@ from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.wording import plural
-from fusion_workbench.schema.names import IMAGE_CONTROLS, ImageControl
+from fusion_workbench.schema.names import NO_IMAGE_KINDS, NoImage
 from fusion_workbench.schema.study import Cell
 
 if TYPE_CHECKING:
@@ -37,22 +37,22 @@ _ROW = 0.42  # inches
 _PANELS = 4  # beside each other
 _MOST = 12  # cells that are drawn
 _MARKS: dict[str, tuple[str, float]] = {
-    ImageControl.SHUFFLED: ("^", 0.17),
-    ImageControl.BLANK: ("s", 0.34),
+    NoImage.SHUFFLED: ("^", 0.17),
+    NoImage.BLANK: ("s", 0.34),
 }  # marker, place below the real score
 
 
 def language_figures(analysis: Analysis, answer: Answer, probes: Probes | None) -> list[Figure]:
     """All that the study has data for; none of a study of probes."""
-    made = [sight_figure(analysis, answer)]
+    made = [image_dependence_figure(analysis, answer)]
     if probes is not None and probes.analysis is not None:
         made += [probe_figure(analysis, probes.analysis, pair, answer) for pair in probes.pairs]
     return [figure for figure in made if figure is not None]
 
 
-def sight_figure(analysis: Analysis, answer: Answer) -> Figure | None:
+def image_dependence_figure(analysis: Analysis, answer: Answer) -> Figure | None:
     """A panel a measure, a row a cell: real, shuffled and blank images, and the best constant answer as a line."""
-    found = sights(analysis)
+    found = image_dependence(analysis)
     measures = [m for m in analysis.measures if any(name == m.name for _, name in found)]
     measures = [m for m in measures if m == analysis.objective] + [m for m in measures if m != analysis.objective]
     cells = shown(analysis, answer, found)
@@ -67,13 +67,13 @@ def sight_figure(analysis: Analysis, answer: Answer) -> Figure | None:
         for k, measure in enumerate(measures):
             at = height - 0.36 - (k // _PANELS) * (tall + 0.62) - 0.26 - tall
             axes = figure.add_axes((left + (k % _PANELS) * (each + gap), at / height, each, tall / height))
-            _sight_panel(axes, measure, [found.get((c.id, measure.name)) for c in cells])
+            _dependence_panel(axes, measure, [found.get((c.id, measure.name)) for c in cells])
             names = [short(c.label) for c in cells] if k % _PANELS == 0 else [""] * len(cells)
             axes.set_yticks(range(len(cells)), names, color=INK)
             if answer.cell is not None and answer.cell in cells and k % _PANELS == 0:
                 axes.get_yticklabels()[cells.index(answer.cell)].set_color(ACCENT)
         _legend(figure, left, 1 - 0.13 / height, any(m.chance is not None for m in measures))
-        said = "; ".join(_told(found[c.id, m.name]) for m in measures for c in cells if (c.id, m.name) in found)
+        said = "; ".join(_described(found[c.id, m.name]) for m in measures for c in cells if (c.id, m.name) in found)
         left_out = len({cell for cell, _ in found}) - len(cells)
         rest = f" {left_out} more {plural('cell', left_out)} in the table and its CSV." if left_out else ""
         return finish(
@@ -84,11 +84,11 @@ def sight_figure(analysis: Analysis, answer: Answer) -> Figure | None:
             "images beat both controls after correction. Dotted: the best constant answer, which no image is needed "
             f"for.{rest}",
             f"By cell and measure. {said}.",
-            csv_text(["measure", "cell", "images", "unit", "mean", "low", "high", "verdict"], _sight_rows(found)),
+            csv_text(["measure", "cell", "images", "unit", "mean", "low", "high", "verdict"], _dependence_rows(found)),
         )
 
 
-def shown(analysis: Analysis, answer: Answer, found: Mapping[tuple[str, str], Sight]) -> list[Cell]:
+def shown(analysis: Analysis, answer: Answer, found: Mapping[tuple[str, str], ImageDependence]) -> list[Cell]:
     """The recommended cell, then the best on validation, as many as can be read."""
     ranked = analysis.ranked(analysis.objective.name)
     order = [*([answer.cell] if answer.cell else []), *ranked, *analysis.record.cells]
@@ -96,19 +96,19 @@ def shown(analysis: Analysis, answer: Answer, found: Mapping[tuple[str, str], Si
     return [analysis.record.cell(c) for c in dict.fromkeys(c.id for c in order) if c in known][:_MOST]
 
 
-def _sight_panel(axes: Axes, measure: Measure, rows: Sequence[Sight | None]) -> None:
+def _dependence_panel(axes: Axes, measure: Measure, rows: Sequence[ImageDependence | None]) -> None:
     unit, values = measure.unit, []
     if measure.chance is not None:
         axes.axvline(measure.chance * unit.factor, color=MUTED, lw=0.9, ls=(0, (1, 2)), zorder=1)
         values.append(measure.chance * unit.factor)
-    for y, sight in enumerate(rows):
-        if sight is None:
+    for y, dependence in enumerate(rows):
+        if dependence is None:
             continue
-        fill = ACCENT if sight.word == LOOKS else PAPER
-        values += _dot(axes, measure, sight.real, y - 0.17, "o", ACCENT, fill)
-        for kind, control in sight.controls.items():
+        fill = ACCENT if dependence.word == LOOKS else PAPER
+        values += _dot(axes, measure, dependence.real, y - 0.17, "o", ACCENT, fill)
+        for kind, no_image in dependence.no_image_baselines.items():
             marker, place = _MARKS[kind]
-            values += _dot(axes, measure, control.score, y - 0.17 + place, marker, MUTED, PAPER)
+            values += _dot(axes, measure, no_image.score, y - 0.17 + place, marker, MUTED, PAPER)
     axes.set_xlim(*room(values, unit))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x")
@@ -141,23 +141,23 @@ def _legend(figure: MplFigure, left: float, y: float, chance: bool) -> None:
         figure.text(x + 0.036, y, "best constant answer", va="center", color=MUTED)
 
 
-def _told(sight: Sight) -> str:
-    unit = sight.measure.unit
-    parts = [f"{kind} {unit.score(c.score.mean)}" for kind, c in sight.controls.items()]
-    return f"{sight.measure.name}, {sight.cell.label}: real {unit.score(sight.real.mean)}, {', '.join(parts)}"
+def _described(dependence: ImageDependence) -> str:
+    unit = dependence.measure.unit
+    parts = [f"{kind} {unit.score(c.score.mean)}" for kind, c in dependence.no_image_baselines.items()]
+    return f"{dependence.measure.name}, {dependence.cell.label}: real {unit.score(dependence.real.mean)}, {', '.join(parts)}"
 
 
-def _sight_rows(found: Mapping[tuple[str, str], Sight]) -> list[list[object]]:
+def _dependence_rows(found: Mapping[tuple[str, str], ImageDependence]) -> list[list[object]]:
     rows: list[list[object]] = []
-    for sight in found.values():
-        unit, where = sight.measure.unit, [sight.measure.name, sight.cell.label]
-        rows.append([*where, "real", unit.symbol, *_plain(sight.real, unit.factor), sight.word])
-        for kind in IMAGE_CONTROLS:
-            if (c := sight.controls.get(kind)) is not None:
+    for dependence in found.values():
+        unit, where = dependence.measure.unit, [dependence.measure.name, dependence.cell.label]
+        rows.append([*where, "real", unit.symbol, *_plain(dependence.real, unit.factor), dependence.word])
+        for kind in NO_IMAGE_KINDS:
+            if (c := dependence.no_image_baselines.get(kind)) is not None:
                 rows.append([*where, kind, unit.symbol, *_plain(c.score, unit.factor), c.verdict])
-        if sight.measure.chance is not None:
-            guess = round(unit.factor * sight.measure.chance, 6)
-            rows.append([*where, "constant answer", unit.symbol, guess, None, None, None])
+        if dependence.measure.chance is not None:
+            chance_score = round(unit.factor * dependence.measure.chance, 6)
+            rows.append([*where, "constant answer", unit.symbol, chance_score, None, None, None])
     return rows
 
 
@@ -165,7 +165,7 @@ def _plain(e: Estimate, factor: float) -> list[object]:
     return [round(factor * v, 6) if v == v else None for v in (e.mean, e.low, e.high)]
 
 
-def probe_figure(analysis: Analysis, probes: Analysis, pair: Foretold, answer: Answer) -> Figure:
+def probe_figure(analysis: Analysis, probes: Analysis, pair: RankAgreement, answer: Answer) -> Figure:
     """Every shared cell: the probes' score to the right, the language models' up, each with its interval."""
     mine, theirs = pair.measure, pair.probe
     points = [(c, probes.means[c.id, theirs.name], analysis.means[c.id, mine.name]) for c in pair.cells]
@@ -210,5 +210,5 @@ def probe_figure(analysis: Analysis, probes: Analysis, pair: Foretold, answer: A
         )
 
 
-def _picked(pair: Foretold, cell: Cell) -> bool:
+def _picked(pair: RankAgreement, cell: Cell) -> bool:
     return cell.id in {c.id for c in (pair.pick, pair.best) if c is not None}

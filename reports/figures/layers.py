@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.trial import LeftOut, confirmation
+from fusion_workbench.reports.analysis.fresh_replicates import LeftOut, judge_fresh_replicates
 from fusion_workbench.reports.figures.similarity import similarity_figure, similarity_json, stage_words
 from fusion_workbench.reports.figures.svg import ACCENT, MUTED, PAPER, WIDTH, Figure, canvas, finish
 from fusion_workbench.reports.reading.layers import Importance
@@ -35,7 +35,7 @@ _POINTS = (
 
 def left_out(analysis: Analysis) -> tuple[LeftOut, ...]:
     """Retraining without one layer at a time; none where the study did not."""
-    found = confirmation(analysis)
+    found = judge_fresh_replicates(analysis)
     return found.left_out if found else ()
 
 
@@ -57,11 +57,11 @@ def layer_page(analysis: Analysis, answer: Answer) -> dict[str, Any]:
     found = record.importance
     shares, avoided = (found.layers, found.avoided) if found else ({}, frozenset[int]())
     said = [importance_words(found)] if found else []
-    trial = confirmation(analysis)
-    if lost and trial is not None and trial.fusion is not None:
-        many = f"{trial.replicates} fresh replicates"
+    fresh = judge_fresh_replicates(analysis)
+    if lost and fresh is not None and fresh.fusion is not None:
+        many = f"{fresh.replicates} fresh replicates"
         said.append(
-            f"Points: {trial.fusion.name}, the best fusion, trained again without each of its layers on {many}."
+            f"Points: {fresh.fusion.name}, the best fusion, trained again without each of its layers on {many}."
         )
         said.append(disagreement(shares, lost, analysis.measures, avoided=avoided))
     return {
@@ -161,7 +161,7 @@ def _contributions(axes: Axes, measure: Measure, left_out: Sequence[LeftOut]) ->
     for one in left_out:
         if one.measure == measure.name:
             e = one.contribution
-            clear = _gain(one, measure)[0] > 0
+            clear = _signed_contribution(one, measure)[0] > 0
             axes.errorbar(one.layer, factor * e.mean, yerr=abs(factor) * e.half, color=ACCENT, elinewidth=1.2)
             axes.plot(one.layer, factor * e.mean, "o", color=ACCENT, mfc=ACCENT if clear else PAPER, ms=6, mew=1.2)
     axes.margins(y=0.15)
@@ -175,7 +175,7 @@ def _effects(measure: Measure, left_out: Sequence[LeftOut]) -> Iterator[str]:
             yield f"layer {one.layer} {measure.unit.size(one.contribution)}"
 
 
-def _gain(one: LeftOut, measure: Measure) -> tuple[float, float, float]:
+def _signed_contribution(one: LeftOut, measure: Measure) -> tuple[float, float, float]:
     """Low, mean and high of what the layer adds, more is better."""
     e, sign = one.contribution, measure.sign
     return min(sign * e.low, sign * e.high), sign * e.mean, max(sign * e.low, sign * e.high)
@@ -220,15 +220,15 @@ def disagreement(
     if not shared:
         return ""
     first = max(shared, key=lambda n: (ped_anova[n], -n))
-    best = max(shared, key=lambda n: (_gain(known[n], measure)[1], -n))
+    best = max(shared, key=lambda n: (_signed_contribution(known[n], measure)[1], -n))
 
     def effect(layer: int) -> str:
         e = known[layer].contribution
-        low, mean, high = _gain(known[layer], measure)
+        low, mean, high = _signed_contribution(known[layer], measure)
         flipped = Estimate(**{**e.__dict__, "mean": mean, "low": low, "high": high})
         return f"{measure.unit.size(flipped)} on {_called(measure)}"
 
-    low, _, high = _gain(known[first], measure)
+    low, _, high = _signed_contribution(known[first], measure)
     if first in avoided:
         return (
             f"Of the layers left out, PED-ANOVA puts layer {first} first because the best cells avoid it; retraining "
@@ -245,7 +245,7 @@ def disagreement(
             f"loss without it (it adds {effect(first)})."
         )
     if best != first:
-        apart = _gain(known[best], measure)[0] > high
+        apart = _signed_contribution(known[best], measure)[0] > high
         how = "They disagree" if apart else "They differ, within the intervals"
         return (
             f"{how}: PED-ANOVA puts layer {first} first of the layers left out (it adds {effect(first)}), retraining "

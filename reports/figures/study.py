@@ -95,7 +95,7 @@ def layer_curve(analysis: Analysis, answer: Answer, measure: Measure) -> Figure 
             axes.axhline(measure.chance * unit.factor, color=MUTED, lw=0.9, ls=(0, (1, 2)), zorder=1)
             lines.append((measure.chance * unit.factor, f"chance  {unit.score(measure.chance)}", MUTED))
             data.append(["chance", None, round(measure.chance * unit.factor, 6), None, None])
-        depth = int(analysis.record.passport.get("depth") or max(x))
+        depth = int(analysis.record.encoder_info.get("depth") or max(x))
         axes.set_xlim(-0.4, depth + 0.4)
         axes.set_xticks(range(0, depth + 1, 1 if depth <= 16 else 2))
         axes.set_xlabel("layer (0: the embeddings)")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow, shown
+from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow, without_password
 from fusion_workbench.schema.names import RunKind, Tag
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def connect(uri: str) -> MlflowClient:
         with _impatient():
             client.search_experiments(max_results=1)
     except Exception as error:  # drivers, file systems and servers raise their own
-        raise WorkbenchError(f"MLflow at {shown(uri)} cannot be opened: {first_line(error)}") from None
+        raise WorkbenchError(f"MLflow at {without_password(uri)} cannot be opened: {first_line(error)}") from None
     return client
 
 
@@ -50,12 +50,12 @@ def find_study(client: MlflowClient, uri: str, study: str, experiment: str | Non
     if experiment is not None:
         if experiment not in experiments.values():
             known = ", ".join(sorted(experiments.values())) or "none"
-            raise WorkbenchError(f"MLflow at {shown(uri)} has no experiment '{experiment}'. Known: {known}.")
+            raise WorkbenchError(f"MLflow at {without_password(uri)} has no experiment '{experiment}'. Known: {known}.")
         experiments = {key: name for key, name in experiments.items() if name == experiment}
     parents = list(_search(client, list(experiments), f"tags.`{Tag.KIND}` = '{RunKind.STUDY}'"))
     found = [run for run in parents if study in (_tag(run, Tag.STUDY_ID), _tag(run, Tag.STUDY))]
     if not found:
-        where = f"MLflow at {shown(uri)}" + (f", experiment '{experiment}'" if experiment else "")
+        where = f"MLflow at {without_password(uri)}" + (f", experiment '{experiment}'" if experiment else "")
         names = sorted({_tag(run, Tag.STUDY) for run in parents})
         there = (
             f"There are: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}." if names else "It holds none yet."

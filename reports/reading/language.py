@@ -15,11 +15,11 @@ from fusion_workbench.core.errors import WorkbenchError
 
 QUESTIONS = 8  # that are shown
 _COLUMNS = ("example_id", "task", "question", "prediction", "answers")
-Key = tuple[str, str, str]  # example, task, question
+QuestionKey = tuple[str, str, str]  # example, task, question
 
 
 @dataclass(frozen=True)
-class Said:
+class CellAnswer:
     """What one cell answered, and what its task's metric gives for it; None where that was not logged."""
 
     prediction: str
@@ -34,18 +34,18 @@ class Question:
     task: str
     question: str
     answers: tuple[str, ...]
-    said: Mapping[str, Said]  # by cell
+    said: Mapping[str, CellAnswer]  # by cell
 
 
 @dataclass(frozen=True)
-class Asked:
+class ShownQuestions:
     """Test questions and the answers of each strategy's best cell on validation."""
 
     replicates: Mapping[str, str]  # cell → the replicate that answered, in the order of the columns
     questions: tuple[Question, ...]
 
 
-def read_answers(path: Path) -> dict[Key, tuple[Said, tuple[str, ...]]]:
+def read_answers(path: Path) -> dict[QuestionKey, tuple[CellAnswer, tuple[str, ...]]]:
     """``outcomes/answers.parquet``: question → what was said, and all right answers.
 
     Raises:
@@ -62,7 +62,7 @@ def read_answers(path: Path) -> dict[Key, tuple[Said, tuple[str, ...]]]:
     columns = [table[name].to_numpy(dtype=object) for name in _COLUMNS]
     scores = table["score"].to_numpy(dtype=object) if "score" in table.columns else [None] * len(table)
     return {
-        (str(example), str(task), str(question)): (Said(_text(prediction), _score(score)), _answers(answers))
+        (str(example), str(task), str(question)): (CellAnswer(_text(prediction), _score(score)), _answers(answers))
         for example, task, question, prediction, answers, score in zip(*columns, scores, strict=True)
     }
 
@@ -86,21 +86,21 @@ def _answers(value: Any) -> tuple[str, ...]:
     return tuple(map(str, value)) if isinstance(value, Iterable) else ()
 
 
-def choose(keys: Iterable[Key], most: int = QUESTIONS) -> list[Key]:
+def choose(keys: Iterable[QuestionKey], most: int = QUESTIONS) -> list[QuestionKey]:
     """Some of the questions, evenly over the tasks: drawn by their names' hashes, so always the same ones.
 
     Scores have no say, so that what is shown flatters no cell.
     """
-    by_task: dict[str, list[Key]] = defaultdict(list)
+    by_task: dict[str, list[QuestionKey]] = defaultdict(list)
     for key in sorted(set(keys), key=lambda k: (sha256("\n".join(k).encode("utf-8", "replace")).digest(), k)):
         by_task[key[1]].append(key)
     turns = [(turn, task, key) for task, own in by_task.items() for turn, key in enumerate(own)]
     return [key for _, _, key in sorted(turns)[:most]]
 
 
-def asked(
-    found: Mapping[str, Mapping[Key, tuple[Said, tuple[str, ...]]]], replicates: Mapping[str, str]
-) -> Asked | None:
+def shown_questions(
+    found: Mapping[str, Mapping[QuestionKey, tuple[CellAnswer, tuple[str, ...]]]], replicates: Mapping[str, str]
+) -> ShownQuestions | None:
     """What is shown of the cells' answers; None where they answered no question in common.
 
     Args:
@@ -108,14 +108,14 @@ def asked(
         replicates: cell → the replicate that answered.
     """
     tables = list(found.values())
-    shared: set[Key] = set(tables[0]).intersection(*tables[1:]) if tables else set()
+    shared: set[QuestionKey] = set(tables[0]).intersection(*tables[1:]) if tables else set()
     chosen = sorted(choose(shared), key=lambda key: (key[1], key[0], key[2]))
     if not chosen:
         return None
     questions = [
         Question(*key, tables[0][key][1], {cell: own[key][0] for cell, own in found.items()}) for key in chosen
     ]
-    return Asked(replicates, tuple(questions))
+    return ShownQuestions(replicates, tuple(questions))
 
 
 def plain_text(text: str, most: int) -> str:

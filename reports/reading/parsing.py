@@ -9,7 +9,7 @@ import yaml
 
 from fusion_workbench.reports.reading.records import Run
 from fusion_workbench.reports.statistics.crossed import quotient_shares
-from fusion_workbench.reports.statistics.outcomes import Outcomes, natural
+from fusion_workbench.reports.statistics.example_scores import ExampleScores, natural_key
 from fusion_workbench.schema.names import Phase, Status, Tag, fresh_replicate, statistic_column
 from fusion_workbench.schema.study import Cell, Task, number
 
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 
-def tasks_of(known: Mapping[str, Any], outcomes: Mapping[tuple[str, str, str], Outcomes]) -> tuple[Task, ...]:
+def tasks_of(
+    known: Mapping[str, Any], example_scores: Mapping[tuple[str, str, str], ExampleScores]
+) -> tuple[Task, ...]:
     """The tasks that the study lists, then any that there are scores of."""
-    names = dict.fromkeys([*known, *(task for _, task, _ in outcomes)])
+    names = dict.fromkeys([*known, *(task for _, task, _ in example_scores)])
     return tuple(Task.read(str(name), known.get(name)) for name in names)
 
 
@@ -61,15 +63,15 @@ def replicates_of(study_yaml: str, runs: Sequence[Run], stopped: Any) -> tuple[s
     seen = {run.replicate for run in runs if run.phase == Phase.FINAL}
     try:
         plain = yaml.safe_load(study_yaml) or {}
-        asked = int(plain.get("replicates", 0)) if isinstance(plain, dict) else 0
+        planned_number = int(plain.get("replicates", 0)) if isinstance(plain, dict) else 0
     except (yaml.YAMLError, TypeError, ValueError):
-        asked = 0
-    asked = min(asked, stopped) if isinstance(stopped, int) else asked
-    return tuple(sorted(seen | {str(number) for number in range(asked)}, key=natural))
+        planned_number = 0
+    planned_number = min(planned_number, stopped) if isinstance(stopped, int) else planned_number
+    return tuple(sorted(seen | {str(number) for number in range(planned_number)}, key=natural_key))
 
 
 def fresh_of(runs: Sequence[Run], planned: Sequence[int], stopped: Any) -> tuple[str, ...]:
     """The fresh replicates that the plan asks for, up to the look that they stopped at, and any that there are."""
     seen = {run.replicate for run in runs if run.phase == Phase.CONFIRM}
-    asked = stopped if isinstance(stopped, int) else max(planned, default=0)
-    return tuple(sorted(seen | {fresh_replicate(number) for number in range(asked)}, key=natural))
+    planned_number = stopped if isinstance(stopped, int) else max(planned, default=0)
+    return tuple(sorted(seen | {fresh_replicate(number) for number in range(planned_number)}, key=natural_key))

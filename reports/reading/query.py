@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.mlflow_uri import shown
+from fusion_workbench.core.mlflow_uri import without_password
 from fusion_workbench.reports.reading.artifacts import Artifacts
 from fusion_workbench.reports.reading.connect import children, connect, find_study
-from fusion_workbench.reports.reading.language import Asked, asked, read_answers
+from fusion_workbench.reports.reading.language import ShownQuestions, read_answers, shown_questions
 from fusion_workbench.reports.reading.layers import Inside, read_importance, read_inside, read_similarity
 from fusion_workbench.reports.reading.parsing import (
     cell_of_run,
@@ -27,9 +27,9 @@ from fusion_workbench.reports.reading.parsing import (
     tasks_of,
 )
 from fusion_workbench.reports.reading.ranking import Ranking
-from fusion_workbench.reports.reading.records import Look, Run, StudyRecord
-from fusion_workbench.reports.reading.token_maps import read_look
-from fusion_workbench.reports.statistics.outcomes import Outcomes, natural
+from fusion_workbench.reports.reading.records import Run, StudyRecord, TokenMaps
+from fusion_workbench.reports.reading.token_maps import read_token_maps
+from fusion_workbench.reports.statistics.example_scores import ExampleScores, natural_key
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import (
     ATTENTION_SHARE,
@@ -40,8 +40,8 @@ from fusion_workbench.schema.names import (
     Phase,
     Status,
     Tag,
-    look_file,
     scores_file,
+    token_map_file,
 )
 from fusion_workbench.schema.plan import Plan, TrackedPlan, plan_hash
 from fusion_workbench.schema.study import Cell, Contender, TrackedSource
@@ -99,8 +99,8 @@ class _Reader:
         searched = {r.cell: cell_of_run(r) for r in runs} | chosen
         kept = self._latest(runs, {cell.id: cell.chosen_lr for cell in chosen.values()})
         known = self._json(Artifact.TASKS, {})
-        kept, scored = self._outcomes(kept, {task.name: task.ratio for task in tasks_of(known, {})})
-        outcomes = scored[Phase.FINAL]
+        kept, scored = self._example_scores(kept, {task.name: task.ratio for task in tasks_of(known, {})})
+        example_scores = scored[Phase.FINAL]
         tracked = TrackedPlan.read(self._optional(Artifact.PLAN))
         plan = self._plan(tracked)
         record = StudyRecord(
@@ -109,25 +109,25 @@ class _Reader:
             run_id=str(info.run_id),
             experiment=str(self.client.get_experiment(info.experiment_id).name),
             experiment_id=str(info.experiment_id),
-            tracking_uri=shown(uri),
+            tracking_uri=without_password(uri),
             status=str(info.status),
             question=tags.get(Tag.QUESTION, ""),
             started=int(info.start_time or 0),
             ended=int(info.end_time) if info.end_time else None,
             tags=tags,
             study_yaml=study_yaml,
-            passport=self._json(Artifact.ENCODER, {}),
+            encoder_info=self._json(Artifact.ENCODER, {}),
             source=source,
-            tasks=tasks_of(known, outcomes),
+            tasks=tasks_of(known, example_scores),
             cells=cells,
             searched=searched,
             replicates=replicates_of(study_yaml, kept, tracked.stopped),
             runs=tuple(self._with_history(run) for run in kept),
-            outcomes=outcomes,
+            example_scores=example_scores,
             groups=tuple(sorted(self.groups or source.groups.get("test", ()))),
             plan=plan,
             departures=self._departures(tracked),
-            look=self._look(),
+            token_maps=self._token_maps(),
             contenders=contenders,
             confirmed=scored[Phase.CONFIRM],
             fresh_replicates=fresh_of(kept, plan.confirm if plan else (), tracked.confirmed),
@@ -136,7 +136,9 @@ class _Reader:
             language=self._part(Artifact.LANGUAGE_MODEL, LanguageModel.read),
         )
         best = Ranking(record).ordered()
-        record = replace(record, insides=self._insides(record, best), asked=self._asked(record, best))
+        record = replace(
+            record, insides=self._insides(record, best), shown_questions=self._shown_questions(record, best)
+        )
         return replace(record, notes=tuple(dict.fromkeys(self.notes)))
 
     def _entries(self, name: str, entries: Sequence[Any], read: Callable[[Any], _Entry]) -> Iterator[_Entry]:
@@ -165,7 +167,7 @@ class _Reader:
             key = (run.cell, run.phase, run.replicate, run.lr if run.phase == Phase.SEARCH else None)
             if key not in best or run.state == Status.FINISHED or best[key].state != Status.FINISHED:
                 best[key] = run
-        return sorted(best.values(), key=lambda r: (r.phase, natural(r.replicate), r.started))
+        return sorted(best.values(), key=lambda r: (r.phase, natural_key(r.replicate), r.started))
 
     def _with_history(self, run: Run) -> Run:
         if run.phase != Phase.FINAL or run.state != Status.FINISHED:  # of fresh replicates no curve is drawn
@@ -179,9 +181,9 @@ class _Reader:
 
     # --- outcomes -----------------------------------------------------------------------------------------------
 
-    def _outcomes(
+    def _example_scores(
         self, runs: Sequence[Run], ratios: Mapping[str, tuple[str, str] | None]
-    ) -> tuple[list[Run], dict[str, dict[tuple[str, str, str], Outcomes]]]:
+    ) -> tuple[list[Run], dict[str, dict[tuple[str, str, str], ExampleScores]]]:
         """Scores of the finished runs by phase; a run whose test outcomes cannot be read is no longer finished."""
         frames: dict[tuple[str, str, str, str], dict[str, pd.Series[float]]] = defaultdict(dict)
         groups: dict[str, str] = {}
@@ -205,23 +207,23 @@ class _Reader:
                         )
                         frames[run.phase, run.cell, str(task), split][run.replicate] = scores.astype(float)
             out.append(Run(**{**run.__dict__, "state": state}))
-        scored: dict[str, dict[tuple[str, str, str], Outcomes]] = {Phase.FINAL: {}, Phase.CONFIRM: {}}
+        scored: dict[str, dict[tuple[str, str, str], ExampleScores]] = {Phase.FINAL: {}, Phase.CONFIRM: {}}
         for (phase, *key), by_replicate in frames.items():
             scored[phase][key[0], key[1], key[2]] = self._align(by_replicate, groups)
         return out, scored
 
-    def _align(self, by_replicate: Mapping[str, pd.Series[float]], groups: Mapping[str, str]) -> Outcomes:
+    def _align(self, by_replicate: Mapping[str, pd.Series[float]], groups: Mapping[str, str]) -> ExampleScores:
         """Examples that every replicate scored, in one order."""
         import pandas as pd
 
-        names = tuple(sorted(by_replicate, key=natural))
+        names = tuple(sorted(by_replicate, key=natural_key))
         table = pd.concat([by_replicate[name] for name in names], axis=1, join="outer")
         whole = table.dropna().sort_index()
         if len(whole) < len(table):
             self.notes.append("Examples that not every replicate scored are left out.")
         examples = tuple(map(str, whole.index))
         scores = np.ascontiguousarray(whole.to_numpy(dtype=float).T)
-        return Outcomes(names, examples, scores, tuple(groups[example] for example in examples))
+        return ExampleScores(names, examples, scores, tuple(groups[example] for example in examples))
 
     def _parquet(self, run_id: str, split: str) -> pd.DataFrame | None:
         import pandas as pd
@@ -323,7 +325,7 @@ class _Reader:
             self.notes.append(f"{Artifact.INSIDE} of run {run.run_id} is left out: {error}.")
             return None
 
-    def _asked(self, record: StudyRecord, best: Sequence[Cell]) -> Asked | None:
+    def _shown_questions(self, record: StudyRecord, best: Sequence[Cell]) -> ShownQuestions | None:
         """Answers of each strategy's best cell on validation, of its first finished replicate."""
         first: dict[str, Run] = {}
         for cell in best if record.language else ():
@@ -336,16 +338,18 @@ class _Reader:
                     found[run.cell] = read_answers(file)
             except WorkbenchError as error:
                 self.notes.append(f"{Artifact.ANSWERS} of run {run.run_id} is left out: {error}.")
-        return asked(found, {run.cell: run.replicate for run in first.values() if run.cell in found})
+        return shown_questions(found, {run.cell: run.replicate for run in first.values() if run.cell in found})
 
-    def _look(self) -> Look | None:
+    def _token_maps(self) -> TokenMaps | None:
         """What the study's last step left to look at; None where there is nothing, or nothing that can be read."""
         run = str(self.parent.info.run_id)
-        file = self.artifacts.file(run, Artifact.LOOK)
+        file = self.artifacts.file(run, Artifact.TOKEN_MAPS)
         if file is None:
             return None
         try:
-            return read_look(json.loads(file.read_bytes()), lambda name: self.artifacts.file(run, look_file(name)))
+            return read_token_maps(
+                json.loads(file.read_bytes()), lambda name: self.artifacts.file(run, token_map_file(name))
+            )
         except WorkbenchError as error:
             reason = str(error)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusion_workbench.reports.reading.records import StudyRecord
-from fusion_workbench.reports.statistics.outcomes import Outcomes
-from fusion_workbench.reports.words.units import GAIN, SHARE, Unit, common, unit_of
+from fusion_workbench.reports.statistics.example_scores import ExampleScores
+from fusion_workbench.reports.words.units import CHANCE_NORMALISED, SHARE, Unit, common, unit_of
 from fusion_workbench.schema.names import OBJECTIVE, OVERALL, on_validation, task_metric
 from fusion_workbench.schema.study import Cell
 
@@ -44,13 +44,15 @@ class Measure:
 
 def measures_of(record: StudyRecord) -> tuple[Measure, ...]:
     """The tasks in the study's order; with several, their mean comes last."""
-    tasks = tuple(Measure(t.name, t.title or t.name, t.metric, t.sign, t.blind, unit_of(t.unit)) for t in record.tasks)
+    tasks = tuple(
+        Measure(t.name, t.title or t.name, t.metric, t.sign, t.chance_baseline, unit_of(t.unit)) for t in record.tasks
+    )
     if len(tasks) < 2:
         return tasks or (Measure(OVERALL, "the validation objective", "objective", 1, None),)
-    if len({(t.unit, t.direction) for t in record.tasks}) > 1 and all(t.spans for t in record.tasks):
+    if len({(t.unit, t.direction) for t in record.tasks}) > 1 and all(t.normalisable for t in record.tasks):
         title = "mean over the tasks of the gain over chance (0: chance, 100: perfect)"
-        blind = float(np.mean([t.gain(np.asarray(t.blind)) for t in record.tasks]))
-        return (*tasks, Measure(OVERALL, title, "gain over chance", 1, blind, GAIN))
+        chance_baseline = float(np.mean([t.chance_normalised(np.asarray(t.chance_baseline)) for t in record.tasks]))
+        return (*tasks, Measure(OVERALL, title, "gain over chance", 1, chance_baseline, CHANCE_NORMALISED))
     chances = [t.sign * t.chance for t in tasks if t.chance is not None]
     chance = sum(chances) / len(tasks) if len(chances) == len(tasks) else None
     signed = " (less is better counts as negative)" if any(m.minimised for m in tasks) else ""
@@ -64,11 +66,11 @@ def objective_of(record: StudyRecord, measures: Sequence[Measure]) -> Measure:
     return next((m for m in measures if m.name == primary), measures[-1])
 
 
-def measured(record: StudyRecord, cell: str, measure: Measure, split: str) -> Outcomes | None:
+def measured(record: StudyRecord, cell: str, measure: Measure, split: str) -> ExampleScores | None:
     """A task's outcomes, or the mean over the tasks of those examples that all of them scored."""
     if measure.name != OVERALL or len(record.tasks) < 2:
-        return record.outcomes.get((cell, measure.name, split))
-    parts = [record.outcomes.get((cell, task.name, split)) for task in record.tasks]
+        return record.example_scores.get((cell, measure.name, split))
+    parts = [record.example_scores.get((cell, task.name, split)) for task in record.tasks]
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
@@ -76,15 +78,15 @@ def measured(record: StudyRecord, cell: str, measure: Measure, split: str) -> Ou
     replicates = tuple(r for r in known[0].replicates if all(r in o.replicates for o in known))
     if not examples or not replicates:
         return None
-    gains = measure.unit is GAIN
+    normalised = measure.unit is CHANCE_NORMALISED
     signed = [
-        task.gain(scores) if gains else task.sign * scores
+        task.chance_normalised(scores) if normalised else task.sign * scores
         for task, o in zip(record.tasks, known, strict=True)
         for scores in (o.cut(replicates, examples),)
     ]
     groups = dict(zip(known[0].examples, known[0].groups, strict=False))
     mean = np.asarray(np.mean(signed, axis=0), dtype=float)
-    return Outcomes(replicates, examples, mean, tuple(groups[e] for e in examples) if groups else ())
+    return ExampleScores(replicates, examples, mean, tuple(groups[e] for e in examples) if groups else ())
 
 
 class Ranking:
@@ -107,7 +109,7 @@ class Ranking:
         self,
         record: StudyRecord,
         measures: Sequence[Measure] | None = None,
-        scores: Callable[[str, Measure], Outcomes | None] | None = None,
+        scores: Callable[[str, Measure], ExampleScores | None] | None = None,
     ) -> None:
         self.record = record
         self.measures = tuple(measures or measures_of(record))

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from fusion_workbench.reports.reading.language import Asked
+from fusion_workbench.reports.reading.language import ShownQuestions
 from fusion_workbench.reports.reading.layers import Importance, Inside, Similarity
-from fusion_workbench.reports.statistics.outcomes import Outcomes
+from fusion_workbench.reports.statistics.example_scores import ExampleScores
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import Phase, Status
 from fusion_workbench.schema.plan import Plan
@@ -47,7 +47,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class LookScore:
+class TokenMapScore:
     """One example on one task: its mean over all cells, and by replicate; None where one was not trained."""
 
     mean: float
@@ -56,7 +56,7 @@ class LookScore:
 
 
 @dataclass(frozen=True)
-class LookExample:
+class TokenMapExample:
     """A test image to look at. ``task`` is empty where it was drawn at random."""
 
     example: str
@@ -64,11 +64,11 @@ class LookExample:
     kind: str  # random, hardest, improved, worsened
     task: str
     picture: str  # a data URI
-    scores: Mapping[str, LookScore]  # by task
+    scores: Mapping[str, TokenMapScore]  # by task
 
 
 @dataclass(frozen=True)
-class LookColumn:
+class TokenMapColumn:
     """Token maps of one layer, or of one cell's fused tokens, an example each."""
 
     layer: int | None
@@ -81,7 +81,7 @@ class LookColumn:
 
 
 @dataclass(frozen=True)
-class LookLevel:
+class TokenMapLevel:
     """Where on the images one level is drawn on: clear at its mean share, strongest at ``low`` and ``high``."""
 
     layer: int
@@ -92,24 +92,24 @@ class LookLevel:
 
 
 @dataclass(frozen=True)
-class LookRegions:
+class TokenMapRegions:
     """For one cell's fuser, where each level is drawn on."""
 
     cell: str
     label: str
     replicate: str
-    levels: tuple[LookLevel, ...]
+    levels: tuple[TokenMapLevel, ...]
 
 
 @dataclass(frozen=True)
-class Look:
+class TokenMaps:
     """What the study's last step left to look at."""
 
     baseline: str | None  # cells
     featured: str | None
-    columns: tuple[LookColumn, ...]
-    examples: tuple[LookExample, ...]
-    regions: tuple[LookRegions, ...] = ()
+    columns: tuple[TokenMapColumn, ...]
+    examples: tuple[TokenMapExample, ...]
+    regions: tuple[TokenMapRegions, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,28 +127,30 @@ class StudyRecord:
     ended: int | None
     tags: Mapping[str, str]
     study_yaml: str
-    passport: Mapping[str, Any]
+    encoder_info: Mapping[str, Any]
     source: TrackedSource
     tasks: tuple[Task, ...]
     cells: tuple[Cell, ...]  # those that go on to the replicates
     searched: Mapping[str, Cell]  # also those that were only searched
     replicates: tuple[str, ...]  # those that the study asks for
     runs: tuple[Run, ...]
-    outcomes: Mapping[tuple[str, str, str], Outcomes]  # (cell, task, split)
+    example_scores: Mapping[tuple[str, str, str], ExampleScores]  # (cell, task, split)
     groups: tuple[str, ...]  # of the test split
     plan: Plan | None = None  # None: of a study from before there were plans
     departures: tuple[str, ...] = ()  # from the plan, in words
     notes: tuple[str, ...] = ()  # what the query had to leave out
-    look: Look | None = None  # None: the study logged none
+    token_maps: TokenMaps | None = None  # None: the study logged none
     contenders: tuple[Contender, ...] = ()  # trained again on fresh replicates
-    confirmed: Mapping[tuple[str, str, str], Outcomes] = field(default_factory=dict)  # as outcomes, of those
+    fresh_example_scores: Mapping[tuple[str, str, str], ExampleScores] = field(
+        default_factory=dict
+    )  # as outcomes, of those
     fresh_replicates: tuple[str, ...] = ()
     similarity: Similarity | None = None  # likewise
     importance: Importance | None = None
     insides: Mapping[str, tuple[Inside, ...]] = field(default_factory=dict)  # cell → replicates; of the best few cells
     experiment_id: str = ""  # MLflow's, for links to runs
     language: LanguageModel | None = None  # None: a study of probes
-    asked: Asked | None = None  # questions and what cells answered; None: nothing that can be read
+    shown_questions: ShownQuestions | None = None  # questions and what cells answered; None: nothing that can be read
 
     @cached_property
     def _by_cell(self) -> Mapping[str, tuple[Run, ...]]:
@@ -179,11 +181,11 @@ class StudyRecord:
             self,
             cells=tuple(c.cell for c in self.contenders),
             runs=runs,
-            outcomes=self.confirmed,
+            example_scores=self.fresh_example_scores,
             replicates=self.fresh_replicates,
             plan=self.plan and self.plan.confirming(),
             contenders=(),
-            confirmed={},
+            fresh_example_scores={},
         )
 
     def finals(self, cell: str) -> tuple[Run, ...]:

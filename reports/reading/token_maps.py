@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.reports.reading.records import Look, LookColumn, LookExample, LookLevel, LookRegions, LookScore
-from fusion_workbench.schema.names import LOOK_SCHEMA, Shown
+from fusion_workbench.reports.reading.records import (
+    TokenMapColumn,
+    TokenMapExample,
+    TokenMapLevel,
+    TokenMapRegions,
+    TokenMaps,
+    TokenMapScore,
+)
+from fusion_workbench.schema.names import TOKEN_MAPS_SCHEMA, ExampleKind
 
 KINDS: dict[str, str] = {
-    Shown.RANDOM: "Drawn at random",
-    Shown.HARDEST: "hardest: the worst mean over all cells",
-    Shown.IMPROVED: "most improved",
-    Shown.WORSENED: "most worsened",
+    ExampleKind.RANDOM: "Drawn at random",
+    ExampleKind.HARDEST: "hardest: the worst mean over all cells",
+    ExampleKind.IMPROVED: "most improved",
+    ExampleKind.WORSENED: "most worsened",
 }
 _NAME = re.compile(r"[\w-][\w.-]*")  # a file beside look.json, nowhere else
 _FORMATS = ("PNG", "WEBP", "JPEG")
@@ -26,19 +33,19 @@ _MORE, _LESS = (255, 140, 0), (0, 80, 230)  # laid over an image where a level i
 _STRONGEST = 0.75  # how opaque at most
 
 
-def read_look(plain: Any, file: Callable[[str], Path | None]) -> Look:
+def read_token_maps(plain: Any, file: Callable[[str], Path | None]) -> TokenMaps:
     """The look as ``look/look.json`` describes it; ``file`` finds what lies beside it.
 
     Raises:
         WorkbenchError: an unknown schema, or a picture that is missing or not what the description says.
         KeyError, TypeError, ValueError: the description lacks something or holds nonsense.
     """
-    if plain["schema"] != LOOK_SCHEMA:
-        raise WorkbenchError(f"schema {plain['schema']!r}; this version reads {LOOK_SCHEMA}")
+    if plain["schema"] != TOKEN_MAPS_SCHEMA:
+        raise WorkbenchError(f"schema {plain['schema']!r}; this version reads {TOKEN_MAPS_SCHEMA}")
     rows, columns = (int(n) for n in plain["grid"])
     examples = tuple(_example(entry, file) for entry in plain["examples"])
     read = [_column(entry, file, (rows, columns), len(examples)) for entry in plain["columns"]]
-    return Look(
+    return TokenMaps(
         baseline=_word(plain["baseline"]),
         featured=_word(plain["featured"]),
         columns=tuple(sorted(read, key=lambda c: c.layer is None)),  # layers first
@@ -47,19 +54,19 @@ def read_look(plain: Any, file: Callable[[str], Path | None]) -> Look:
     )
 
 
-def _example(entry: Mapping[str, Any], file: Callable[[str], Path | None]) -> LookExample:
+def _example(entry: Mapping[str, Any], file: Callable[[str], Path | None]) -> TokenMapExample:
     kind = str(entry["why"]["kind"])
     if kind not in KINDS:
         raise WorkbenchError(f"an example is shown as '{kind}', which this version does not know")
     kind_of, content, _ = _picture(entry["file"], file)
-    return LookExample(
+    return TokenMapExample(
         example=str(entry["example_id"]),
         group=str(entry["group"]),
         kind=kind,
         task=str(entry["why"]["task"]),
         picture=_uri(kind_of, content),
         scores={
-            str(task): LookScore(float(s["mean"]), _numbers(s["before"]), _numbers(s["after"]))
+            str(task): TokenMapScore(float(s["mean"]), _numbers(s["before"]), _numbers(s["after"]))
             for task, s in entry["scores"].items()
         },
     )
@@ -67,11 +74,11 @@ def _example(entry: Mapping[str, Any], file: Callable[[str], Path | None]) -> Lo
 
 def _column(
     entry: Mapping[str, Any], file: Callable[[str], Path | None], grid: tuple[int, int], examples: int
-) -> LookColumn:
+) -> TokenMapColumn:
     """A strip cut into its examples."""
     tiles = [_uri("PNG", _encoded(tile)) for tile in _cut(entry["file"], file, grid, examples)]
     layer = entry.get("layer")
-    return LookColumn(
+    return TokenMapColumn(
         layer=None if layer is None else int(layer),
         query=bool(entry.get("query", False)),
         cell=str(entry.get("cell") or ""),
@@ -84,7 +91,7 @@ def _column(
 
 def _regions(
     entry: Mapping[str, Any], file: Callable[[str], Path | None], grid: tuple[int, int], examples: int
-) -> LookRegions:
+) -> TokenMapRegions:
     """Strips of shares as tints to lay over the images, clear at the level's mean."""
     from PIL import Image
 
@@ -98,7 +105,7 @@ def _regions(
         return over
 
     levels = [
-        LookLevel(
+        TokenMapLevel(
             layer=int(level["layer"]),
             mean=float(level["mean"]),
             low=float(level["low"]),
@@ -107,7 +114,7 @@ def _regions(
         )
         for level in entry["levels"]
     ]
-    return LookRegions(str(entry["cell"]), str(entry["label"]), str(entry["replicate"]), tuple(levels))
+    return TokenMapRegions(str(entry["cell"]), str(entry["label"]), str(entry["replicate"]), tuple(levels))
 
 
 def _cut(name: Any, file: Callable[[str], Path | None], grid: tuple[int, int], examples: int) -> list[Any]:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from fusion_workbench.reports.against.study import Against, Row, same
-from fusion_workbench.reports.analysis.comparison import Analysis, holds_zero
-from fusion_workbench.reports.render.tables import Mark, mark_of
+from fusion_workbench.reports.against.study import Against, CellChange, same
+from fusion_workbench.reports.analysis.comparison import Analysis, includes_zero
+from fusion_workbench.reports.render.tables import VerdictMark, mark_of
 from fusion_workbench.reports.statistics.unpaired import BOTH, IMAGES, NOTHING
 from fusion_workbench.reports.words.wording import listed, pvalue, when
 from fusion_workbench.schema.names import Verdict
@@ -59,7 +59,7 @@ def _recommendation(analysis: Analysis, against: Against) -> str:
     return f"The same cell is recommended: {now.name}.{judged}"
 
 
-def _word(row: Row, now: Cell, before: Cell) -> str:
+def _word(row: CellChange, now: Cell, before: Cell) -> str:
     was = "it was" if same(now, before) else f"{before.name} was"
     words: dict[str, str] = {
         Verdict.BETTER: f"is better than {was}",
@@ -71,19 +71,19 @@ def _word(row: Row, now: Cell, before: Cell) -> str:
     return words[row.verdict]
 
 
-def _size(analysis: Analysis, row: Row) -> str:
+def _size(analysis: Analysis, row: CellChange) -> str:
     return analysis.measure(row.measure).unit.size(row.estimate)
 
 
-def mark(analysis: Analysis, row: Row) -> Mark:
+def mark(analysis: Analysis, row: CellChange) -> VerdictMark:
     """As every verdict of the report is shown."""
     e = row.estimate
-    alone = row.verdict == Verdict.SAME and not holds_zero(e)
+    alone = row.verdict == Verdict.SAME and not includes_zero(e)
     correction = f"p {pvalue(e.p)} alone, {pvalue(row.p)} corrected" if alone else ""
     return mark_of(row.verdict, e, row.p, analysis.measure(row.measure).unit, row.before.name, correction)
 
 
-def tally(rows: Iterable[Row]) -> dict[str, int]:
+def tally(rows: Iterable[CellChange]) -> dict[str, int]:
     """How many of each verdict, in the order of the words."""
     found = [row.verdict for row in rows]
     return {

@@ -13,15 +13,15 @@ from fusion_workbench.reports.against.probes import Probes
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.fairness import budgets
-from fusion_workbench.reports.analysis.pick_luck import inflation_json
+from fusion_workbench.reports.analysis.fresh_replicates import fresh_replicates_json, judge_fresh_replicates
 from fusion_workbench.reports.analysis.plain import cell_json, comparison_json
 from fusion_workbench.reports.analysis.retention import retention_json
-from fusion_workbench.reports.analysis.trial import confirmation, trial_json
+from fusion_workbench.reports.analysis.winners_curse import winners_curse_json
 from fusion_workbench.reports.figures.layers import layers_json
 from fusion_workbench.reports.render.language import language_json
 from fusion_workbench.reports.render.saving import finite
 from fusion_workbench.reports.render.tables import cost_columns, health
-from fusion_workbench.reports.render.token_maps import look_json
+from fusion_workbench.reports.render.token_maps import token_maps_json
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.schema.names import BASELINES, COST, REPORT_SCHEMA, Status, Tag, on_validation, task_metric
@@ -77,7 +77,7 @@ def to_json(
             },
             "config": answer.snippet,
             "caveats": list(answer.caveats),
-            "conditional_on_test_groups": analysis.conditional,
+            "conditional_on_test_groups": analysis.conditional_on_groups,
         },
         "plan": {
             **asdict(record.plan or analysis.plan),
@@ -86,8 +86,8 @@ def to_json(
             "departures": list(record.departures),
         },
         "trial": {
-            **trial_json(confirmation(analysis)),
-            "inflation": inflation_json(answer.inflation),
+            **fresh_replicates_json(judge_fresh_replicates(analysis)),
+            "inflation": winners_curse_json(answer.winners_curse),
             "retention": retention_json(answer.retention),
             "checks": list(answer.checks),
             "what_it_would_take": answer.takes,
@@ -108,7 +108,7 @@ def to_json(
         "health": [{"cell": row["cell"].id, "flags": row["flags"]} for row in health(record)],
         "notes": list(record.notes),
         "layers": layers_json(analysis),
-        "look": look_json(record.look),
+        "look": token_maps_json(record.token_maps),
         "environment": environment(record),
         "published": published_json(analysis),
         "against": against,
@@ -138,10 +138,10 @@ def _results(analysis: Analysis) -> Iterator[list[Any]]:
     record = analysis.record
     for cell in record.cells:
         for task in record.tasks:
-            outcomes = analysis.outcomes(cell.id, task.name)
-            if outcomes is None or not outcomes.examples:
+            example_scores = analysis.example_scores(cell.id, task.name)
+            if example_scores is None or not example_scores.examples:
                 continue
-            means = dict(zip(outcomes.replicates, outcomes.scores.mean(-1).tolist(), strict=True))
+            means = dict(zip(example_scores.replicates, example_scores.scores.mean(-1).tolist(), strict=True))
             for run in record.finals(cell.id):
                 if run.replicate not in means:
                     continue
@@ -149,7 +149,7 @@ def _results(analysis: Analysis) -> Iterator[list[Any]]:
                 options = ";".join(f"{key}={value}" for key, value in cell.options.items())
                 what = [record.name, cell.id, cell.strategy, _levels(cell), cell.query, options, cell.alias, run.lr]
                 score = [task.name, task.metric, run.replicate, means[run.replicate], validation]
-                yield [*what, *score, len(outcomes.examples), run.run_id]
+                yield [*what, *score, len(example_scores.examples), run.run_id]
 
 
 def _intervals(analysis: Analysis) -> Iterator[list[Any]]:

@@ -6,24 +6,24 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from fusion_workbench.reports.against.probes import FEWEST_CELLS, Foretold, Probes, probes_json, trust
+from fusion_workbench.reports.against.probes import FEWEST_CELLS, Probes, RankAgreement, probes_json, trust_sentence
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.image_controls import (
+from fusion_workbench.reports.analysis.image_dependence import (
     LEAST,
     LOOKS,
     NOT,
     SOME,
     UNKNOWN,
-    Control,
-    Sight,
-    sights,
-    sights_json,
+    ImageDependence,
+    NoImageBaseline,
+    image_dependence,
+    image_dependence_json,
 )
-from fusion_workbench.reports.reading.language import Asked, plain_text
+from fusion_workbench.reports.reading.language import ShownQuestions, plain_text
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.words.wording import SYMBOLS, count, pvalue, signed
-from fusion_workbench.schema.names import IMAGE_CONTROLS, Verdict
+from fusion_workbench.schema.names import NO_IMAGE_KINDS, Verdict
 
 _QUESTION, _ANSWER = 160, 80  # letters that are shown
 _WORDS = {LOOKS: SYMBOLS[Verdict.BETTER], SOME: SYMBOLS[Verdict.SAME], NOT: SYMBOLS[Verdict.SAME]}
@@ -31,20 +31,26 @@ _WORDS = {LOOKS: SYMBOLS[Verdict.BETTER], SOME: SYMBOLS[Verdict.SAME], NOT: SYMB
 
 def language_page(analysis: Analysis, answer: Answer, probes: Probes | None) -> dict[str, Any]:
     """What the templates print; a study of probes has nothing of it."""
-    record, found = analysis.record, sights(analysis)
+    record, found = analysis.record, image_dependence(analysis)
     return {
         "language": record.language,
         "language_words": _model(analysis),
-        "sight": [_sight(analysis, answer, found, m) for m in _order(analysis) if any(k[1] == m.name for k in found)],
+        "sight": [
+            _image_dependence(analysis, answer, found, m)
+            for m in _order(analysis)
+            if any(k[1] == m.name for k in found)
+        ],
         "sight_least": LEAST,
-        "asked": _asked(analysis, record.asked) if record.language and record.asked else None,
+        "asked": _shown_questions(analysis, record.shown_questions)
+        if record.language and record.shown_questions
+        else None,
         "probes": _probes(analysis, probes) if probes is not None else None,
     }
 
 
 def language_json(analysis: Analysis, probes: Probes | None) -> dict[str, Any] | None:
     """Plain values; None for a study of probes."""
-    model, asked = analysis.record.language, analysis.record.asked
+    model, shown_questions = analysis.record.language, analysis.record.shown_questions
     if model is None:
         return None
     return {
@@ -54,13 +60,13 @@ def language_json(analysis: Analysis, probes: Probes | None) -> dict[str, Any] |
         "width": model.width,
         "depth": model.depth,
         "stages": list(model.stages),
-        "controls": sights_json(analysis),
-        "questions": _questions(asked) if asked else [],
+        "controls": image_dependence_json(analysis),
+        "questions": _questions(shown_questions) if shown_questions else [],
         "probes": probes_json(probes),
     }
 
 
-def _questions(asked: Asked) -> list[dict[str, Any]]:
+def _questions(shown_questions: ShownQuestions) -> list[dict[str, Any]]:
     return [
         {
             "example": q.example,
@@ -68,11 +74,16 @@ def _questions(asked: Asked) -> list[dict[str, Any]]:
             "question": q.question,
             "answers": list(q.answers),
             "said": [
-                {"cell": cell, "replicate": asked.replicates[cell], "prediction": s.prediction, "score": s.score}
+                {
+                    "cell": cell,
+                    "replicate": shown_questions.replicates[cell],
+                    "prediction": s.prediction,
+                    "score": s.score,
+                }
                 for cell, s in q.said.items()
             ],
         }
-        for q in asked.questions
+        for q in shown_questions.questions
     ]
 
 
@@ -93,36 +104,42 @@ def _order(analysis: Analysis) -> Sequence[Measure]:
     return [first, *(m for m in analysis.measures if m.name != first.name)]
 
 
-def _sight(analysis: Analysis, answer: Answer, found: Any, measure: Measure) -> dict[str, Any]:
+def _image_dependence(analysis: Analysis, answer: Answer, found: Any, measure: Measure) -> dict[str, Any]:
     unit = measure.unit
     order = [c.id for c in analysis.ranked(measure.name)]
     cells = [*order, *(c.id for c in analysis.record.cells if c.id not in order)]
     return {
         "measure": measure,
         "guess": None if measure.chance is None else unit.score(measure.chance),
-        "rows": [_sight_row(sight, answer) for cell in cells if (sight := found.get((cell, measure.name))) is not None],
+        "rows": [
+            _dependence_row(dependence, answer)
+            for cell in cells
+            if (dependence := found.get((cell, measure.name))) is not None
+        ],
     }
 
 
-def _sight_row(sight: Sight, answer: Answer) -> dict[str, Any]:
-    unit = sight.measure.unit
+def _dependence_row(dependence: ImageDependence, answer: Answer) -> dict[str, Any]:
+    unit = dependence.measure.unit
     return {
-        "cell": sight.cell,
-        "recommended": answer.cell is not None and answer.cell.id == sight.cell.id,
-        "real": unit.score(sight.real.mean),
-        "half": unit.half(sight.real),
-        "value": sight.real.mean,
-        "controls": [_control(sight, sight.controls.get(kind)) for kind in IMAGE_CONTROLS],
-        "word": sight.word,
-        "symbol": _WORDS.get(sight.word, SYMBOLS[UNKNOWN]),
-        "kind": Verdict.BETTER if sight.word == LOOKS else Verdict.WORSE if sight.word == NOT else "",
+        "cell": dependence.cell,
+        "recommended": answer.cell is not None and answer.cell.id == dependence.cell.id,
+        "real": unit.score(dependence.real.mean),
+        "half": unit.half(dependence.real),
+        "value": dependence.real.mean,
+        "controls": [
+            _no_image_baseline(dependence, dependence.no_image_baselines.get(kind)) for kind in NO_IMAGE_KINDS
+        ],
+        "word": dependence.word,
+        "symbol": _WORDS.get(dependence.word, SYMBOLS[UNKNOWN]),
+        "kind": Verdict.BETTER if dependence.word == LOOKS else Verdict.WORSE if dependence.word == NOT else "",
     }
 
 
-def _control(sight: Sight, c: Control | None) -> dict[str, Any] | None:
+def _no_image_baseline(dependence: ImageDependence, c: NoImageBaseline | None) -> dict[str, Any] | None:
     if c is None:
         return None
-    unit = sight.measure.unit
+    unit = dependence.measure.unit
     return {
         "score": unit.score(c.score.mean),
         "half": unit.half(c.score) if c.score.half == c.score.half else "",
@@ -132,24 +149,24 @@ def _control(sight: Sight, c: Control | None) -> dict[str, Any] | None:
     }
 
 
-def _asked(analysis: Analysis, asked: Asked) -> dict[str, Any]:
-    cells = [analysis.record.cell(cell) for cell in asked.replicates]
+def _shown_questions(analysis: Analysis, shown_questions: ShownQuestions) -> dict[str, Any]:
+    cells = [analysis.record.cell(cell) for cell in shown_questions.replicates]
     return {
-        "heads": [{"cell": c, "replicate": asked.replicates[c.id]} for c in cells],
+        "heads": [{"cell": c, "replicate": shown_questions.replicates[c.id]} for c in cells],
         "rows": [
             {
                 "task": q.task,
                 "example": plain_text(q.example, 40),
                 "question": plain_text(q.question, _QUESTION),
                 "answer": plain_text(" / ".join(q.answers), _ANSWER),
-                "said": [_said(q.said[c.id].prediction, q.said[c.id].score) for c in cells],
+                "said": [_answer_entry(q.said[c.id].prediction, q.said[c.id].score) for c in cells],
             }
-            for q in asked.questions
+            for q in shown_questions.questions
         ],
     }
 
 
-def _said(prediction: str, score: float | None) -> dict[str, str]:
+def _answer_entry(prediction: str, score: float | None) -> dict[str, str]:
     """``mark`` in words and sign: right, wrong or a part."""
     words = {1.0: ("✓", "right"), 0.0: ("✗", "wrong")}
     part = ("", "") if score is None else ("◐", f"scored {score:.2f}")
@@ -164,7 +181,7 @@ def _probes(analysis: Analysis, found: Probes) -> dict[str, Any]:
         "name": found.name,
         "reason": found.reason,
         "command": f"workbench sweep {shlex.quote(found.name)}" if found.reason and found.name else "",
-        "said": trust(found.pairs[0]) if found.pairs else "",
+        "said": trust_sentence(found.pairs[0]) if found.pairs else "",
         "rows": [_pair(pair) for pair in found.pairs],
         "cells": max((len(p.cells) for p in found.pairs), default=0),
         "other_tasks": sorted(mine ^ theirs) if found.pairs else [],
@@ -172,7 +189,7 @@ def _probes(analysis: Analysis, found: Probes) -> dict[str, Any]:
     }
 
 
-def _pair(pair: Foretold) -> dict[str, Any]:
+def _pair(pair: RankAgreement) -> dict[str, Any]:
     unit = pair.measure.unit
     tau, low, high = (signed(x) for x in (pair.tau, pair.low, pair.high))
     known = pair.low == pair.low
@@ -192,6 +209,6 @@ def _pair(pair: Foretold) -> dict[str, Any]:
         "regret": lost,
         "difference": unit.difference,
         "random": unit.signed(pair.random) if pair.random == pair.random else "",
-        "agree": f"{100 * pair.agree:.0f} %" if known else "",
+        "agree": f"{100 * pair.same_pick:.0f} %" if known else "",
         "replicates": pair.replicates,
     }

@@ -50,7 +50,7 @@ def _strategies(analysis: Analysis, measure: Measure, recommended: Cell | None) 
     columns, rows = tables.grid(analysis, measure.name, recommended)
     if not rows:
         return ""
-    shown: list[tables.Entry] = [e for row in rows for e in row.entries if e is not None]
+    shown: list[tables.ScoreEntry] = [e for row in rows for e in row.entries if e is not None]
     lines = []
     for start in range(0, len(rows), PANEL):
         panel = rows[start : start + PANEL]
@@ -136,7 +136,7 @@ def table(analysis: Analysis, name: str, caption: str, columns: str, lines: Sequ
 def _bounds(analysis: Analysis) -> Iterator[str]:
     """What bounds every number of the table."""
     record = analysis.record
-    if analysis.conditional:
+    if analysis.conditional_on_groups:
         number = len(record.groups)
         yield f"Conditional on the {number} {escape(plural(record.group_name, number))} of the test images."
     if not record.complete:
@@ -154,7 +154,7 @@ def _legend(verdicts: Sequence[str], reference: str) -> str:
     return f"Against {reference}, corrected for all comparisons: {', '.join(used)}." if used else ""
 
 
-def _over(analysis: Analysis, shown: Sequence[tables.Entry]) -> str:
+def _over(analysis: Analysis, shown: Sequence[tables.ScoreEntry]) -> str:
     """``5 seeds and 1000 images``."""
     seeds = sorted({e.replicates for e in shown})
     spread = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
@@ -162,13 +162,13 @@ def _over(analysis: Analysis, shown: Sequence[tables.Entry]) -> str:
     return listed([f"{spread} seed{'s' * (seeds[-1] > 1)}", f"{images} image{'s' * (images > 1)}"])
 
 
-def _name(column: tables.Column) -> str:
+def _name(column: tables.StrategyColumn) -> str:
     detail = "query only" if column.strategy == "deep_only" else column.detail
     name = f"{column.strategy} ({detail})" if detail else column.strategy
     return escape(name) if len(name) <= LONG else rf"\parbox[t]{{3.4cm}}{{\raggedright {escape(name)}\strut}}"
 
 
-def _entry(entry: tables.Entry | None) -> str:
+def _entry(entry: tables.ScoreEntry | None) -> str:
     if entry is None:
         return _wide(r"\textendash{}", text=False)
     score, half = escape(entry.score), escape(entry.half.removeprefix("± "))

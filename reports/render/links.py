@@ -21,7 +21,7 @@ _SAFE = re.compile(r"[\w-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRow:
     """One replicate of a cell; ``link`` is empty where there is no run yet.
 
     ``scores`` are the run's own metrics: the validation objective, then each task on test, empty where it has none.
@@ -66,18 +66,18 @@ def cell_runs(analysis: Analysis) -> list[dict[str, Any]]:
     ]
 
 
-def _rows(record: StudyRecord, cell: Cell, keys: Sequence[tuple[str, Unit]], planned: bool) -> list[Row]:
+def _rows(record: StudyRecord, cell: Cell, keys: Sequence[tuple[str, Unit]], planned: bool) -> list[RunRow]:
     found = sorted(record.runs_of(cell.id), key=lambda r: (_rank(r.phase), (r.phase == Phase.SEARCH) * (r.lr or 0.0)))
     have = {run.replicate for run in found if run.phase == Phase.FINAL}
     lacking = [r for r in record.replicates if r not in have] if planned else []
-    return [_row(record, run, keys) for run in found] + [Row(f"seed {r}", Status.MISSING) for r in lacking]
+    return [_row(record, run, keys) for run in found] + [RunRow(f"seed {r}", Status.MISSING) for r in lacking]
 
 
-def _row(record: StudyRecord, run: Run, keys: Sequence[tuple[str, Unit]]) -> Row:
+def _row(record: StudyRecord, run: Run, keys: Sequence[tuple[str, Unit]]) -> RunRow:
     words: dict[str, str] = {Phase.SEARCH: "search", Phase.FINAL: f"seed {run.replicate}"}
     what = words.get(run.phase, f"{run.phase} {run.replicate}")
     scores = tuple(unit.score(run.metrics[key]) if key in run.metrics else "" for key, unit in keys)
-    return Row(what, run.state, run.lr, scores, run.run_id, link(record, run.run_id))
+    return RunRow(what, run.state, run.lr, scores, run.run_id, link(record, run.run_id))
 
 
 def _facts(cell: Cell) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from fusion_workbench.reports.against.agreement import published_page
 from fusion_workbench.reports.against.fail_on import failures
-from fusion_workbench.reports.against.probes import Probes, find_probes, foretell
-from fusion_workbench.reports.against.sides import Source, find
+from fusion_workbench.reports.against.probes import Probes, compare_with_probes, find_probes
+from fusion_workbench.reports.against.sides import ComparedSource, find
 from fusion_workbench.reports.against.study import Against, compare
 from fusion_workbench.reports.analysis.answer import Answer, answer
 from fusion_workbench.reports.analysis.comparison import Analysis
@@ -33,10 +33,10 @@ from fusion_workbench.reports.render.links import UI, cell_runs, link, server
 from fusion_workbench.reports.render.paths import ReportPaths
 from fusion_workbench.reports.render.saving import json_text, save_files
 from fusion_workbench.reports.render.templating import frame, template
-from fusion_workbench.reports.render.token_maps import look_page
+from fusion_workbench.reports.render.token_maps import token_maps_page
 from fusion_workbench.reports.words import wording
 from fusion_workbench.reports.words.units import SHARE, Unit
-from fusion_workbench.schema.names import BASELINES, CONTROLS, Baseline, Phase, Status, Tag, Verdict
+from fusion_workbench.schema.names import BASELINES, MATCHED_CONTROLS, Baseline, Phase, Status, Tag, Verdict
 from fusion_workbench.schema.plan import FEWEST
 
 
@@ -45,7 +45,7 @@ def write(
     study: str,
     out: Path,
     experiment: str | None,
-    against: Source | None = None,
+    against: ComparedSource | None = None,
     probes: str | None = None,
 ) -> ReportPaths:
     """See :func:`reports.write_report`."""
@@ -55,7 +55,7 @@ def write(
     analysis = Analysis(record)
     said = answer(analysis)
     changed = compare(analysis, said, other) if other else None
-    files = render(analysis, said, changed, foretell(analysis, found))
+    files = render(analysis, said, changed, compare_with_probes(analysis, found))
     save_files(out, files)
     return ReportPaths(
         html=out / "report.html",
@@ -138,7 +138,7 @@ def page(analysis: Analysis, said: Answer, drawn: list[Figure]) -> dict[str, Any
         "plural": wording.plural,
         **layer_page(analysis, said),
         "calibration": calibration_rows(said.judged),
-        **look_page(analysis),
+        **token_maps_page(analysis),
         **published_page(analysis),
         "words": {
             "better": Verdict.BETTER,
@@ -195,7 +195,7 @@ def _answer_rows(analysis: Analysis, said: Answer) -> list[dict[str, Any]]:
     if said.cell is None:
         return []
     rows = []
-    for baseline in BASELINES + CONTROLS:
+    for baseline in BASELINES + MATCHED_CONTROLS:
         marks = []
         for measure in analysis.measures:
             comparison = said.judged.comparisons.get((measure.name, baseline, said.cell.id))

@@ -31,7 +31,7 @@ from fusion_workbench.schema.study import Cell
 
 
 @dataclass(frozen=True)
-class Mark:
+class VerdictMark:
     """A verdict, to be read without colour."""
 
     verdict: str
@@ -44,7 +44,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ScoreEntry:
     """One cell of a table: its score and its verdict."""
 
     cell: Cell
@@ -54,14 +54,14 @@ class Entry:
     low: str
     high: str
     replicates: int
-    mark: Mark | None
+    mark: VerdictMark | None
     recommended: bool
     complete: bool
     flags: str  # what to mind of its training; empty where it trained as it should
 
 
 @dataclass(frozen=True)
-class Column:
+class StrategyColumn:
     """A strategy, told apart by those options that vary within the study."""
 
     strategy: str
@@ -69,15 +69,15 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class SelectionRow:
     """A selection and its entries, a column each; None where the study has no such cell, or no numbers of it."""
 
     levels: str
     query: int
-    entries: tuple[Entry | None, ...]
+    entries: tuple[ScoreEntry | None, ...]
 
 
-def mark(comparison: Comparison | None, analysis: Analysis) -> Mark | None:
+def mark(comparison: Comparison | None, analysis: Analysis) -> VerdictMark | None:
     """A comparison of two cells."""
     if comparison is None:
         return None
@@ -87,9 +87,9 @@ def mark(comparison: Comparison | None, analysis: Analysis) -> Mark | None:
 
 def mark_of(
     verdict: str, difference: Estimate | None, p: float, unit: Unit, against: str, correction: str = ""
-) -> Mark:
+) -> VerdictMark:
     """A verdict as every table prints it; ``difference`` None: the baseline itself, or nothing to judge by."""
-    return Mark(
+    return VerdictMark(
         verdict=verdict,
         symbol=SYMBOLS[verdict],
         effect=unit.effect(difference) if difference else "",
@@ -102,13 +102,13 @@ def mark_of(
 
 def entry(
     analysis: Analysis, cell: Cell, measure: str, recommended: Cell | None, baseline: str = Baseline.BEST_SINGLE
-) -> Entry | None:
+) -> ScoreEntry | None:
     """A cell's score on one measure, judged against one baseline."""
     e: Estimate | None = analysis.means.get((cell.id, measure))
     if e is None:
         return None
     unit = analysis.measure(measure).unit
-    return Entry(
+    return ScoreEntry(
         cell=cell,
         mean=e.mean,
         score=unit.score(e.mean),
@@ -123,22 +123,22 @@ def entry(
     )
 
 
-def columns(cells: Sequence[Cell]) -> dict[Column, list[Cell]]:
+def columns(cells: Sequence[Cell]) -> dict[StrategyColumn, list[Cell]]:
     """Strategies in the study's order; one that is tried with several options, or aliases, gets several columns."""
     by_strategy: dict[str, list[Cell]] = {}
     for cell in cells:
         by_strategy.setdefault(cell.strategy, []).append(cell)
-    out: dict[Column, list[Cell]] = {}
+    out: dict[StrategyColumn, list[Cell]] = {}
     for strategy, own in by_strategy.items():
         keys = sorted({key for cell in own for key in cell.options})
         varying = [key for key in keys if len({repr(cell.options.get(key)) for cell in own}) > 1]
         for cell in own:
             words = [f"{key} {cell.options.get(key)}" for key in varying] + ([cell.alias] if cell.alias else [])
-            out.setdefault(Column(strategy, ", ".join(words)), []).append(cell)
+            out.setdefault(StrategyColumn(strategy, ", ".join(words)), []).append(cell)
     return out
 
 
-def grid(analysis: Analysis, measure: str, recommended: Cell | None) -> tuple[list[Column], list[Row]]:
+def grid(analysis: Analysis, measure: str, recommended: Cell | None) -> tuple[list[StrategyColumn], list[SelectionRow]]:
     """Selections by strategies.
 
     A strategy that reads the query alone shows, in each row, its cell at that row's query.
@@ -154,7 +154,7 @@ def grid(analysis: Analysis, measure: str, recommended: Cell | None) -> tuple[li
             next((c for c in own if c.query == query and c.levels in (levels, ())), None) for own in by_column.values()
         ]
         entries = tuple(None if c is None else entry(analysis, c, measure, recommended) for c in found)
-        rows.append(Row(f"[{', '.join(map(str, levels))}]", query, entries))
+        rows.append(SelectionRow(f"[{', '.join(map(str, levels))}]", query, entries))
     return list(by_column), rows
 
 
@@ -184,8 +184,10 @@ def replicates(analysis: Analysis, measure: str) -> list[dict[str, Any]]:
     """Test scores of each replicate: what the spread between seeds looks like."""
     record, unit, rows = analysis.record, analysis.measure(measure).unit, []
     for cell in record.cells:
-        outcomes = analysis.outcomes(cell.id, measure)
-        means = dict(zip(outcomes.replicates, outcomes.scores.mean(-1), strict=True)) if outcomes else {}
+        example_scores = analysis.example_scores(cell.id, measure)
+        means = (
+            dict(zip(example_scores.replicates, example_scores.scores.mean(-1), strict=True)) if example_scores else {}
+        )
         values = [
             {"score": unit.score(float(means[r])), "value": float(means[r])}
             if r in means
@@ -280,7 +282,7 @@ def health(record: StudyRecord) -> list[dict[str, Any]]:
         }
         converged = [r.metrics[CONVERGED] >= 0.5 for r in runs if CONVERGED in r.metrics]
         opened = [r.metrics[GATES_OPENED] >= 0.5 for r in runs if GATES_OPENED in r.metrics]
-        minded = [f"{n} {state.replace('_', ' ')}" for state, n in lost.items()] + flags(record, cell)
+        flagged = [f"{n} {state.replace('_', ' ')}" for state, n in lost.items()] + flags(record, cell)
         rows.append(
             {
                 "cell": cell,
@@ -289,7 +291,7 @@ def health(record: StudyRecord) -> list[dict[str, Any]]:
                 "falling": record.mean_metric(cell.id, FALLING),
                 "loss": record.mean_metric(cell.id, TRAIN_LOSS),
                 "opened": f"{sum(opened)} of {len(opened)}" if opened else "",
-                "flags": minded,
+                "flags": flagged,
             }
         )
     return rows
@@ -297,17 +299,20 @@ def health(record: StudyRecord) -> list[dict[str, Any]]:
 
 def provenance(record: StudyRecord, versions: Mapping[str, Any], config_hash: str) -> list[tuple[str, str]]:
     """What is needed to repeat the study."""
-    tags, passport, source = record.tags, record.passport, record.source
+    tags, encoder_info, source = record.tags, record.encoder_info, record.source
     rows = [
         ("Command", tags.get(Tag.COMMAND, "")),
         ("Commit", tags.get(Tag.COMMIT, "")),
         ("Study id", record.study_id),
         ("study.yaml, sha256", config_hash),
-        ("Encoder", " · ".join(str(passport[k]) for k in ("encoder", "revision", "precision") if passport.get(k))),
-        ("Encoder fingerprint", str(passport.get("fingerprint", ""))),
+        (
+            "Encoder",
+            " · ".join(str(encoder_info[k]) for k in ("encoder", "revision", "precision") if encoder_info.get(k)),
+        ),
+        ("Encoder fingerprint", str(encoder_info.get("fingerprint", ""))),
         (
             "Language model",
-            record.language.known_as if record.language else "",
+            record.language.display_name if record.language else "",
         ),
         ("Source", source.version or source.name),
         *((f"Source fingerprint, {split}", value) for split, value in source.fingerprints.items()),

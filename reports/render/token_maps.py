@@ -6,20 +6,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.reading.records import Look, LookScore
+from fusion_workbench.reports.reading.records import TokenMaps, TokenMapScore
 from fusion_workbench.reports.reading.token_maps import KINDS
 
 
-def look_groups(analysis: Analysis) -> list[dict[str, Any]]:
+def token_map_groups(analysis: Analysis) -> list[dict[str, Any]]:
     """Examples by the reason they are shown for, with their scores in words; empty without a look."""
-    look = analysis.record.look
-    if look is None:
+    token_maps = analysis.record.token_maps
+    if token_maps is None:
         return []
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for number, example in enumerate(look.examples):
+    for number, example in enumerate(token_maps.examples):
         tasks = [example.task] if example.task else [t.name for t in analysis.record.tasks]
         scores = [_score(analysis, task, example.scores[task]) for task in tasks if task in example.scores]
-        row = {"example": example, "scores": scores, "tiles": [c.tiles[number] for c in look.columns], "number": number}
+        row = {
+            "example": example,
+            "scores": scores,
+            "tiles": [c.tiles[number] for c in token_maps.columns],
+            "number": number,
+        }
         groups.setdefault((example.task, example.kind), []).append(row)
     return [
         {"title": f"{task}: {KINDS[kind]}" if task else KINDS[kind], "rows": rows}
@@ -27,26 +32,26 @@ def look_groups(analysis: Analysis) -> list[dict[str, Any]]:
     ]
 
 
-def look_page(analysis: Analysis) -> dict[str, Any]:
+def token_maps_page(analysis: Analysis) -> dict[str, Any]:
     """What the templates print of the look."""
-    look, known = analysis.record.look, analysis.record.searched
-    if look is None:
+    token_maps, known = analysis.record.token_maps, analysis.record.searched
+    if token_maps is None:
         return {"look": None}
-    found = {"before": look.baseline or "", "after": look.featured or ""}
+    found = {"before": token_maps.baseline or "", "after": token_maps.featured or ""}
     parts = {
-        "before fusion": [c for c in look.columns if c.layer is not None],
-        "after fusion": [c for c in look.columns if c.layer is None],
+        "before fusion": [c for c in token_maps.columns if c.layer is not None],
+        "after fusion": [c for c in token_maps.columns if c.layer is None],
     }
-    groups = look_groups(analysis)
+    groups = token_map_groups(analysis)
     heads = [(title, columns) for title, columns in parts.items() if columns]
     return {
-        "look": look,
+        "look": token_maps,
         "look_groups": groups,
         "look_names": {key: known[cell].name if cell in known else "" for key, cell in found.items()},
         "look_heads": heads,
         "look_starts": {0, len(heads[0][1])} if heads else set(),
         "look_drawn": _drawn(groups),
-        "look_replicates": sorted({c.replicate for c in look.columns if c.replicate}),
+        "look_replicates": sorted({c.replicate for c in token_maps.columns if c.replicate}),
     }
 
 
@@ -60,19 +65,20 @@ def _drawn(groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any
     ]
 
 
-def look_json(look: Look | None) -> dict[str, Any] | None:
+def token_maps_json(token_maps: TokenMaps | None) -> dict[str, Any] | None:
     """The look without its pictures."""
-    if look is None:
+    if token_maps is None:
         return None
     return {
-        "baseline": look.baseline,
-        "featured": look.featured,
+        "baseline": token_maps.baseline,
+        "featured": token_maps.featured,
         "columns": [
-            {"layer": c.layer, "query": c.query, "cell": c.cell, "explained": list(c.explained)} for c in look.columns
+            {"layer": c.layer, "query": c.query, "cell": c.cell, "explained": list(c.explained)}
+            for c in token_maps.columns
         ],
         "regions": [
             {"cell": r.cell, "levels": [{k: getattr(v, k) for k in ("layer", "mean", "low", "high")} for v in r.levels]}
-            for r in look.regions
+            for r in token_maps.regions
         ],
         "examples": [
             {
@@ -85,12 +91,12 @@ def look_json(look: Look | None) -> dict[str, Any] | None:
                     for task, s in e.scores.items()
                 },
             }
-            for e in look.examples
+            for e in token_maps.examples
         ],
     }
 
 
-def _score(analysis: Analysis, task: str, score: LookScore) -> dict[str, str]:
+def _score(analysis: Analysis, task: str, score: TokenMapScore) -> dict[str, str]:
     """One task's scores of an example; before and after over the replicates that both have."""
     unit = analysis.measure(task).unit
     pairs = [(b, a) for b, a in zip(score.before, score.after, strict=False) if b is not None and a is not None]

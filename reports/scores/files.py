@@ -21,12 +21,12 @@ from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.reports.scores.columns import columns_of, mapping_of, number, word
 from fusion_workbench.reports.scores.formats import delimited, objects_of, parquet
 from fusion_workbench.reports.scores.sample_logs import is_sample_log, is_sample_name, sample_rows
-from fusion_workbench.reports.statistics.outcomes import Outcomes, natural
+from fusion_workbench.reports.statistics.example_scores import ExampleScores, natural_key
 
 TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
 
 
-class Entry(NamedTuple):
+class ScoreRow(NamedTuple):
     """One score. Empty words: not said."""
 
     system: str
@@ -59,7 +59,7 @@ class Scores:
 
     systems: tuple[str, ...]
     measures: tuple[str, ...]
-    outcomes: Mapping[tuple[str, str], Outcomes]
+    example_scores: Mapping[tuple[str, str], ExampleScores]
     notes: tuple[str, ...] = ()
 
 
@@ -132,7 +132,7 @@ def _expanded(path: Path) -> list[Path]:
 # --- what is in them ------------------------------------------------------------------------------------------------
 
 
-def _entries(file: File, mapping: Mapping[str, str]) -> Iterator[Entry]:
+def _entries(file: File, mapping: Mapping[str, str]) -> Iterator[ScoreRow]:
     path, suffix = file.path, file.path.suffix.lower()
     if suffix == ".parquet":
         names, records = parquet(path)
@@ -156,11 +156,11 @@ def _entries(file: File, mapping: Mapping[str, str]) -> Iterator[Entry]:
 
 def _from_log(
     file: File, objects: Iterable[tuple[int, Mapping[str, Any]]], mapping: Mapping[str, str]
-) -> Iterator[Entry]:
+) -> Iterator[ScoreRow]:
     folder = file.path.resolve().parent.name
     system, _, replicate = (folder, "", "") if file.system else folder.partition("@")
     for measure, example, group, score, line in sample_rows(file.path, objects, mapping.get("group", "")):
-        yield Entry(file.system or system, file.replicate or replicate, measure, example, group, score, line)
+        yield ScoreRow(file.system or system, file.replicate or replicate, measure, example, group, score, line)
 
 
 def _long(
@@ -169,7 +169,7 @@ def _long(
     records: Iterable[tuple[int, Sequence[Any]]],
     mapping: Mapping[str, str],
     row: str = "",
-) -> Iterator[Entry]:
+) -> Iterator[ScoreRow]:
     """Rows of a long table; ``row`` stands before the number in messages."""
     at = columns_of(file.path, names, mapping)
     stem, _, seed = file.path.stem.partition("@")
@@ -183,7 +183,7 @@ def _long(
         example = word(values, at.get("example", ()))
         if not example:
             raise WorkbenchError(f"{where}: the example has no name (column '{names[at['example'][0]]}' is empty).")
-        yield Entry(
+        yield ScoreRow(
             (file.system if file.system else word(values, at.get("system", ()))) or system,
             word(values, at.get("replicate", ())) or replicate,
             word(values, at.get("measure", ())),
@@ -207,7 +207,7 @@ class _Collected:
         self.places: dict[tuple[str, str, str, str], tuple[Path, int]] = {}
         self.groups: dict[tuple[str, str], str] = {}  # (measure, example)
 
-    def add(self, path: Path, entries: Iterable[Entry]) -> None:
+    def add(self, path: Path, entries: Iterable[ScoreRow]) -> None:
         for e in entries:
             own = self.cells.setdefault((e.system, e.measure), {}).setdefault(e.replicate, {})
             place = (e.system, e.measure, e.replicate, e.example)
@@ -230,13 +230,13 @@ class _Collected:
         notes: list[str] = []
         known = tuple(dict.fromkeys(measure for _, measure in self.cells))
         measures = _chosen(known, metrics) if metrics else self._told_apart(known, systems, notes)
-        outcomes = {
-            (system, measure): self._outcomes(system, measure, notes)
+        example_scores = {
+            (system, measure): self._example_scores(system, measure, notes)
             for measure in measures
             for system in systems
             if (system, measure) in self.cells
         }
-        return Scores(systems, measures, outcomes, tuple(notes))
+        return Scores(systems, measures, example_scores, tuple(notes))
 
     def _told_apart(self, measures: tuple[str, ...], systems: tuple[str, ...], notes: list[str]) -> tuple[str, ...]:
         """Without metrics that repeat another of their task: lmms-eval logs one score under many names (POPE's
@@ -256,9 +256,9 @@ class _Collected:
                 kept.append(measure)
         return tuple(kept)
 
-    def _outcomes(self, system: str, measure: str, notes: list[str]) -> Outcomes:
+    def _example_scores(self, system: str, measure: str, notes: list[str]) -> ExampleScores:
         by_replicate = self.cells[system, measure]
-        replicates = tuple(sorted(by_replicate, key=natural))
+        replicates = tuple(sorted(by_replicate, key=natural_key))
         every = set.union(*(set(own) for own in by_replicate.values()))
         whole = set.intersection(*(set(own) for own in by_replicate.values()))
         what = f"{system}{f' on {measure}' if measure else ''}"
@@ -269,14 +269,14 @@ class _Collected:
                 f"{what}: {len(every) - len(whole)} of {len(every)} examples are not scored in every replicate and "
                 "are left out."
             )
-        examples = tuple(sorted(whole, key=natural))
+        examples = tuple(sorted(whole, key=natural_key))
         groups = tuple(self.groups.get((measure, example), "") for example in examples)
         if any(groups) and not all(groups):
             raise WorkbenchError(
                 f"{what}: {groups.count('')} of {len(groups)} examples have no group; name all or none."
             )
         scores = np.asarray([[by_replicate[r][e] for e in examples] for r in replicates], dtype=float)
-        return Outcomes(replicates, examples, scores, groups if any(groups) else ())
+        return ExampleScores(replicates, examples, scores, groups if any(groups) else ())
 
 
 def _chosen(measures: tuple[str, ...], metrics: Sequence[str]) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from fusion_workbench.reports.analysis.comparison import Comparison
 from fusion_workbench.reports.analysis.plain import correction_sentence
 from fusion_workbench.reports.scores.files import Scores
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, estimate, holm
-from fusion_workbench.reports.statistics.outcomes import Floats, Outcomes, codes, natural
-from fusion_workbench.reports.statistics.unpaired import BOTH, Difference, of_outcomes
+from fusion_workbench.reports.statistics.example_scores import ExampleScores, Floats, codes, natural_key
+from fusion_workbench.reports.statistics.unpaired import BOTH, Difference, of_example_scores
 from fusion_workbench.reports.statistics.verdicts import Judged, equivalence, verdict
 from fusion_workbench.reports.words.units import MIXED, SHARE, Unit
 from fusion_workbench.reports.words.wording import listed, plural
@@ -23,7 +23,7 @@ from fusion_workbench.schema.plan import FEWEST
 
 
 @dataclass(frozen=True)
-class Line:
+class SystemRow:
     """A system on a measure: its mean, and a comparison with each baseline (None: no score in common)."""
 
     system: str
@@ -32,10 +32,10 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Table:
+class JudgementTable:
     measure: str  # empty: the files name none
     unit: Unit
-    lines: tuple[Line, ...]
+    lines: tuple[SystemRow, ...]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Judgement:
         caveats: what bounds it.
     """
 
-    tables: tuple[Table, ...]
+    tables: tuple[JudgementTable, ...]
     baselines: tuple[str, ...]
     level: float
     margin: float | None
@@ -107,7 +107,7 @@ def judge_scores(
         for measure in scores.measures
         for baseline in against
         for system in scores.systems
-        if system != baseline and all((s, measure) in scores.outcomes for s in (system, baseline))
+        if system != baseline and all((s, measure) in scores.example_scores for s in (system, baseline))
     ]
     if not wanted:
         raise WorkbenchError(f"no measure is scored for {listed(list(against))} and for another system too.")
@@ -115,17 +115,23 @@ def judge_scores(
     judged = _judged(pairs, margin)
     sign = 1 if higher_is_better else -1
     tables = tuple(
-        Table(
+        JudgementTable(
             measure,
-            _unit([scores.outcomes[s, measure].scores for s in scores.systems if (s, measure) in scores.outcomes]),
+            _unit(
+                [
+                    scores.example_scores[s, measure].scores
+                    for s in scores.systems
+                    if (s, measure) in scores.example_scores
+                ]
+            ),
             tuple(
-                Line(
+                SystemRow(
                     system,
                     estimate(o.scores, codes(o.groups)),
                     tuple(_comparison(measure, system, b, pairs, judged, level, sign) for b in against),
                 )
                 for system in scores.systems
-                if (o := scores.outcomes.get((system, measure))) is not None
+                if (o := scores.example_scores.get((system, measure))) is not None
             ),
         )
         for measure in scores.measures
@@ -135,7 +141,7 @@ def judge_scores(
     return Judgement(tables, against, level, margin, sign, _headline(found), caveats)
 
 
-Key = tuple[str, str, str]  # measure and two systems, in the order of their names
+PairKey = tuple[str, str, str]  # measure and two systems, in the order of their names
 
 
 def _baselines(scores: Scores, named: Sequence[str]) -> tuple[str, ...]:
@@ -153,8 +159,8 @@ def _baselines(scores: Scores, named: Sequence[str]) -> tuple[str, ...]:
 
 def _matched(scores: Scores, measure: str, one: str, other: str, independent: bool) -> Difference:
     """``one`` minus ``other``."""
-    a, b = scores.outcomes[one, measure], scores.outcomes[other, measure]
-    found = of_outcomes(a, b, independent)
+    a, b = scores.example_scores[one, measure], scores.example_scores[other, measure]
+    found = of_example_scores(a, b, independent)
     if found is None:
         on = f" on {measure}" if measure else ""
         raise WorkbenchError(
@@ -164,19 +170,19 @@ def _matched(scores: Scores, measure: str, one: str, other: str, independent: bo
     return found
 
 
-def paired_differences(scores: Scores, measure: str, one: str, other: str) -> Outcomes | None:
+def paired_differences(scores: Scores, measure: str, one: str, other: str) -> ExampleScores | None:
     """``one`` minus ``other``, by replicate and example; None where no replicate's name is in both."""
-    a, b = scores.outcomes[one, measure], scores.outcomes[other, measure]
-    examples = tuple(sorted({*a.examples} & {*b.examples}, key=natural))
+    a, b = scores.example_scores[one, measure], scores.example_scores[other, measure]
+    examples = tuple(sorted({*a.examples} & {*b.examples}, key=natural_key))
     common = tuple(r for r in a.replicates if r in b.replicates)
     if not common or not examples:
         return None
     group = dict(zip(a.examples, a.groups, strict=False))
     groups = tuple(group[e] for e in examples) if group else ()
-    return Outcomes(common, examples, a.cut(common, examples) - b.cut(common, examples), groups)
+    return ExampleScores(common, examples, a.cut(common, examples) - b.cut(common, examples), groups)
 
 
-def _judged(pairs: dict[Key, Difference], margin: float | None) -> dict[Key, Judged]:
+def _judged(pairs: dict[PairKey, Difference], margin: float | None) -> dict[PairKey, Judged]:
     """Holm over all pairs that have replicates enough; equivalence is a family of its own, at the same level."""
     enough = {key: m for key, m in pairs.items() if m.replicates >= FEWEST}
     different = holm([float(m.noise.p()) for m in enough.values()])
@@ -191,8 +197,8 @@ def _comparison(
     measure: str,
     system: str,
     baseline: str,
-    pairs: dict[Key, Difference],
-    judged: dict[Key, Judged],
+    pairs: dict[PairKey, Difference],
+    judged: dict[PairKey, Judged],
     level: float,
     sign: int,
 ) -> Comparison | None:
@@ -255,10 +261,10 @@ def _headline(found: Judgement) -> str:
     return f"Of {len(comparisons)} comparisons {listed(told)}."
 
 
-def _caveats(scores: Scores, pairs: dict[Key, Difference], independent: bool) -> list[str]:
+def _caveats(scores: Scores, pairs: dict[PairKey, Difference], independent: bool) -> list[str]:
     out: list[str] = []
     few = {m.used for m in pairs.values() if m.replicates < FEWEST}
-    single = sorted({s for (s, _), o in scores.outcomes.items() if len(o.replicates) == 1})
+    single = sorted({s for (s, _), o in scores.example_scores.items() if len(o.replicates) == 1})
     if single:
         have = f"{listed(single)} {'has' if len(single) == 1 else 'have'} one replicate"
         left = (
@@ -279,13 +285,13 @@ def _caveats(scores: Scores, pairs: dict[Key, Difference], independent: bool) ->
             on = f" on {measure}" if measure else ""
             out.append(f"{one} and {other}{on}: {m.dropped} examples that only one of them has are left out.")
     for measure in scores.measures:
-        without = [s for s in scores.systems if (s, measure) not in scores.outcomes]
+        without = [s for s in scores.systems if (s, measure) not in scores.example_scores]
         if without:
             rest = [f"{len(without) - 5} more"] if len(without) > 5 else []
             out.append(
                 f"{measure or 'One measure'} is not scored for {listed(without[:5] + rest)}: not compared there."
             )
-        groups = {g for (_, m), o in scores.outcomes.items() if m == measure for g in o.groups}
+        groups = {g for (_, m), o in scores.example_scores.items() if m == measure for g in o.groups}
         if 0 < len(groups) < FEW_GROUPS:
             on = f" on {measure}" if measure else ""
             noun = plural("group", len(groups))

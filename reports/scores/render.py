@@ -9,9 +9,9 @@ from typing import Any
 from fusion_workbench.reports.analysis.comparison import Comparison
 from fusion_workbench.reports.analysis.plain import correction
 from fusion_workbench.reports.render.saving import finite, json_text, save_files
-from fusion_workbench.reports.render.tables import Mark, mark_of
+from fusion_workbench.reports.render.tables import VerdictMark, mark_of
 from fusion_workbench.reports.render.templating import frame, template
-from fusion_workbench.reports.scores.judge import Judgement, Table
+from fusion_workbench.reports.scores.judge import Judgement, JudgementTable
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.units import Unit
@@ -40,12 +40,12 @@ def write_judgement(found: Judgement, out: Path, files: tuple[str, ...] = ()) ->
     return tuple(out / name for name in contents)
 
 
-def mark(c: Comparison | None, unit: Unit) -> Mark | None:
+def mark(c: Comparison | None, unit: Unit) -> VerdictMark | None:
     """A comparison as the report's tables print it."""
     return mark_of(c.verdict, c.difference, c.p, unit, c.baseline, correction(c)) if c is not None else None
 
 
-def rows(table: Table) -> list[dict[str, Any]]:
+def rows(table: JudgementTable) -> list[dict[str, Any]]:
     """A system a row, as text and as the number to sort by."""
     return [
         {

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from fusion_workbench.reports.statistics.outcomes import Floats
+from fusion_workbench.reports.statistics.example_scores import Floats
 
 LEVEL = 0.95
 ALPHA = 0.05

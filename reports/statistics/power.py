@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, noise
-from fusion_workbench.reports.statistics.outcomes import Floats
+from fusion_workbench.reports.statistics.example_scores import Floats
 from fusion_workbench.schema.plan import FEWEST
 
 POWER = 0.8

@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fusion_workbench.reports.statistics.outcomes import Floats
+from fusion_workbench.reports.statistics.example_scores import Floats
 
 ALIKE = 0.8  # mean similarity of the pairs in a stage
 

@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, LEVEL, Estimate, Noise, estimate, estimated, noise
-from fusion_workbench.reports.statistics.outcomes import Floats, Outcomes, codes, natural
+from fusion_workbench.reports.statistics.example_scores import ExampleScores, Floats, codes, natural_key
 from fusion_workbench.schema.plan import FEWEST
 
 BOTH, IMAGES, NOTHING = "replicates and images", "images", "nothing"
@@ -145,13 +145,13 @@ class Difference:
         return min(self.used)
 
 
-def of_outcomes(one: Outcomes, other: Outcomes, independent: bool = False) -> Difference | None:
+def of_example_scores(one: ExampleScores, other: ExampleScores, independent: bool = False) -> Difference | None:
     """Paired as far as examples and replicates have the same names; None where they share no example.
 
     Replicates are paired where those of one are all among the other's, or at least
     :data:`~config.plan.FEWEST` are common, and never where they are ``independent``.
     """
-    examples = tuple(sorted({*one.examples} & {*other.examples}, key=natural))
+    examples = tuple(sorted({*one.examples} & {*other.examples}, key=natural_key))
     if not examples or not one.replicates or not other.replicates:
         return None
     group = {name: g for o in (one, other) for name, g in zip(o.examples, o.groups, strict=False)}

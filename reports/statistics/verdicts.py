@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fusion_workbench.reports.statistics.crossed import Noise, holm, noise
-from fusion_workbench.reports.statistics.outcomes import Floats
+from fusion_workbench.reports.statistics.example_scores import Floats
 from fusion_workbench.schema.names import Verdict
 from fusion_workbench.schema.plan import FEWEST, Plan
 
@@ -23,7 +23,7 @@ _AT_ONCE = 1 << 21  # scores that are judged in one piece: 16 MiB, and as much a
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedScores:
     """Two systems on one measure.
 
     Attributes:
@@ -58,7 +58,7 @@ def equivalence(found: Noise, margin: ArrayLike) -> Floats:
     return np.asarray(np.where(np.isnan(bound), np.nan, np.where(inside, p, 1.0 - p)), dtype=float)
 
 
-def judge(pairs: Sequence[Pair], plan: Plan, reached: int) -> Mapping[tuple[str, str, str], Judged]:
+def judge(pairs: Sequence[PairedScores], plan: Plan, reached: int) -> Mapping[tuple[str, str, str], Judged]:
     """Corrected p values of all pairs.
 
     At every look that is reached, each family is corrected by Holm at that look's share of the family's share of the
@@ -86,7 +86,7 @@ def judge(pairs: Sequence[Pair], plan: Plan, reached: int) -> Mapping[tuple[str,
     return {key: judged for key, judged in out.items() if judged.replicates}
 
 
-def _p_values(pairs: Sequence[Pair], rows: Sequence[tuple[int, ...]]) -> tuple[Floats, Floats]:
+def _p_values(pairs: Sequence[PairedScores], rows: Sequence[tuple[int, ...]]) -> tuple[Floats, Floats]:
     """``[P]`` each: raw p of a difference and of equivalence, on some rows of each pair; NaN where rows are too few.
 
     Pairs of one shape and one set of groups are judged together: a report holds hundreds, a simulation millions.

@@ -51,9 +51,9 @@ class Unit:
 
 SHARE = Unit("share", 100, 1, "%", "points")
 COUNT = Unit("count", 1, 2)
-GAIN = Unit("gain", 100, 1, "%", "points")  # of the way from chance to perfect: tasks whose units differ
+CHANCE_NORMALISED = Unit("gain", 100, 1, "%", "points")  # of the way from chance to perfect: tasks whose units differ
 MIXED = Unit("mixed", 1, 3)  # the mean of tasks whose units differ, where chance or perfect is not known
-_KNOWN = {unit.name: unit for unit in (SHARE, COUNT, GAIN, MIXED)}
+_KNOWN = {unit.name: unit for unit in (SHARE, COUNT, CHANCE_NORMALISED, MIXED)}
 
 
 def unit_of(name: str) -> Unit:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.optim import Recipe, make_optimizer
-from fusion_workbench.modules.probes.bank import FusionBank, Member, MemberConfig
+from fusion_workbench.modules.probes.bank import FusionBank, ProbeRun, ProbeRunConfig
 from fusion_workbench.modules.probes.probe import ProbeConfig
 from fusion_workbench.modules.tasks import Digit, Read, Task
 from fusion_workbench.training.callbacks import quiet_lightning
@@ -44,23 +44,23 @@ def batch_of(size: int, layers: int, grid: int, dim: int) -> dict[str, Tensor]:
     }
 
 
-def member_of(name: str, levels: int, dim: int, seed: int = 0) -> MemberConfig:
+def member_of(name: str, levels: int, dim: int, seed: int = 0) -> ProbeRunConfig:
     recipe = Recipe.of(1e-3, {"gates": 10.0}, weight_decay=0.01, warmup=0.05, gradient_clip=1.0)
     selection = Selection(() if name == "deep_only" else tuple(range(levels)), levels)
-    return MemberConfig(name, name, ProbeConfig(name, selection, dim), recipe, seed, seed)
+    return ProbeRunConfig(name, name, ProbeConfig(name, selection, dim), recipe, seed, seed)
 
 
 def step(
-    member: Member, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], chosen: argparse.Namespace
+    probe_run: ProbeRun, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], chosen: argparse.Namespace
 ) -> float:
     _wait(chosen.device)
     start = time.perf_counter()
-    features = batch["features"][: len(member.probe.fuser.uses)].float()
+    features = batch["features"][: len(probe_run.probe.fuser.uses)].float()
     with torch.autocast(chosen.device, torch.bfloat16) if chosen.bf16 else contextlib.nullcontext():
-        logits = member.probe(features, batch, (chosen.grid, chosen.grid))
+        logits = probe_run.probe(features, batch, (chosen.grid, chosen.grid))
         loss = torch.stack([task.loss(logits[task.name], batch) for task in TASKS]).sum()
     loss.backward()
-    nn.utils.clip_grad_norm_(member.probe.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(probe_run.probe.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     _wait(chosen.device)
@@ -106,8 +106,8 @@ class Clock(L.Callback):
 def bank_step(strategy: str, size: int, batch: dict[str, Tensor], chosen: argparse.Namespace) -> dict[str, float]:
     """Milliseconds a step of a bank of ``size`` members that differ in their seeds, and of that the members' own."""
     quiet_lightning()
-    members = [member_of(strategy, chosen.levels, chosen.dim, seed) for seed in range(size)]
-    bank = FusionBank(members, TASKS, range(chosen.levels + 1), (chosen.grid, chosen.grid))
+    probe_runs = [member_of(strategy, chosen.levels, chosen.dim, seed) for seed in range(size)]
+    bank = FusionBank(probe_runs, TASKS, range(chosen.levels + 1), (chosen.grid, chosen.grid))
     clock = Clock(chosen.device)
     trainer = L.Trainer(
         max_epochs=1,
@@ -121,7 +121,7 @@ def bank_step(strategy: str, size: int, batch: dict[str, Tensor], chosen: argpar
         callbacks=[clock],
     )
     trainer.fit(bank, DataLoader(Same(batch, chosen.steps + 3), batch_size=None))
-    own = sum(member.step_seconds for member in bank.members) / (chosen.steps + 3)
+    own = sum(probe_run.step_seconds for probe_run in bank.probe_runs) / (chosen.steps + 3)
     return {"step": 1000 * clock.seconds / chosen.steps, "members": 1000 * own}
 
 
@@ -130,13 +130,13 @@ def results(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     batch = {name: value.to(chosen.device) for name, value in stored.items()}
     trained = {}
     for name in STRATEGIES:
-        member = Member(member_of(name, chosen.levels, chosen.dim), TASKS)
-        member.probe.to(chosen.device)
-        trained[name] = member, make_optimizer(member, 1000)[0]
+        probe_run = ProbeRun(member_of(name, chosen.levels, chosen.dim), TASKS)
+        probe_run.probe.to(chosen.device)
+        trained[name] = probe_run, make_optimizer(probe_run, 1000)[0]
     times: dict[str, list[float]] = {name: [] for name in trained}
     for round_ in range(chosen.steps + 3):
-        for name, (member, optimizer) in trained.items():
-            seconds = step(member, optimizer, batch, chosen)
+        for name, (probe_run, optimizer) in trained.items():
+            seconds = step(probe_run, optimizer, batch, chosen)
             if round_ >= 3:
                 times[name].append(seconds)
     concat = statistics.median(times["concat"])
@@ -148,7 +148,7 @@ def results(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for size in chosen.bank:
             found = bank_step(strategy, size, stored, chosen)
             print(
-                f"bank of {size:2} {strategy}: {found['step']:.2f} ms a step, members {found['members']:.2f}",
+                f"bank of {size:2} {strategy}: {found['step']:.2f} ms a step, members {found['probe_runs']:.2f}",
                 flush=True,
             )
             yield {"strategy": strategy, "bank": size, "ms": found["step"], "members_ms": found["members"]}

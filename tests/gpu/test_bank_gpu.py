@@ -10,13 +10,13 @@ import torch
 from test_bank import ALL, GRID, LAYERS, TASKS, Batches, _Dropping, weights
 from torch import nn
 
-from fusion_workbench.modules.probes.bank import FusionBank, MemberConfig
+from fusion_workbench.modules.probes.bank import FusionBank, ProbeRunConfig
 from fusion_workbench.schema.names import Status
 
 pytestmark = pytest.mark.gpu
 
 
-def fit(configs: list[MemberConfig], precision: Any = "32-true") -> FusionBank:
+def fit(configs: list[ProbeRunConfig], precision: Any = "32-true") -> FusionBank:
     bank = FusionBank(configs, TASKS, LAYERS, GRID)
     trainer = L.Trainer(
         max_epochs=2,

@@ -7,8 +7,15 @@ from dataclasses import replace
 import numpy as np
 from synthetic_study import planted
 
-from fusion_workbench.reports.reading.language import Asked, Question, Said
-from fusion_workbench.reports.reading.records import Look, LookColumn, LookExample, LookScore, Run, StudyRecord
+from fusion_workbench.reports.reading.language import CellAnswer, Question, ShownQuestions
+from fusion_workbench.reports.reading.records import (
+    Run,
+    StudyRecord,
+    TokenMapColumn,
+    TokenMapExample,
+    TokenMaps,
+    TokenMapScore,
+)
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.study import Cell, Task, TrackedSource
 
@@ -53,20 +60,20 @@ def hostile() -> StudyRecord:
         question=" ".join(ALL),
         tags={"workbench.command": IMAGE, "workbench.device": SCRIPT, "workbench.versions": f'{{"x": "{SCRIPT}"}}'},
         study_yaml=f"{SCRIPT}\n```\n{IMAGE}",
-        passport={"depth": 12, "encoder": SCRIPT, "fingerprint": IMAGE},
+        encoder_info={"depth": 12, "encoder": SCRIPT, "fingerprint": IMAGE},
         source=TrackedSource(group_name=f"{SCRIPT} photo", version=IMAGE, classes={SCRIPT: ALL}),
         tasks=tuple(_task(task) for task in record.tasks),
         cells=cells,
         searched={cell.id: cell for cell in cells},
         runs=tuple(_run(run, renamed[run.cell], n) for n, run in enumerate(record.runs)),
-        outcomes={
+        example_scores={
             (renamed[cell], task, split): replace(o, groups=tuple(groups[i % len(groups)] for i in range(24)))
-            for (cell, task, split), o in record.outcomes.items()
+            for (cell, task, split), o in record.example_scores.items()
         },
         groups=groups,
         departures=ALL,
         notes=ALL,
-        look=_look(cells[3], read),
+        token_maps=_token_maps(cells[3], read),
     )
 
 
@@ -74,13 +81,13 @@ def hostile_language() -> StudyRecord:
     """The same as a study of language models, whose name, stages, questions and answers mean harm too."""
     record = hostile()
     metrics = {f"control/{kind}/{task.name}": 0.4 for kind in ("blank", "shuffled") for task in record.tasks}
-    said = {cell.id: Said("".join(ALL), score) for cell, score in zip(record.cells[:2], (0.5, 1.0), strict=True)}
+    said = {cell.id: CellAnswer("".join(ALL), score) for cell, score in zip(record.cells[:2], (0.5, 1.0), strict=True)}
     questions = tuple(Question(word, word, word, (word, word), said) for word in ALL)
     return replace(
         record,
         runs=tuple(replace(run, metrics={**run.metrics, **metrics}) for run in record.runs),
         language=LanguageModel("".join(ALL), SCRIPT, 5, 5, 5, ALL, SCRIPT),
-        asked=Asked(dict.fromkeys(said, SCRIPT), questions),
+        shown_questions=ShownQuestions(dict.fromkeys(said, SCRIPT), questions),
     )
 
 
@@ -94,7 +101,7 @@ def _run(run: Run, cell: str, number: int) -> Run:
     return replace(run, run_id=f"{number} {IMAGE}", cell=cell, metrics={**run.metrics, **gates}, history=history)
 
 
-def _look(cell: Cell, task: str) -> Look:
-    example = LookExample(SCRIPT, IMAGE, "hardest", task, _PIXEL, {task: LookScore(0.5, (0.1,), (0.9,))})
-    column = LookColumn(None, False, cell.id, IMAGE, SCRIPT, (0.5, 0.2, 0.1), (_PIXEL,))
-    return Look(None, cell.id, (column,), (example,))
+def _token_maps(cell: Cell, task: str) -> TokenMaps:
+    example = TokenMapExample(SCRIPT, IMAGE, "hardest", task, _PIXEL, {task: TokenMapScore(0.5, (0.1,), (0.9,))})
+    column = TokenMapColumn(None, False, cell.id, IMAGE, SCRIPT, (0.5, 0.2, 0.1), (_PIXEL,))
+    return TokenMaps(None, cell.id, (column,), (example,))

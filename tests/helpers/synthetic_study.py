@@ -16,8 +16,8 @@ import numpy as np
 import yaml
 
 from fusion_workbench.reports.reading.records import Run, StudyRecord
-from fusion_workbench.reports.statistics.outcomes import Outcomes
-from fusion_workbench.schema.plan import Family, Plan
+from fusion_workbench.reports.statistics.example_scores import ExampleScores
+from fusion_workbench.schema.plan import ComparisonFamily, Plan
 from fusion_workbench.schema.study import Cell, Contender, Task, TrackedSource
 
 if TYPE_CHECKING:
@@ -190,8 +190,8 @@ class _Writer:
 
     def _descriptions(self) -> dict[str, bytes]:
         study = self.study
-        passport = {"encoder": "assets:encoder", "depth": study.depth, "dim": 384, "grid": [8, 8], "tokens": 64}
-        passport |= {"prefix_tokens": 1, "final_norm": True, "fingerprint": "ab" * 32}
+        encoder_info = {"encoder": "assets:encoder", "depth": study.depth, "dim": 384, "grid": [8, 8], "tokens": 64}
+        encoder_info |= {"prefix_tokens": 1, "final_norm": True, "fingerprint": "ab" * 32}
         source = {
             "name": "finescenes",
             "version": "finescenes/1",
@@ -207,7 +207,7 @@ class _Writer:
         }
         for task in study.errors:
             tasks[task] |= {"metric": "mae", "direction": "minimize", "unit": "count", "chance": None}
-        out: dict[str, Any] = {"passport.json": passport, "source.json": source, "tasks.json": tasks}
+        out: dict[str, Any] = {"passport.json": encoder_info, "source.json": source, "tasks.json": tasks}
         if study.planned:
             out["variants.json"] = [self._variant(key) for key in study.planned_keys()]
         if study.language is not None:
@@ -497,7 +497,7 @@ def planted(
     Validation scores are the test scores moved to the mean that ``validation`` names.
     """
     tasks = list(dict.fromkeys(task for by_task in scores.values() for task in by_task))
-    cells, runs, outcomes = [], [], {}
+    cells, runs, example_scores = [], [], {}
     for key, by_task in scores.items():
         strategy, levels, query = key[:3]
         named = {("deep_only", (), depth): "deepest layer", ("deep_only", (), depth - 1): "penultimate layer"}
@@ -508,9 +508,11 @@ def planted(
         means = {}
         for task, values in by_task.items():
             examples = tuple(f"{i:05d}" for i in range(values.shape[1]))
-            outcomes[cell_id(key), task, "test"] = Outcomes(replicates, examples, values)
+            example_scores[cell_id(key), task, "test"] = ExampleScores(replicates, examples, values)
             wanted = (validation or {}).get(key, {}).get(task, float(values.mean()))
-            outcomes[cell_id(key), task, "val"] = Outcomes(replicates, examples, values - values.mean() + wanted)
+            example_scores[cell_id(key), task, "val"] = ExampleScores(
+                replicates, examples, values - values.mean() + wanted
+            )
             means[task] = wanted
         sign = {task: -1 if (directions or {}).get(task) == "minimize" else 1 for task in tasks}
         metrics = {f"val/{task}/accuracy": value for task, value in means.items()}
@@ -531,14 +533,14 @@ def planted(
         ended=1,
         tags={},
         study_yaml="",
-        passport={"depth": depth},
+        encoder_info={"depth": depth},
         source=TrackedSource(group_name="photograph"),
         tasks=tuple(Task(t, direction=(directions or {}).get(t, "maximize"), chance=0.1) for t in tasks),
         cells=tuple(cells),
         searched={c.id: c for c in cells},
         replicates=tuple(sorted({r.replicate for r in runs})),
         runs=tuple(runs),
-        outcomes=outcomes,
+        example_scores=example_scores,
         groups=tuple(groups),
     )
 
@@ -561,7 +563,7 @@ def tried_again(
     number = len(next(iter(next(iter(scores.values())).values())))
     fresh = tuple(f"c{r}" for r in range(number))
     known = {c.id: c for c in record.cells}
-    contenders, runs, outcomes = [], [], {}
+    contenders, runs, example_scores = [], [], {}
     for key, by_task in scores.items():
         name = cell_id(key)
         cell = known.get(name) or Cell(name, *key[:3], label(key), chosen_lr=0.003)
@@ -573,15 +575,15 @@ def tried_again(
         for task, values in by_task.items():
             examples = tuple(f"{i:05d}" for i in range(values.shape[1]))
             for split in ("val", "test"):
-                outcomes[name, task, split] = Outcomes(fresh, examples, values)
+                example_scores[name, task, split] = ExampleScores(fresh, examples, values)
         runs += [Run(f"{name}{r}", name, "confirm", r, "finished", 0.003, 0, {}, {}) for r in fresh]
     measures = (*(t.name for t in record.tasks), *(["overall"] if len(record.tasks) > 1 else []))
     looks = (len(record.replicates),)
-    default = Plan(measures[-1], (Family(measures, 1.0),), 0.05, 0.01, looks, (number,), 0.5)
+    default = Plan(measures[-1], (ComparisonFamily(measures, 1.0),), 0.05, 0.01, looks, (number,), 0.5)
     return replace(
         record,
         contenders=tuple(contenders),
-        confirmed=outcomes,
+        confirmed=example_scores,
         fresh_replicates=fresh,
         searched={**record.searched, **{c.cell.id: c.cell for c in contenders}},
         runs=(*record.runs, *runs),

@@ -11,9 +11,9 @@ from PIL import Image
 from tiny_language import tiny_decoder
 
 from fusion_workbench.core.layers import Selection
-from fusion_workbench.models.folder import Described
+from fusion_workbench.models.folder import ModelInfo
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
-from fusion_workbench.modules.language.adapter import AdapterConfig, build_adapter
+from fusion_workbench.modules.language.connector import ConnectorConfig, build_connector
 from fusion_workbench.modules.language.decoder import Decoder
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
@@ -43,11 +43,11 @@ def build_model(
     levels: tuple[int, ...] = (),
     query: int = 2,
     **settings: Any,
-) -> tuple[VisionLanguageModel, VisionEncoder, Described]:
+) -> tuple[VisionLanguageModel, VisionEncoder, ModelInfo]:
     """A model whose images matter, and what is saved beside it."""
     read = VisionEncoder(str(encoder), image_size=0, precision="float32")
     decoder = Decoder.load(str(language), precision="float32")
-    config = AdapterConfig(
+    config = ConnectorConfig(
         strategy=strategy,
         selection=Selection(levels, query),
         dim=read.dim,
@@ -58,11 +58,11 @@ def build_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        adapter = build_adapter(config)
-        for parameter in adapter.parameters():
+        connector = build_connector(config)
+        for parameter in connector.parameters():
             parameter.data += 0.2 * torch.randn_like(parameter)
-    model = VisionLanguageModel(adapter, decoder, read.grid()).eval()
-    return model, read, Described(config, str(language), origin={"study": "tiny"})
+    model = VisionLanguageModel(connector, decoder, read.grid()).eval()
+    return model, read, ModelInfo(config, str(language), origin={"study": "tiny"})
 
 
 def picture(folder: Path, name: str = "a.png", seed: int = 0, size: tuple[int, int] = (40, 64)) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.core.tokens import IGNORE, IMAGE_ID
-from fusion_workbench.modules.language.adapter import AdapterConfig, seeded_adapter
+from fusion_workbench.modules.language.connector import ConnectorConfig, seeded_connector
 from fusion_workbench.modules.language.decoder import Decoder
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.modules.optim import MMFUSER_LLAVA, Recipe
@@ -74,8 +74,8 @@ def tiny_model(
 ) -> VisionLanguageModel:
     """Seeded adapter and decoder; features as :class:`Chat` makes them."""
     decoder = decoder or tiny_decoder(family)
-    config = AdapterConfig(strategy, Selection((1, 2), 3), dim=DIM, width=decoder.width, depth=decoder.depth)
-    return VisionLanguageModel(seeded_adapter(config, seed), decoder, GRID, recipe, layers=LAYERS)
+    config = ConnectorConfig(strategy, Selection((1, 2), 3), dim=DIM, width=decoder.width, depth=decoder.depth)
+    return VisionLanguageModel(seeded_connector(config, seed), decoder, GRID, recipe, layers=LAYERS)
 
 
 class Stateful:

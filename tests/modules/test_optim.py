@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.fusion.base import STRATEGIES
-from fusion_workbench.modules.language.adapter import AdapterConfig, build_adapter
+from fusion_workbench.modules.language.connector import ConnectorConfig, build_connector
 from fusion_workbench.modules.language.injection import INJECTIONS
 from fusion_workbench.modules.optim import MMFUSER_LLAVA, PARTS, Recipe, make_optimizer, parameter_groups
-from fusion_workbench.modules.probes.bank import FusionBank, MemberConfig
+from fusion_workbench.modules.probes.bank import FusionBank, ProbeRunConfig
 from fusion_workbench.modules.probes.probe import Probe, ProbeConfig
 from fusion_workbench.modules.tasks import Digit, Read, Task
 
@@ -45,10 +45,10 @@ def trained() -> Iterator[tuple[str, nn.Module]]:
         levels = LAYERS[:-1] if STRATEGIES[name].uses_levels else ()
         yield (
             f"language-{name}{options or ''}",
-            build_adapter(AdapterConfig(name, Selection(levels, LAYERS[-1]), DIM, WIDTH, 3, options, grid=GRID)),
+            build_connector(ConnectorConfig(name, Selection(levels, LAYERS[-1]), DIM, WIDTH, 3, options, grid=GRID)),
         )
     for name in sorted(INJECTIONS):
-        yield f"language-{name}", build_adapter(AdapterConfig(name, Selection((1, 2), 3), DIM, WIDTH, 3, grid=GRID))
+        yield f"language-{name}", build_connector(ConnectorConfig(name, Selection((1, 2), 3), DIM, WIDTH, 3, grid=GRID))
 
 
 TRAINED = dict(trained())
@@ -154,8 +154,8 @@ def test_rounded_warm_up_takes_a_step_at_least() -> None:
 
 def _of_the_bank(chosen: Recipe, steps: int) -> list[dict[str, tuple[float, float]]]:
     """Rate and decay of the fuser's, gates' and projector's groups before every step of a bank."""
-    member = MemberConfig("v", "v", probe_config("mmfuser", {"heads": 2}), chosen, 0, 0)
-    bank = FusionBank([member], TASKS, LAYERS, GRID)
+    probe_run = ProbeRunConfig("v", "v", probe_config("mmfuser", {"heads": 2}), chosen, 0, 0)
+    bank = FusionBank([probe_run], TASKS, LAYERS, GRID)
     return _seen(bank, [_probe_batch() for _ in range(steps)])
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion_workbench.modules.similarity import MinibatchCKA, hsic, some_tokens
+from fusion_workbench.modules.similarity import MinibatchCKA, hsic, sample_tokens
 
 
 def of(*batches: Tensor) -> Tensor:
@@ -92,11 +92,11 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_tokens_are_the_same_places_in_every_layer() -> None:
     marks = torch.arange(3 * 10.0).view(1, 3, 10, 1).expand(4, 3, 10, 2)
-    drawn = some_tokens(marks, 4, torch.Generator().manual_seed(0))
+    drawn = sample_tokens(marks, 4, torch.Generator().manual_seed(0))
     assert drawn.shape == (4, 12, 2)
     assert (drawn == drawn[0]).all()
     by_image = drawn[0, :, 0].view(3, 4)
     assert ((by_image // 10).int() == torch.arange(3)[:, None]).all()
     assert len(set(by_image.flatten().tolist())) == 12
-    assert torch.equal(drawn, some_tokens(marks, 4, torch.Generator().manual_seed(0)))
-    assert some_tokens(marks, 10, torch.Generator()).shape == (4, 30, 2)
+    assert torch.equal(drawn, sample_tokens(marks, 4, torch.Generator().manual_seed(0)))
+    assert sample_tokens(marks, 10, torch.Generator()).shape == (4, 30, 2)

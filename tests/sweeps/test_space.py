@@ -98,7 +98,7 @@ def test_a_family_is_everything_but_the_selection() -> None:
     assert len(space.listed) == 2 * 4
     assert len({cell.family for cell in space.listed}) == 4
     for number, owned in enumerate((4, 2, 2)):
-        assert sum(space.owns(strategies[number], cell) for cell in space.listed) == owned
+        assert sum(space.has_cell(strategies[number], cell) for cell in space.listed) == owned
 
 
 def test_a_strategy_may_have_selections_of_its_own() -> None:

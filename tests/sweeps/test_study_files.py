@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from fusion_workbench.config.study import bundled, load_study
-from fusion_workbench.modules.language.adapter import AdapterConfig, build_adapter
+from fusion_workbench.modules.language.connector import ConnectorConfig, build_connector
 from fusion_workbench.runner.experiment import Experiment
 from fusion_workbench.study.prepare import prepare, strategy_traits
 from fusion_workbench.study.progress import Display
@@ -61,8 +61,10 @@ def test_a_file_builds_on_real_encoders(name: str, encoder: str) -> None:
     assert found
     with torch.device("meta"):
         for cell in found:
-            adapter = build_adapter(AdapterConfig(cell.strategy, cell.selection, dim, 576, 30, dict(cell.options)))
-            assert set(adapter.uses) <= set(range(depth + 1))
+            connector = build_connector(
+                ConnectorConfig(cell.strategy, cell.selection, dim, 576, 30, dict(cell.options))
+            )
+            assert set(connector.uses) <= set(range(depth + 1))
 
 
 def test_the_papers_layers_come_back_on_an_encoder_of_24_blocks() -> None:

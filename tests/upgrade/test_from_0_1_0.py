@@ -107,8 +107,8 @@ def test_what_is_expected_holds_verdicts_of_several_kinds() -> None:
 def test_per_example_scores_are_the_same(kept: Path, study: str) -> None:
     record = read_study(f"sqlite:///{kept}/workspace/mlflow.db", study)
     found = {}
-    for phase, outcomes in (("final", record.outcomes), ("confirm", record.confirmed)):
-        for (cell, task, split), one in outcomes.items():
+    for phase, example_scores in (("final", record.example_scores), ("confirm", record.fresh_example_scores)):
+        for (cell, task, split), one in example_scores.items():
             sha = hashlib.sha256("|".join([*one.replicates, *one.examples]).encode())
             sha.update(one.scores.astype("<f8").tobytes())
             found[f"{cell} {task} {split} {phase}"] = sha.hexdigest()

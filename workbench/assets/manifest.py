@@ -20,13 +20,13 @@ from fusion_workbench.assets.table import Asset
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.files import sync
 
-State = Literal["ready", "missing", "altered"]
+AssetState = Literal["ready", "missing", "altered"]
 
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
-class Entry:
+class ManifestEntry:
     """What is recorded of one file."""
 
     sha256: str
@@ -34,7 +34,7 @@ class Entry:
     mtime_ns: int
 
 
-def inspect(folder: Path, asset: Asset, thorough: bool = False) -> tuple[State, str]:
+def inspect(folder: Path, asset: Asset, thorough: bool = False) -> tuple[AssetState, str]:
     """The state of an asset's folder, and in words what is wrong where something is.
 
     Sizes and times are compared always. Files are hashed where the time differs, or all when ``thorough``.
@@ -45,7 +45,7 @@ def inspect(folder: Path, asset: Asset, thorough: bool = False) -> tuple[State, 
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         recipe = manifest["recipe"]
-        files = {name: Entry(**entry) for name, entry in manifest["files"].items()}
+        files = {name: ManifestEntry(**entry) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
         return "altered", f"{path} is gone"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -63,7 +63,7 @@ def inspect(folder: Path, asset: Asset, thorough: bool = False) -> tuple[State, 
     return "ready", ""
 
 
-def _inspect_file(path: Path, entry: Entry, thorough: bool) -> str:
+def _inspect_file(path: Path, entry: ManifestEntry, thorough: bool) -> str:
     """What is wrong with a file; the empty string when nothing is."""
     try:
         found = path.stat()
@@ -89,12 +89,12 @@ def seal(folder: Path, asset: Asset) -> None:
     Raises:
         WorkbenchError: other bytes than were pinned.
     """
-    files: dict[str, Entry] = {}
+    files: dict[str, ManifestEntry] = {}
     for path in sorted(folder.iterdir()):
         path.chmod(0o644)  # safetensors writes for its owner alone; a folder of assets may be shared
         sync(path)
         found = path.stat()
-        files[path.name] = Entry(sha256(path), found.st_size, found.st_mtime_ns)
+        files[path.name] = ManifestEntry(sha256(path), found.st_size, found.st_mtime_ns)
     hashes = {name: entry.sha256 for name, entry in files.items()}
     differ = [name for name, pin in asset.pins.items() if hashes.get(name) != pin]
     if differ or (asset.digest and digest(hashes) != asset.digest):

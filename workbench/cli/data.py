@@ -42,14 +42,14 @@ def export(
 ) -> None:
     """Write a source's conversations as LLaVA JSON and its images as PNG."""
     from fusion_workbench.config.overrides import parse_values
-    from fusion_workbench.core.bars import counted
+    from fusion_workbench.core.bars import progress_bar
     from fusion_workbench.tools.data_export import conversation_source
     from fusion_workbench.tools.data_export import export as write
 
     console = terminal()
     found = conversation_source(source, parse_values(options or []))
     splits = [str(one) for one in dict.fromkeys(split or list(Split))]
-    with counted(console, "images", sum(map(found.size, splits)), shown=not quiet, keep=False) as advance:
+    with progress_bar(console, "images", sum(map(found.size, splits)), shown=not quiet, keep=False) as advance:
         written = write(found, splits, out or Path(source), jsonl, overwrite, advance)
     files = ", ".join(map(str, written.files.values()))
     said = f"{written.conversations:,} conversations to {files}; {written.pictures:,} images to {written.images}"

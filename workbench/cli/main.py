@@ -25,11 +25,11 @@ from fusion_workbench.cli.terminal import (
     StudyName,
     Uri,
     Workspace,
-    tell_old_names,
+    show_deprecations,
     terminal,
 )
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.text import harmless
+from fusion_workbench.core.text import printable
 from fusion_workbench.study.tracking import existing_uri
 
 if TYPE_CHECKING:
@@ -313,14 +313,14 @@ def _write_report(
 
 def _fail(message: str, status: int = 2) -> NoReturn:
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(harmless(" ".join(message.splitlines())), err=True)
+    typer.echo(printable(" ".join(message.splitlines())), err=True)
     sys.exit(status)
 
 
 def main() -> None:
     """The console script: what a user did wrong is one line and status 2, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    tell_old_names()
+    show_deprecations()
     try:
         app()
     except WorkbenchError as error:

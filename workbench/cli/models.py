@@ -12,7 +12,7 @@ import typer
 
 from fusion_workbench.cli.terminal import DEFAULT_WORKSPACE, Quiet, Uri, Workspace, terminal
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.text import harmless
+from fusion_workbench.core.text import printable
 from fusion_workbench.core.tokens import ANSWER_TOKENS, IMAGE, STREAM_TOKENS
 
 if TYPE_CHECKING:
@@ -72,14 +72,14 @@ def ask(
             raise WorkbenchError(f"image {path} does not exist.")
     with _status().status("loading the model"):
         from fusion_workbench.models.loaded import load_model
-        from fusion_workbench.models.locate import model_place
+        from fusion_workbench.models.locate import model_folder
 
-        with model_place(model, uri, workspace, experiment) as folder:
+        with model_folder(model, uri, workspace, experiment) as folder:
             loaded = load_model(folder, None, encoder or None, language_model or None)
         pieces = loaded.stream(images, question, max_new_tokens)
         first = next(pieces, "")
     for piece in itertools.chain([first], pieces):
-        sys.stdout.write(harmless(piece) if sys.stdout.isatty() else piece)
+        sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
 
@@ -116,9 +116,9 @@ def predict(
     with console.status("reading the questions and loading the model"):
         questions = read_questions(file, images)
         from fusion_workbench.models.loaded import load_model
-        from fusion_workbench.models.locate import model_place
+        from fusion_workbench.models.locate import model_folder
 
-        with model_place(model, uri, workspace, experiment) as folder:
+        with model_folder(model, uri, workspace, experiment) as folder:
             loaded = load_model(folder, None, encoder or None, language_model or None)
     identity = identity_of(loaded.config, file, max_new_tokens)
     before = answered(loaded, questions, out, identity, max_new_tokens, batch_size, console, not quiet)
@@ -174,7 +174,7 @@ def convert(
         raise WorkbenchError(f"{out} is there already; name another place with --out.")
     with _status().status("converting"):
         from fusion_workbench.models import convert as converting
-        from fusion_workbench.models.locate import model_place
+        from fusion_workbench.models.locate import model_folder
 
         if from_llava is not None:
             said = converting.from_llava(from_llava, out, system)
@@ -187,7 +187,7 @@ def convert(
                 mm_projector, out, encoder, language_model, [x for x in levels.split(",") if x], query, system
             )
         else:
-            with model_place(model, uri, workspace, experiment) as folder:
+            with model_folder(model, uri, workspace, experiment) as folder:
                 places = (encoder or None, language_model or None)
                 said = _CONVERT[to](folder, out, *places)
     terminal().print(said, highlight=False, markup=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fusion_workbench.core.text import harmless
+from fusion_workbench.core.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,15 +40,15 @@ def terminal() -> Console:
     return Console(width=None if shown else 160, soft_wrap=not shown)
 
 
-def tell_old_names() -> None:
+def show_deprecations() -> None:
     """A key by an old name is told in one line, without the place in our code that noticed it."""
-    from fusion_workbench.config.aliases import OldName
+    from fusion_workbench.config.aliases import DeprecatedKeyWarning
 
     shown = warnings.showwarning
 
     def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, OldName):
-            typer.echo(f"note: {harmless(str(message))}", err=True)
+        if issubclass(category, DeprecatedKeyWarning):
+            typer.echo(f"note: {printable(str(message))}", err=True)
         else:
             shown(message, category, *place, **more)
 

@@ -9,7 +9,7 @@ from fusion_workbench.config.history import KeyPath, changes_after, move, path_o
 from fusion_workbench.core.errors import WorkbenchError
 
 
-class OldName(FutureWarning):
+class DeprecatedKeyWarning(FutureWarning):
     """A study says a key by a name that it had in an earlier version."""
 
 
@@ -58,4 +58,6 @@ def _rename(plain: Any, start: KeyPath, goal: KeyPath, where: str, old: str, new
 
 
 def _tell(where: str, old: str, new: str) -> None:
-    warnings.warn(f"{where}: '{old}' is called '{new}' now; the old name is deprecated.", OldName, stacklevel=2)
+    warnings.warn(
+        f"{where}: '{old}' is called '{new}' now; the old name is deprecated.", DeprecatedKeyWarning, stacklevel=2
+    )

@@ -3,7 +3,7 @@
 A study is known by a hash over its resolved configuration. So that a later key, default or name does not move the hash
 of a study that did not ask for it, every change of the schema is written down in :data:`VERSIONS`, and
 
-* the hash is taken of what version 1 would have written (:func:`as_first`): a key that was added later is absent while
+* the hash is taken of what version 1 would have written (:func:`as_version_1`): a key that was added later is absent while
   it has its neutral value, a renamed key has its first name;
 * a study that was begun under an earlier version keeps that version's defaults (:func:`defaults_before`);
 * an old name goes on working (:mod:`config.aliases`).
@@ -64,7 +64,7 @@ def changes_after(version: int, strategy: str = "") -> list[Changes]:
     return [entry.strategies.get(strategy, NONE) if strategy else entry.study for entry in later]
 
 
-def as_first(plain: Mapping[str, Any], strategy: str = "") -> dict[str, Any]:
+def as_version_1(plain: Mapping[str, Any], strategy: str = "") -> dict[str, Any]:
     """What version 1 would have written for ``plain``, a configuration or a strategy's options: what is hashed.
 
     Later keys are absent while they are neutral, and all keys have their first names. ``plain`` itself is left alone.
@@ -102,7 +102,7 @@ def option_defaults_moved(version: int, strategy: str) -> dict[str, Any]:
         found = {_new_name(key, changes.renamed): value for key, value in found.items()}
         if number <= version:
             found |= {key: since for key, (_, since) in changes.changed.items()}
-    return as_first(found, strategy)
+    return as_version_1(found, strategy)
 
 
 def _new_name(key: str, renamed: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.schema.names import OVERALL
-from fusion_workbench.schema.plan import FEWEST, Family, Plan
+from fusion_workbench.schema.plan import FEWEST, ComparisonFamily, Plan
 
 
 @dataclass
@@ -83,9 +83,9 @@ def full_plan(plan: PlanConfig, tasks: Sequence[str], replicates: int) -> dict[s
     known = measures(tasks)
     primary = plan.primary or known[-1]
     others = [m for m in known if m != primary]
-    families = tuple(Family(tuple(f.measures), f.share) for f in plan.families) or (
-        Family((primary,), 0.8 if others else 1.0),
-        *([Family(tuple(others), 0.2)] if others else []),
+    families = tuple(ComparisonFamily(tuple(f.measures), f.share) for f in plan.families) or (
+        ComparisonFamily((primary,), 0.8 if others else 1.0),
+        *([ComparisonFamily(tuple(others), 0.2)] if others else []),
     )
     return Plan(
         primary=primary,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def counted(
+def progress_bar(
     console: Console, name: str, total: int, *, shown: bool = True, done: int = 0, unit: str = "", keep: bool = True
 ) -> Iterator[Callable[[int], None]]:
     """A bar over ``total`` things. Yields the function that moves it on by so many.

@@ -20,7 +20,7 @@ SCRATCH = ".tmp-"  # begins the name of a folder that is not whole yet
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A name to write to, which becomes ``path`` at the end of the block and goes where the block raises.
 
     The file is on the disk, not only in its cache, before it gets its name.
@@ -47,9 +47,9 @@ def write_file(path: Path, content: str | bytes, errors: str = "strict") -> None
         errors: what becomes of characters that UTF-8 does not have (half a surrogate pair), as in :meth:`str.encode`.
 
     Raises:
-        OSError: as :func:`whole_file`.
+        OSError: as :func:`atomic_file`.
     """
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         if isinstance(content, str):
             part.write_text(content, encoding="utf-8", errors=errors, newline="\n")
         else:
@@ -57,7 +57,7 @@ def write_file(path: Path, content: str | bytes, errors: str = "strict") -> None
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """An empty folder, which becomes ``path`` at the end of the block and goes where the block raises.
 
     A folder that is at ``path`` is replaced; whether it may be is for the caller to ask.

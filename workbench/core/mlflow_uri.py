@@ -26,11 +26,11 @@ def check_uri(uri: str) -> None:
     if scheme.partition("+")[0] not in SCHEMES:
         known = ", ".join(SCHEMES)
         raise WorkbenchError(
-            f"tracking URI '{shown(uri)}' cannot be opened: MLflow knows no '{scheme}'; use one of {known}."
+            f"tracking URI '{without_password(uri)}' cannot be opened: MLflow knows no '{scheme}'; use one of {known}."
         )
 
 
-def shown(uri: str) -> str:
+def without_password(uri: str) -> str:
     """The URI without a password."""
     parts = urlsplit(uri)
     if not parts.password:

@@ -24,6 +24,6 @@ def slug(text: object, keep: str = "", lower: bool = True) -> str:
 _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
-def harmless(text: str) -> str:
+def printable(text: str) -> str:
     """Words of a file or a model, without what would move a terminal's cursor, colours or reading direction."""
     return _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -97,16 +97,16 @@ def connector_card(analysis: Analysis, cell: Cell, config: Mapping[str, Any]) ->
 
 def model_card(config: Mapping[str, Any]) -> str:
     """The card of a whole model, as Markdown. ``config`` is ``config.json`` of the folder."""
-    adapter, encoder, language = config["adapter"], config["encoder"], config["language"]
+    connector, encoder, language = config["adapter"], config["encoder"], config["language"]
     base = [_on_hub(encoder, encoder["encoder"]), _on_hub(language, language["name"])]
     layers = ", ".join(map(str, config["layers"]))
     rows, columns = encoder["grid"]
-    norm = "which are normalised first" if adapter["projector_norm"] else "as they are"
+    norm = "which are normalised first" if connector["projector_norm"] else "as they are"
     lines = [
-        _front(adapter["strategy"], base, "image-text-to-text"),
-        f"# {adapter['strategy']}, {encoder['encoder']}, {language['name']}\n",
+        _front(connector["strategy"], base, "image-text-to-text"),
+        f"# {connector['strategy']}, {encoder['encoder']}, {language['name']}\n",
         f"A language model that sees: hidden states {layers} of `{encoder['encoder']}` ({encoder['family']}, "
-        f"{encoder['depth']} blocks) by the strategy `{adapter['strategy']}`, then a `{adapter['projector']}` "
+        f"{encoder['depth']} blocks) by the strategy `{connector['strategy']}`, then a `{connector['projector']}` "
         f"projector of the tokens, {norm}, into `{language['name']}` ({language['model_type']}, "
         f"{language['parameters']:,} parameters), which {_KEPT[language['kept']]}.\n",
         _LOAD_MODEL,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.models.connector_files import fill
+from fusion_workbench.models.connector_files import load_weights
 from fusion_workbench.models.files import CARD, CONFIG, check_schema, read_config, read_tensors, trained_encoder
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ def load_connector(folder: str | Path, device: str | None = None, encoder: str |
     for part, module in (("fuser", fuser), ("projector", projector)):
         own = {key.removeprefix(f"{part}."): value for key, value in weights.items() if key.startswith(f"{part}.")}
         try:
-            fill(module, own, part)
+            load_weights(module, own, part)
         except WorkbenchError as error:
             raise WorkbenchError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from None
-    connector = VisualConnector(vision, fuser, projector, config["width"], partial(opened, size=vision.image_size))
+    connector = VisualConnector(vision, fuser, projector, config["width"], partial(load_images, size=vision.image_size))
     return connector.to(device or vision.device).eval()
 
 
-def opened(images: Any, size: int | tuple[int, int]) -> Images:
+def load_images(images: Any, size: int | tuple[int, int]) -> Images:
     """A picture or a list of pictures (paths, PIL images, uint8 arrays ``[H, W, 3]``) as uint8 ``[B, *size, 3]``.
 
     The largest centred part of the encoder's shape is cut out and resized. Raises WorkbenchError for what is none.

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.files import explain_writing, whole_file
+from fusion_workbench.core.files import atomic_file, explain_writing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,7 +37,7 @@ _MLP = {"map.0.weight": "0.weight", "map.0.bias": "0.bias", "map.2.weight": "2.w
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """How one kind of file names its weights: ours → published for the projector, a prefix for the fuser."""
 
     kind: str  # of the projector
@@ -46,10 +46,10 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout("linear", "", _LINEAR),
-    Layout("mlp2x_gelu", "", _MLP),
-    Layout("linear", "0.", {"map.weight": "1.weight", "map.bias": "1.bias"}),
-    Layout(
+    FileLayout("linear", "", _LINEAR),
+    FileLayout("mlp2x_gelu", "", _MLP),
+    FileLayout("linear", "0.", {"map.weight": "1.weight", "map.bias": "1.bias"}),
+    FileLayout(
         "mlp2x_gelu",
         "0.",
         {"map.0.weight": "1.weight", "map.0.bias": "1.bias", "map.2.weight": "3.weight", "map.2.bias": "3.bias"},
@@ -150,11 +150,11 @@ def write_connector_file(path: Path, connector: PublishedConnector) -> None:
     named |= {theirs: connector.projector[ours] for ours, theirs in layout.projector.items()}
     plain = {f"{connector.prefix}{name}": value.detach().cpu().contiguous() for name, value in named.items()}
     told = explain_writing(path, "name another file", RuntimeError)  # as which torch reports a full disk
-    with told, whole_file(path) as part, part.open("wb") as file:
+    with told, atomic_file(path) as part, part.open("wb") as file:
         torch.save(plain, file)
 
 
-def published(fuser: Fusion, projector: nn.Module) -> PublishedConnector:
+def to_published(fuser: Fusion, projector: nn.Module) -> PublishedConnector:
     """Trained modules in the published form.
 
     Raises:
@@ -189,7 +189,7 @@ def published(fuser: Fusion, projector: nn.Module) -> PublishedConnector:
     return PublishedConnector(kind, fuser.state_dict(), projector.state_dict())
 
 
-def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     """Load ``weights`` into a module, all of them and none besides.
 
     Raises:
@@ -255,7 +255,7 @@ def _own(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Tens
     return prefix, {name.removeprefix(prefix): value for name, value in tensors.items()}
 
 
-def _check_shapes(found: PublishedConnector, layout: Layout, path: Path) -> None:
+def _check_shapes(found: PublishedConnector, layout: FileLayout, path: Path) -> None:
     """Every map's bias fits its weight, the second reads what the first gives, the fuser gives what it reads."""
     channels: int | None = int(found.fuser["gamma1"].numel()) if "gamma1" in found.fuser else None
     for ours, theirs in layout.projector.items():
@@ -277,5 +277,5 @@ def _check_shapes(found: PublishedConnector, layout: Layout, path: Path) -> None
             raise WorkbenchError(f"{path} lacks {found.prefix}{layout.fuser}{name}, which MMFuser has.")
 
 
-def _called(layout: Layout) -> str:
+def _called(layout: FileLayout) -> str:
     return f"{'MMFuser' if layout.fuser else 'LLaVA'} connector with a {layout.kind} projector"

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.files import explain_writing, scratch_beside, whole_folder
+from fusion_workbench.core.files import atomic_folder, explain_writing, scratch_beside
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.core.tokens import IMAGE
 from fusion_workbench.datamodules.transforms import CLIP_MEAN
-from fusion_workbench.models.connector_files import fill, published, read_connector_file, write_connector_file
+from fusion_workbench.models.connector_files import (
+    load_weights,
+    read_connector_file,
+    to_published,
+    write_connector_file,
+)
 from fusion_workbench.models.files import read_tensors
 from fusion_workbench.models.folder import (
-    ADAPTER,
-    Described,
-    adapter_config_of,
+    CONNECTOR,
+    ModelInfo,
+    connector_config_of,
     load_parts,
     read_model_config,
     save_model,
@@ -27,7 +32,7 @@ from fusion_workbench.models.weights import language_path
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.chat import Chat
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
-    from fusion_workbench.modules.language.adapter import FusedAdapter
+    from fusion_workbench.modules.language.connector import FusedConnector
 
 _ELSEWHERE = "name another place with --out"
 PAPER_DEPTH, PAPER_LEVELS = 24, (-22, -17, -12, -7)  # CLIP-L, and what MMFuser reads of it beside the query
@@ -60,21 +65,23 @@ def to_llava(folder: Path, out: Path, encoder: str | None = None, language: str 
 
     from fusion_workbench.datamodules.conversations.chat import Chat
     from fusion_workbench.models.stock_llava import to_stock
-    from fusion_workbench.modules.language.adapter import FusedAdapter
+    from fusion_workbench.modules.language.connector import FusedConnector
 
     model, read, config = load_parts(folder, "cpu", encoder, language)
-    adapter = model.adapter
-    if not isinstance(adapter, FusedAdapter):
+    connector = model.connector
+    if not isinstance(connector, FusedConnector):
         raise WorkbenchError(
-            f"this model has no stock LLaVA form: {config['adapter']['strategy']} adds to hidden states inside the "
+            f"this model has no stock LLaVA form: {config['connector']['strategy']} adds to hidden states inside the "
             "language model, and stock LLaVA does not."
         )
     tokenizer = model.decoder.tokenizer
     rows, columns = read.grid()
     chat = Chat(tokenizer, config["chat"]["max_length"], rows * columns, config["chat"]["system"])
     tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
-    stock: Any = to_stock(read, adapter.fuser, adapter.projector, model.decoder, tokenizer.convert_tokens_to_ids(IMAGE))
-    with explain_writing(out, _ELSEWHERE), whole_folder(out) as made:
+    stock: Any = to_stock(
+        read, connector.fuser, connector.projector, model.decoder, tokenizer.convert_tokens_to_ids(IMAGE)
+    )
+    with explain_writing(out, _ELSEWHERE), atomic_folder(out) as made:
         stock.save_pretrained(made)
         _processor(read, tokenizer, chat, config["images"]).save_pretrained(made)
     return f"written: {out}, for transformers.LlavaForConditionalGeneration.from_pretrained"
@@ -91,7 +98,7 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
 
     from fusion_workbench.models.stock_llava import from_stock
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
-    from fusion_workbench.modules.language.adapter import AdapterConfig, FusedAdapter
+    from fusion_workbench.modules.language.connector import ConnectorConfig, FusedConnector
     from fusion_workbench.modules.language.decoder import Decoder
 
     if not folder.is_dir():
@@ -114,7 +121,7 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
         decoder = Decoder(parts.language, tokenizer, "float32", str(folder))
         _speakable(tokenizer, system)
         selection = Selection(tuple(sorted(parts.fuser.selection.levels)), parts.fuser.selection.query)
-        adapter = AdapterConfig(
+        connector = ConnectorConfig(
             strategy=parts.strategy,
             selection=selection,
             dim=encoder.dim,
@@ -125,8 +132,8 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
             grid=encoder.grid(),
             projector_norm=False,
         )
-        described = Described(
-            adapter,
+        described = ModelInfo(
+            connector,
             str(folder),
             kept="own",
             system=system,
@@ -135,7 +142,7 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
             own_encoder=True,
             origin={"converted from": f"stock LLaVA {folder}"},
         )
-        _save(FusedAdapter(parts.fuser, parts.projector), decoder, encoder, out, described)
+        _save(FusedConnector(parts.fuser, parts.projector), decoder, encoder, out, described)
     return f"written: {out}, the same model as {folder}"
 
 
@@ -154,7 +161,7 @@ def from_connector_file(
         WorkbenchError: a file, encoder or language model that do not fit together; or levels that are not said.
     """
     from fusion_workbench.config.study import EncoderConfig
-    from fusion_workbench.modules.language.adapter import AdapterConfig, FusedAdapter, build_adapter
+    from fusion_workbench.modules.language.connector import ConnectorConfig, FusedConnector, build_connector
     from fusion_workbench.modules.language.decoder import Decoder
     from fusion_workbench.study.encoder_store import load_encoder
 
@@ -179,7 +186,7 @@ def from_connector_file(
         )
     _speakable(decoder.tokenizer, system)
     strategy, options = _strategy(found.strategy, wanted, found.options)
-    config = AdapterConfig(
+    config = ConnectorConfig(
         strategy=strategy,
         selection=Selection.parse(list(chosen), query, read.depth),
         dim=read.dim,
@@ -190,26 +197,26 @@ def from_connector_file(
         grid=read.grid(),
         projector_norm=False,
     )
-    adapter = build_adapter(config)
-    assert isinstance(adapter, FusedAdapter)
-    fill(adapter.fuser, found.fuser, str(file))
-    fill(adapter.projector, found.projector, str(file))
-    described = Described(
+    connector = build_connector(config)
+    assert isinstance(connector, FusedConnector)
+    load_weights(connector.fuser, found.fuser, str(file))
+    load_weights(connector.projector, found.projector, str(file))
+    described = ModelInfo(
         config, language, system=system, background=CLIP_MEAN, origin={"converted from": f"connector file {file}"}
     )
-    _save(adapter, decoder, read, out, described)
+    _save(connector, decoder, read, out, described)
     return f"written: {out}, the connector of {file} between {encoder} and {language}"
 
 
 def to_connector_file(folder: Path, out: Path) -> str:
     """The connector of a model folder as a published file. Raises WorkbenchError for one without such a form."""
-    from fusion_workbench.modules.language.adapter import FusedAdapter, build_adapter
+    from fusion_workbench.modules.language.connector import FusedConnector, build_connector
 
-    adapter = build_adapter(adapter_config_of(read_model_config(folder)))
-    if not isinstance(adapter, FusedAdapter):
+    connector = build_connector(connector_config_of(read_model_config(folder)))
+    if not isinstance(connector, FusedConnector):
         raise WorkbenchError("a strategy that adds to hidden states inside the language model has no connector file.")
-    fill(adapter, read_tensors(folder / ADAPTER), str(folder / ADAPTER))
-    write_connector_file(out, published(adapter.fuser, adapter.projector))
+    load_weights(connector, read_tensors(folder / CONNECTOR), str(folder / CONNECTOR))
+    write_connector_file(out, to_published(connector.fuser, connector.projector))
     return f"written: {out}, the connector under its published names"
 
 
@@ -218,10 +225,10 @@ def _strategy(named: str, levels: int, options: dict[str, Any]) -> tuple[str, di
     return ("concat", {"layer_norm": "none"}) if named == "deep_only" and levels else (named, options)
 
 
-def _save(adapter: FusedAdapter, decoder: Any, encoder: VisionEncoder, out: Path, described: Described) -> None:
+def _save(connector: FusedConnector, decoder: Any, encoder: VisionEncoder, out: Path, described: ModelInfo) -> None:
     from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
-    save_model(VisionLanguageModel(adapter, decoder, encoder.grid()), out, encoder, described)
+    save_model(VisionLanguageModel(connector, decoder, encoder.grid()), out, encoder, described)
 
 
 def _speakable(tokenizer: Any, system: str | None) -> None:

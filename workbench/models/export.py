@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import explain_writing, scratch_beside, whole_folder
+from fusion_workbench.core.files import atomic_folder, explain_writing, scratch_beside
 from fusion_workbench.core.text import slug
 from fusion_workbench.models.cards import connector_card
 from fusion_workbench.models.connector import CARD, CONFIG, HEADS, SCHEMA, WEIGHTS, read_connector_config
@@ -31,7 +31,7 @@ _ELSEWHERE = "name another folder with --out"
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """What was written."""
 
     folder: Path
@@ -52,7 +52,7 @@ def export_run(
     overwrite: bool = False,
     log: bool = False,
     folder: Path = Path("exports"),
-) -> Exported:
+) -> ExportedModel:
     """Write a trained variant as a folder.
 
     Args:
@@ -74,10 +74,10 @@ def export_run(
     whole = record.language is not None
     layers = _write_model(found, out) if whole else _write_connector(found, out)
     model_uri = _log(found, uri, out) if log and not whole else ""
-    return Exported(out, found.run_id, record.name, found.cell.label, layers, model_uri, whole)
+    return ExportedModel(out, found.run_id, record.name, found.cell.label, layers, model_uri, whole)
 
 
-def show(console: Console, exported: Exported) -> None:
+def show(console: Console, exported: ExportedModel) -> None:
     """Say what was written and how to load it."""
     console.print(f"exported {exported.cell} of {exported.study}, run {exported.run_id}", highlight=False, markup=False)
     console.print(f"folder: {exported.folder}", highlight=False, markup=False)
@@ -102,7 +102,7 @@ def _write_model(found: Located, out: Path) -> tuple[int, ...]:
         )
     if out.exists() and not is_model_folder(out):
         raise WorkbenchError(f"{out} is no model folder, so it is not replaced; name another folder.")
-    with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch, whole_folder(out) as made:
+    with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch, atomic_folder(out) as made:
         kept = download(found.client, found.run_id, ARTIFACT, scratch)
         config = read_model_config(kept)
         for path in kept.iterdir():
@@ -117,7 +117,7 @@ def _write_connector(found: Located, out: Path) -> tuple[int, ...]:
     """The folder of a probe's fuser and projector; returns the layers that it reads."""
     if out.exists() and not ((out / CONFIG).is_file() and (out / WEIGHTS).is_file()):
         raise WorkbenchError(f"{out} is not an exported connector, so it is not replaced; name another folder.")
-    with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch, whole_folder(out) as made:
+    with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch, atomic_folder(out) as made:
         trained = download(found.client, found.run_id, Artifact.FUSER_CONFIG, scratch)
         config = _config(json.loads(trained.read_text(encoding="utf-8")), found)
         tensors = read_tensors(download(found.client, found.run_id, Artifact.FUSER, scratch))

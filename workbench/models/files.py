@@ -79,7 +79,7 @@ def trained_encoder(folder: Path, wanted: Mapping[str, Any], name: str | None = 
     """The encoder that the model in ``folder`` was trained on.
 
     Args:
-        wanted: :meth:`modules.encoders.encoder.VisionEncoder.passport` of then.
+        wanted: :meth:`modules.encoders.encoder.VisionEncoder.encoder_info` of then.
         name: where it lies now, if it has moved.
 
     Raises:

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import explain_writing, whole_folder
+from fusion_workbench.core.files import atomic_folder, explain_writing
 from fusion_workbench.core.hardware import default_device
 from fusion_workbench.datamodules.transforms import CLIP_MEAN
 from fusion_workbench.models.cards import model_card
-from fusion_workbench.models.connector_files import fill
+from fusion_workbench.models.connector_files import load_weights
 from fusion_workbench.models.files import (
     check_schema,
     full_name,
@@ -50,20 +50,20 @@ from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
-    from fusion_workbench.modules.language.adapter import AdapterConfig
+    from fusion_workbench.modules.language.connector import ConnectorConfig
     from fusion_workbench.modules.language.decoder import Decoder
     from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
 SCHEMA = 1
 KIND = "vision-language-model"
-ADAPTER = "adapter.safetensors"
+CONNECTOR = "adapter.safetensors"
 TOKENIZER, LANGUAGE, ENCODER = "tokenizer", "language_model", "encoder"
 
-Kept = Literal["named", "lora", "own"]
+SavedWeights = Literal["named", "lora", "own"]
 
 
 @dataclass(frozen=True)
-class Described:
+class ModelInfo:
     """What a model is beside its weights.
 
     Attributes:
@@ -79,10 +79,10 @@ class Described:
         origin: study, run and the like, for the card; plain values.
     """
 
-    adapter: AdapterConfig
+    connector: ConnectorConfig
     language: str
     revision: str | None = None
-    kept: Kept = "named"
+    kept: SavedWeights = "named"
     system: str | None = ""
     max_length: int = 2048
     padding: str = "square"
@@ -91,7 +91,7 @@ class Described:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
 
-def kept_of(stages: Sequence[str]) -> Kept:
+def what_to_save(stages: Sequence[str]) -> SavedWeights:
     """What has to be written of a language model that went through ``stages`` (frozen, lora or full), in their order.
 
     One round of LoRA stays apart from the weights; anything after it would be added to merged ones.
@@ -104,7 +104,7 @@ def kept_of(stages: Sequence[str]) -> Kept:
     return "lora" if set(trained) == {"lora"} else "own"
 
 
-def save_model(model: VisionLanguageModel, folder: Path, encoder: VisionEncoder, described: Described) -> None:
+def save_model(model: VisionLanguageModel, folder: Path, encoder: VisionEncoder, described: ModelInfo) -> None:
     """Write the folder, whole or not at all; one that is there and of this kind is replaced.
 
     Raises:
@@ -112,7 +112,7 @@ def save_model(model: VisionLanguageModel, folder: Path, encoder: VisionEncoder,
     """
     if folder.exists() and not is_model_folder(folder):
         raise WorkbenchError(f"{folder} is there already and is no model folder, so it is not replaced; name another.")
-    with explain_writing(folder, "name another folder"), whole_folder(folder) as made:
+    with explain_writing(folder, "name another folder"), atomic_folder(folder) as made:
         config = _write(model, made, encoder, described)
         write_config(made, config, model_card(config))
         for file in made.rglob("*.safetensors"):
@@ -142,15 +142,15 @@ def is_model_folder(folder: Path) -> bool:
     return True
 
 
-def adapter_config_of(config: Mapping[str, Any]) -> AdapterConfig:
+def connector_config_of(config: Mapping[str, Any]) -> ConnectorConfig:
     """The adapter of a model's ``config.json``."""
     from fusion_workbench.core.layers import Selection
-    from fusion_workbench.modules.language.adapter import AdapterConfig
+    from fusion_workbench.modules.language.connector import ConnectorConfig
 
     plain = dict(config["adapter"])
     selection = Selection(tuple(plain.pop("levels")), plain.pop("query"))
     grid = plain.pop("grid")
-    return AdapterConfig(selection=selection, grid=tuple(grid) if grid else None, **plain)
+    return ConnectorConfig(selection=selection, grid=tuple(grid) if grid else None, **plain)
 
 
 def read_decoder(folder: Path, config: Mapping[str, Any], device: str, name: str | None = None) -> Decoder:
@@ -186,23 +186,23 @@ def load_parts(
     folder: Path, device: str | None = None, encoder: str | None = None, language: str | None = None
 ) -> tuple[VisionLanguageModel, VisionEncoder, dict[str, Any]]:
     """Model, encoder and ``config.json`` of a folder. Raises WorkbenchError, as :func:`load_model` does."""
-    from fusion_workbench.modules.language.adapter import build_adapter
+    from fusion_workbench.modules.language.connector import build_connector
     from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
     config = read_model_config(folder)
     device = device or default_device()
     own = str(folder / ENCODER) if config["encoder"]["encoder"] == ENCODER else None
     read = trained_encoder(folder, config["encoder"], encoder or own)
-    adapter = build_adapter(adapter_config_of(config))
-    fill(adapter, read_tensors(folder / ADAPTER), str(folder / ADAPTER))
+    connector = build_connector(connector_config_of(config))
+    load_weights(connector, read_tensors(folder / CONNECTOR), str(folder / CONNECTOR))
     decoder = read_decoder(folder, config, device, language)
-    model = VisionLanguageModel(adapter, decoder, read.grid())
+    model = VisionLanguageModel(connector, decoder, read.grid())
     return model.to(device).eval(), read.to(device), config
 
 
-def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, described: Described) -> dict[str, Any]:
+def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, described: ModelInfo) -> dict[str, Any]:
     decoder = model.decoder
-    write_tensors(made / ADAPTER, model.adapter.state_dict())
+    write_tensors(made / CONNECTOR, model.connector.state_dict())
     decoder.tokenizer.save_pretrained(made / TOKENIZER)
     language: dict[str, Any] = {
         "name": full_name(described.language),
@@ -223,21 +223,21 @@ def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, descr
     if described.own_encoder:
         shutil.copytree(encoder.name, made / ENCODER)
     place = ENCODER if described.own_encoder else full_name(encoder.name)
-    adapter = described.adapter
-    plain = {name: value for name, value in vars(adapter).items() if name not in ("selection", "options", "grid")}
+    connector = described.connector
+    plain = {name: value for name, value in vars(connector).items() if name not in ("selection", "options", "grid")}
     return {
         "schema": SCHEMA,
         "kind": KIND,
         "workbench": __version__,
         "adapter": {
             **plain,
-            "levels": list(adapter.selection.levels),
-            "query": adapter.selection.query,
-            "options": dict(adapter.options),
-            "grid": list(adapter.grid) if adapter.grid else None,
+            "levels": list(connector.selection.levels),
+            "query": connector.selection.query,
+            "options": dict(connector.options),
+            "grid": list(connector.grid) if connector.grid else None,
         },
-        "layers": list(model.adapter.uses),
-        "encoder": {**encoder.passport(), "encoder": place},
+        "layers": list(model.connector.uses),
+        "encoder": {**encoder.encoder_info(), "encoder": place},
         "language": language,
         "chat": {"system": described.system, "max_length": described.max_length},
         "images": {"padding": described.padding, "background": list(described.background)},

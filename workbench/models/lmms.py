@@ -1,7 +1,7 @@
 """Our models in lmms-eval (https://github.com/EvolvingLMMs-Lab/lmms-eval, extra ``eval``), under ``fusion_workbench``.
 
 lmms-eval hands a model its requests: for each question a context, a function that shows the images, and how to
-generate. :class:`Answering` answers them by whatever has the two methods of :class:`Answers`. Only :func:`manifest`
+generate. :class:`Answering` answers them by whatever has the two methods of :class:`AnsweringModel`. Only :func:`manifest`
 imports lmms-eval, which is who calls it; the class that it then makes is in :mod:`models.lmms_plugin`.
 """
 
@@ -17,7 +17,7 @@ from fusion_workbench.core.tokens import BENCHMARK_TOKENS, IMAGE
 NAME = "fusion_workbench"
 
 
-class Answers(Protocol):
+class AnsweringModel(Protocol):
     """A model that answers questions about images; an image is a PIL image in RGB, of any size.
 
     A question holds :data:`IMAGE` once for each of its images, or not at all: then they stand in front.
@@ -81,7 +81,7 @@ class Answering:
     task_dict: dict[str, Any]
     cache_hook: Any
 
-    def __init__(self, model: Answers, batch_size: int = 1, max_new_tokens: int = BENCHMARK_TOKENS) -> None:
+    def __init__(self, model: AnsweringModel, batch_size: int = 1, max_new_tokens: int = BENCHMARK_TOKENS) -> None:
         super().__init__()
         self.model = model
         self.batch_size = batch_size
@@ -94,7 +94,9 @@ class Answering:
         answers = [""] * len(asked)
         for places in self._progress(batches(asked, wishes, self.batch_size), len(asked)):
             images = [self._images(asked[place][2:]) for place in places]
-            questions = [placed(asked[place][0], len(shown)) for place, shown in zip(places, images, strict=True)]
+            questions = [
+                match_image_tokens(asked[place][0], len(shown)) for place, shown in zip(places, images, strict=True)
+            ]
             said = self.model.answer(images, questions, wishes[places[0]].max_new_tokens, self.batch_size)
             for place, text in zip(places, said, strict=True):
                 answers[place] = wishes[place].cut(text)
@@ -113,7 +115,7 @@ class Answering:
             images = self._images(where) if where else []
             document = self._document(*where[1:]) if callable(target) else None
             continuation = target(document) if callable(target) else str(target)
-            question = placed(context[0] if isinstance(context, list) else context, len(images))
+            question = match_image_tokens(context[0] if isinstance(context, list) else context, len(images))
             likelihood, greedy = self.model.log_likelihood(images, question, continuation.strip())
             found.append((-likelihood, greedy))
         return found
@@ -149,7 +151,7 @@ class Answering:
                 bar.update(len(part))
 
 
-def placed(context: str, images: int) -> str:
+def match_image_tokens(context: str, images: int) -> str:
     """A context whose :data:`IMAGE` words are as many as its images, or gone."""
     return context if context.count(IMAGE) in (0, images) else context.replace(IMAGE, "").strip()
 

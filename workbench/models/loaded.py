@@ -125,7 +125,7 @@ class LoadedModel:
         batch = self._batch([_Asked(ids[: last + 1], images)])
         batch["labels"] = torch.tensor([labels[: last + 1]], device=self.model.decoder.device)
         logits, spliced = self.model(batch)
-        self.model.let_go()
+        self.model.clear_injected()
         positions, wanted = spliced.positions()
         chosen = logits.flatten(0, 1)[positions].log_softmax(-1)
         return float(chosen.gather(1, wanted.unsqueeze(1)).sum()), bool((chosen.argmax(-1) == wanted).all())
@@ -156,7 +156,7 @@ class LoadedModel:
 
     def _features(self, pictures: Sequence[Picture]) -> Tensor:
         """``[layers, N, T, dim]``; N may be 0."""
-        layers = self.model.adapter.uses
+        layers = self.model.connector.uses
         rows, columns = self.encoder.grid()
         found = [
             self.encoder.encode(np.stack([self._opened(picture) for picture in pictures[at : at + ENCODED]]), layers)

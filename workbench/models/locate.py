@@ -66,7 +66,7 @@ def locate(uri: str, target: str, experiment: str | None = None) -> Located:
     return Located(client, target, analysis, found)
 
 
-def run_of(uri: str, target: str, experiment: str | None = None) -> tuple[MlflowClient, str]:
+def find_run(uri: str, target: str, experiment: str | None = None) -> tuple[MlflowClient, str]:
     """The MLflow run that ``target`` means, as :func:`locate` takes it; a run's study is not read. Raises as that."""
     from fusion_workbench.reports.reading.connect import connect
 
@@ -79,7 +79,7 @@ def run_of(uri: str, target: str, experiment: str | None = None) -> tuple[Mlflow
 
 
 @contextmanager
-def model_place(target: str, uri: str, workspace: Path, experiment: str | None) -> Iterator[Path]:
+def model_folder(target: str, uri: str, workspace: Path, experiment: str | None) -> Iterator[Path]:
     """The folder of a whole model, there as long as the context is.
 
     Args:
@@ -97,7 +97,7 @@ def model_place(target: str, uri: str, workspace: Path, experiment: str | None) 
             f"--model {target}: there is no such folder, and {workspace} holds no MLflow database to look it up in; "
             "name a folder, or another place with --workspace or --uri."
         )
-    client, run_id = run_of(uri or existing_uri(workspace), target, experiment)
+    client, run_id = find_run(uri or existing_uri(workspace), target, experiment)
     if not keeps_model(client, run_id):
         raise WorkbenchError(
             f"run {run_id} keeps no model: only finished replicates of a study with a language model do (a study with "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fusion_workbench.core.bars import counted
+from fusion_workbench.core.bars import progress_bar
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.files import explain_writing, write_file
 from fusion_workbench.datamodules.conversations.base import USER
@@ -28,7 +28,7 @@ _UNKNOWN = "?"  # stands for an answer that a file does not give
 
 
 @dataclass(frozen=True)
-class Question:
+class QuestionRow:
     """A row that is asked.
 
     Attributes:
@@ -44,7 +44,7 @@ class Question:
     answers: tuple[str, ...]
 
 
-def read_questions(file: Path, folder: Path | None) -> list[Question]:
+def read_questions(file: Path, folder: Path | None) -> list[QuestionRow]:
     """The questions of a LLaVA file (JSON or JSONL), or of lines of ``{"question_id", "image", "text"}``.
 
     Of a conversation the first words are asked.
@@ -66,7 +66,7 @@ def read_questions(file: Path, folder: Path | None) -> list[Question]:
 
 def predict(
     model: LoadedModel,
-    questions: Sequence[Question],
+    questions: Sequence[QuestionRow],
     out: Path,
     identity: str,
     max_new_tokens: int,
@@ -90,7 +90,7 @@ def predict(
     left = sorted((n for n in range(len(questions)) if n not in done), key=lambda n: -len(questions[n].words))
     with explain_writing(out, "name another file"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        bar = counted(console, "answers", len(questions), shown=shown, done=before)
+        bar = progress_bar(console, "answers", len(questions), shown=shown, done=before)
         with part.open("a", encoding="utf-8") as file, bar as advance:
             if not before:
                 file.truncate(0)
@@ -125,7 +125,7 @@ def identity_of(model: Mapping[str, Any], file: Path, max_new_tokens: int) -> st
     return sha.hexdigest()
 
 
-def _question(found: object, number: int, images: ImageFolder | None) -> Question:
+def _question(found: object, number: int, images: ImageFolder | None) -> QuestionRow:
     if isinstance(found, BadRow):
         raise found
     asked, answered = _as_conversation(found)
@@ -138,7 +138,7 @@ def _question(found: object, number: int, images: ImageFolder | None) -> Questio
         has_header(path)
     reply = row.turns[1].text
     answers = row.answers or (reply,) if answered else ()
-    return Question(row.id or str(number), first, paths, answers)
+    return QuestionRow(row.id or str(number), first, paths, answers)
 
 
 def _as_conversation(found: object) -> tuple[object, bool]:
@@ -190,7 +190,7 @@ def _kept(part: Path, identity: str) -> dict[int, str]:
     return kept
 
 
-def _line(question: Question, prediction: str) -> str:
+def _line(question: QuestionRow, prediction: str) -> str:
     row: dict[str, Any] = {"id": question.id, "question": question.words, "prediction": prediction}
     if question.answers:
         row["answers"] = list(question.answers)

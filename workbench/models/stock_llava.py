@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection, parse_layer
-from fusion_workbench.models.connector_files import fill
+from fusion_workbench.models.connector_files import load_weights
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
 from fusion_workbench.modules.encoders.families import family_of, whole_image
 from fusion_workbench.modules.fusion import Fusion, build
@@ -34,7 +34,7 @@ STRATEGY = {"default": 1, "full": 0}  # vision_feature_select_strategy → prefi
 
 
 @dataclass(frozen=True)
-class Unstocked:
+class LlavaParts:
     """A stock LLaVA in our parts.
 
     Attributes:
@@ -132,11 +132,13 @@ def to_stock(
     with torch.random.fork_rng(devices=[]):  # its initialisation is overwritten; the caller's random state is not
         stock: Any = LlavaForConditionalGeneration(config)
         stock.float()
-    fill(stock.model.vision_tower, _cpu(encoder.model), "the encoder")
-    fill(stock.model.language_model, _lengthened(_cpu(text.base_model), vocabulary, config), "the language model")
+    load_weights(stock.model.vision_tower, _cpu(encoder.model), "the encoder")
+    load_weights(
+        stock.model.language_model, _lengthened(_cpu(text.base_model), vocabulary, config), "the language model"
+    )
     for theirs, ours in (("linear_1", "map.0"), ("linear_2", "map.2")):
         linear = getattr(stock.model.multi_modal_projector, theirs)
-        fill(linear, _part(_cpu(projector), ours), "the projector")
+        load_weights(linear, _part(_cpu(projector), ours), "the projector")
     head = _lengthened(_cpu(text.get_output_embeddings()), vocabulary, config)
     stock.lm_head.weight = nn.Parameter(head["weight"].clone())
     stock.tie_weights()
@@ -149,7 +151,7 @@ def to_stock(
     return checked
 
 
-def from_stock(stock: nn.Module) -> Unstocked:
+def from_stock(stock: nn.Module) -> LlavaParts:
     """The parts of a ``LlavaForConditionalGeneration``.
 
     Raises:
@@ -184,14 +186,14 @@ def from_stock(stock: nn.Module) -> Unstocked:
     weights = {f"map.0.{name}": value for name, value in first.state_dict().items()}
     weights |= {f"map.2.{name}": value for name, value in second.state_dict().items()}
     weights["map.0.weight"] = _reordered(weights["map.0.weight"], layers, fuser.uses)
-    fill(projector, weights, "the stock projector")
+    load_weights(projector, weights, "the stock projector")
     auto: Any = AutoModelForCausalLM
     language = auto.from_config(config.text_config, trust_remote_code=False)
-    fill(language.base_model, model.model.language_model.state_dict(), "the stock language model")
+    load_weights(language.base_model, model.model.language_model.state_dict(), "the stock language model")
     language.get_output_embeddings().weight = nn.Parameter(model.lm_head.weight.detach().clone())
     language.tie_weights()
     language.generation_config = model.generation_config
-    return Unstocked(
+    return LlavaParts(
         model.model.vision_tower, language.eval(), strategy, options, fuser, projector.to(first.weight.dtype)
     )
 

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 from fusion_workbench.config.study import SelectionConfig, StrategyConfig
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
-from fusion_workbench.schema.names import MATCHED, SEARCH_REPLICATE, Artifact, Budget, Phase, Role, fresh_replicate
+from fusion_workbench.schema.names import (
+    MATCHED_STRATEGY,
+    SEARCH_REPLICATE,
+    Artifact,
+    Budget,
+    Phase,
+    Role,
+    fresh_replicate,
+)
 from fusion_workbench.schema.study import Contender
 from fusion_workbench.study.identity import variant
 from fusion_workbench.study.jobs import Job, JobTrainer
@@ -148,7 +156,7 @@ class Confirmer:
         for budget in Budget:
             options = {"like": fusion.strategy, "like_options": changed, "budget": str(budget)}
             try:
-                cell = self._cell(MATCHED, fusion.selection, options)
+                cell = self._cell(MATCHED_STRATEGY, fusion.selection, options)
                 size = self._projector_size(cell)
             except WorkbenchError as error:
                 self.banks.display.say(f"no control of the same {budget} is trained: {error}")

@@ -19,7 +19,7 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.runner.confirm import Confirmer
 from fusion_workbench.runner.layer_analysis import log_layers
-from fusion_workbench.runner.token_maps import log_look
+from fusion_workbench.runner.token_maps import log_token_maps
 from fusion_workbench.schema.names import (
     OPEN,
     SEARCH_REPLICATE,
@@ -35,7 +35,7 @@ from fusion_workbench.study.identity import LEDGER, remember_schema, variant
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.numerics import open_numerics
-from fusion_workbench.study.plan_log import freeze, write_plan
+from fusion_workbench.study.plan_log import register_plan, write_plan
 from fusion_workbench.study.prepare import Parts, flat
 from fusion_workbench.study.record import study_files
 from fusion_workbench.study.tracking import Tracker, default_uri, to_json
@@ -140,7 +140,7 @@ class Experiment:
         self.failed = sum(1 for entry in done if entry is None or not entry.finished)
         self.failed += Confirmer(self.parts, self.banks, cells, rates).run(self.plan["confirm"])
         if self.banks.token_maps:
-            log_look(self.parts, self.tracker, self.run_id, variants, self.ledger, self.display)
+            log_token_maps(self.parts, self.tracker, self.run_id, variants, self.ledger, self.display)
         log_layers(self.parts, self.tracker, self.run_id, variants, planner, self.ledger, self.display)
 
     def _replicate(self, variants: list[Variant]) -> list[Job]:
@@ -237,7 +237,7 @@ class Experiment:
         if known != self.run_id:
             self.tracker.log_params(self.run_id, flat(to_dict(self.study)))
         self.tracker.log_files(self.run_id, study_files(parts) | trainer.study_files(parts))
-        self.plan = freeze(self.study, self.ledger, self.tracker, self.run_id)
+        self.plan = register_plan(self.study, self.ledger, self.tracker, self.run_id)
         self._reconcile()
         if mixed := open_numerics(self.ledger, self.tracker, self.run_id):
             self.display.say(mixed)

@@ -63,8 +63,8 @@ def log_layers(
     seen = {"layers": layers, "encoder": parts.encoder.fingerprint, "images": parts.source.fingerprint(SPLIT)}
     similar = logged(Artifact.SIMILARITY, "comparing layers", seen, lambda: similarity(parts, layers))
     values, of = _values(parts, variants, planner, ledger)
-    told = {"cells": sorted([cell.id, value] for cell, value in values), "of": of}
-    weighed = logged(Artifact.IMPORTANCE, "weighing layers", told, lambda: importances(parts, values, of))
+    scored_cells = {"cells": sorted([cell.id, value] for cell, value in values), "of": of}
+    weighed = logged(Artifact.IMPORTANCE, "weighing layers", scored_cells, lambda: importances(parts, values, of))
     return similar and weighed
 
 
@@ -76,7 +76,7 @@ def similarity(parts: Parts, layers: Sequence[int]) -> dict[str, Any]:
 
     Images and the tokens taken of each are drawn by the source and nothing else, so studies of one source compare.
     """
-    from fusion_workbench.modules.similarity import FEWEST, MinibatchCKA, some_tokens
+    from fusion_workbench.modules.similarity import FEWEST, MinibatchCKA, sample_tokens
 
     generator = torch.Generator().manual_seed(seed_of("similarity", parts.source.fingerprint(SPLIT)))
     most = _LIVE_IMAGES if parts.features.store is None else _IMAGES
@@ -84,7 +84,7 @@ def similarity(parts: Parts, layers: Sequence[int]) -> dict[str, Any]:
     cka = MinibatchCKA(len(layers))
     features = parts.features.split(SPLIT, layers)
     for index in torch.split(order, _BATCH):
-        examples = some_tokens(features.rows(index), _TOKENS, generator).float().cpu()
+        examples = sample_tokens(features.rows(index), _TOKENS, generator).float().cpu()
         if examples.shape[1] >= FEWEST:
             cka.add(torch.nn.functional.layer_norm(examples, examples.shape[-1:]))
     matrix = [[value if math.isfinite(value) else None for value in row] for row in cka.matrix().tolist()]
@@ -97,11 +97,11 @@ def similarity(parts: Parts, layers: Sequence[int]) -> dict[str, Any]:
 
 def importances(parts: Parts, values: Sequence[tuple[Cell, float]], of: str) -> dict[str, Any]:
     """PED-ANOVA over cells with their values, as plain values; see :class:`sweeps.importance.Importance`."""
-    from fusion_workbench.sweeps.importance import Told, importance
+    from fusion_workbench.sweeps.importance import ScoredCell, importance
 
     found = importance(
         [
-            Told(frozenset(parts.layers_read(cell)), cell.strategy, cell.selection.query, value)
+            ScoredCell(frozenset(parts.layers_read(cell)), cell.strategy, cell.selection.query, value)
             for cell, value in values
             if not cell.alias  # a cell counts once, whatever it is called
         ]
@@ -117,9 +117,9 @@ def _values(
     The mean over its replicates, where every cell that has a value went on to them; otherwise, in a study that draws
     its cells from a space, what Optuna was told: one replicate, the same for all.
     """
-    told = planner.told()
+    scored_cells = planner.scored_cells()
     replicates = [str(r) for r in range(parts.study.replicates)]
     final = {v.cell.id: mean for v in variants if (mean := ledger.objective(v.id, replicates)) is not None}
-    if all(cell.id in final for cell, _ in told):
+    if all(cell.id in final for cell, _ in scored_cells):
         return [(v.cell, final[v.cell.id]) for v in variants if v.cell.id in final], "mean over replicates"
-    return told, "search replicate"
+    return scored_cells, "search replicate"

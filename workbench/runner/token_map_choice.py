@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_workbench.schema.names import Baseline, Shown
+from fusion_workbench.schema.names import Baseline, ExampleKind
 
 if TYPE_CHECKING:
     from fusion_workbench.sweeps.space import Cell
@@ -99,7 +99,7 @@ def choose_examples(
     """
     known = [i for i in range(_examples(scores)) if any(np.isfinite(s[..., i]).any() for s in scores.values())]
     drawn = sorted(random.Random(seed).sample(known, min(at_random, len(known))))
-    chosen = {i: ChosenExample(i, Shown.RANDOM, "") for i in drawn}
+    chosen = {i: ChosenExample(i, ExampleKind.RANDOM, "") for i in drawn}
 
     def take(kind: str, task: str, badness: Floats, limit: float = np.inf) -> None:
         order = [int(i) for i in np.argsort(badness, kind="stable") if badness[i] < limit and int(i) not in chosen]
@@ -107,11 +107,11 @@ def choose_examples(
 
     for task, values in scores.items():
         signed = signs[task] * values
-        take(Shown.HARDEST, task, _mean(signed, (0, 1)))
+        take(ExampleKind.HARDEST, task, _mean(signed, (0, 1)))
         if baseline is not None and featured is not None and baseline != featured:
             gain = _mean(signed[featured] - signed[baseline], 0)
-            take(Shown.IMPROVED, task, -gain, limit=-1e-9)
-            take(Shown.WORSENED, task, gain, limit=-1e-9)
+            take(ExampleKind.IMPROVED, task, -gain, limit=-1e-9)
+            take(ExampleKind.WORSENED, task, gain, limit=-1e-9)
     return list(chosen.values())
 
 

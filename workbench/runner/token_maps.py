@@ -30,7 +30,7 @@ from fusion_workbench.runner.token_map_choice import (
     choose_examples,
     choose_layers,
 )
-from fusion_workbench.schema.names import LOOK_SCHEMA, OVERALL, Artifact, look_file
+from fusion_workbench.schema.names import OVERALL, TOKEN_MAPS_SCHEMA, Artifact, token_map_file
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.tracking import Tracker, to_json
@@ -38,7 +38,7 @@ from fusion_workbench.study.tracking import Tracker, to_json
 if TYPE_CHECKING:
     from fusion_workbench.modules.maps import ColourMaps, ShareMaps
     from fusion_workbench.reports.reading.records import StudyRecord
-    from fusion_workbench.study.ledger import Entry, Ledger
+    from fusion_workbench.study.ledger import Ledger, LedgerEntry
     from fusion_workbench.study.progress import Display
     from fusion_workbench.sweeps.space import Cell, Variant
 
@@ -47,7 +47,7 @@ _BATCH = 8
 Files = dict[str, str | bytes]
 
 
-def log_look(
+def log_token_maps(
     parts: Parts, tracker: Tracker, run_id: str, variants: Sequence[Variant], ledger: Ledger, display: Display
 ) -> bool:
     """Make the look and log it to the parent run ``run_id``; whether it is there now.
@@ -55,7 +55,7 @@ def log_look(
     Nothing is done where the ledger says that the same replicates were looked at before. A look that fails is told in a
     line and never ends a study: everything it shows is in the tables too.
     """
-    look = Look(parts, tracker, run_id, variants, ledger)
+    look = TokenMapBuilder(parts, tracker, run_id, variants, ledger)
     if not look.entries:
         return False
     return log_once(
@@ -96,7 +96,7 @@ class _Map:
         return f"regions-{self.facts['cell']}-{level}.png"
 
 
-class Look:
+class TokenMapBuilder:
     """The look of one study.
 
     Args:
@@ -119,7 +119,7 @@ class Look:
         self.variants = list(variants)
         self.cells: list[Cell] = [v.cell for v in variants]
         self.replicates = [str(r) for r in range(parts.study.replicates)]
-        self.entries: dict[tuple[int, str], Entry] = {
+        self.entries: dict[tuple[int, str], LedgerEntry] = {
             (i, replicate): entry
             for i, v in enumerate(self.variants)
             for replicate in self.replicates
@@ -144,14 +144,14 @@ class Look:
             images = np.stack([self.parts.source.image("test", e.index) for e in examples])
             maps = self._maps(chosen, [e.index for e in examples], record, Path(folder))
         rows, columns = self.parts.encoder.grid()
-        files: Files = {look_file(m.name): _strip(m.maps.colours, columns) for m in maps}
+        files: Files = {token_map_file(m.name): _strip(m.maps.colours, columns) for m in maps}
         for m in maps:
             for level, shades in zip(m.levels, m.shares.shades if m.shares else (), strict=False):
-                files[look_file(m.of_level(level))] = _strip(shades, columns)
+                files[token_map_file(m.of_level(level))] = _strip(shades, columns)
         pictures = [f"image-{e.index}.webp" for e in examples]
-        files |= {look_file(name): _picture(image) for name, image in zip(pictures, images, strict=True)}
+        files |= {token_map_file(name): _picture(image) for name, image in zip(pictures, images, strict=True)}
         described = {
-            "schema": LOOK_SCHEMA,
+            "schema": TOKEN_MAPS_SCHEMA,
             "split": "test",
             "seed": seed,
             "grid": [rows, columns],
@@ -161,7 +161,7 @@ class Look:
             "regions": [m.regions() for m in maps if m.shares is not None],
             "examples": self._described(examples, pictures, scores, chosen),
         }
-        return {Artifact.LOOK: to_json(described)} | files
+        return {Artifact.TOKEN_MAPS: to_json(described)} | files
 
     def _fuses(self, cell: Cell) -> bool:
         """Whether the cell's fuser reads more than one layer."""
@@ -174,7 +174,7 @@ class Look:
         was taken before they did still counts.
         """
         runs = sorted(str(entry.run_id) for entry in self.entries.values())
-        made_of: dict[str, Any] = {"schema": LOOK_SCHEMA, "regions": True, "run": self.run_id, "of": runs}
+        made_of: dict[str, Any] = {"schema": TOKEN_MAPS_SCHEMA, "regions": True, "run": self.run_id, "of": runs}
         tasks, primary = self.parts.tasks, self.parts.study.plan.primary
         if primary and len(tasks) > 1 and primary != OVERALL:
             made_of["primary"] = primary
@@ -201,7 +201,7 @@ class Look:
         scores = {task.name: np.full(shape, np.nan) for task in record.tasks}
         for i, cell in enumerate(self.cells):
             for task, table in scores.items():
-                found = record.outcomes.get((cell.id, task, "test"))
+                found = record.example_scores.get((cell.id, task, "test"))
                 if found is None:
                     continue
                 index = [place[example] for example in found.examples]

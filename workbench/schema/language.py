@@ -29,7 +29,7 @@ class LanguageModel:
     controls: bool = True
 
     @property
-    def known_as(self) -> str:
+    def display_name(self) -> str:
         """With its revision, where it has one."""
         return " · ".join(filter(None, [self.name, self.revision]))
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 # --- versions of what is written ------------------------------------------------------------------------------------
 
 TRACKING_SCHEMA = "1"  # of a study's runs in MLflow, as the tag of its parent run
-LOOK_SCHEMA = 1  # of look/look.json
+TOKEN_MAPS_SCHEMA = 1  # of look/look.json
 LAYERS_SCHEMA = 1  # of similarity.json and importance.json
 REPORT_SCHEMA = 2  # of report.json: raised when a key goes away or changes its meaning, not when one is added
 
@@ -146,7 +146,7 @@ class Artifact(StrEnum):
     LANGUAGE_MODEL = "language_model.json"
     SIMILARITY = "similarity.json"
     IMPORTANCE = "importance.json"
-    LOOK = "look/look.json"
+    TOKEN_MAPS = "look/look.json"
 
     # Of child runs.
     VARIANT = "variant.yaml"
@@ -161,7 +161,7 @@ def scores_file(split: str) -> str:
     return f"outcomes/{split}.parquet"
 
 
-def look_file(name: str) -> str:
+def token_map_file(name: str) -> str:
     """A picture beside ``look/look.json``."""
     return f"look/{name}"
 
@@ -227,9 +227,9 @@ def gate_metric(gate: str) -> str:
     return f"{GATE}{gate}_rms"
 
 
-def control_metric(control: str, task: str) -> str:
+def no_image_metric(control_name: str, task: str) -> str:
     """A task's metric on test, of questions asked without their images."""
-    return f"control/{control}/{task}"
+    return f"control/{control_name}/{task}"
 
 
 # --- what a cell is in a comparison ---------------------------------------------------------------------------------
@@ -262,14 +262,14 @@ class Budget(StrEnum):
     FLOPS = "flops"
 
     @property
-    def control(self) -> str:
+    def control_name(self) -> str:
         """What comparisons call the control."""
         return SAME_PARAMETERS if self is Budget.PARAMETERS else SAME_FLOPS
 
 
 SAME_PARAMETERS, SAME_FLOPS = "one layer, same parameters", "one layer, same FLOPs"
-CONTROLS = (SAME_PARAMETERS, SAME_FLOPS)  # of the best fusion; trained on fresh replicates only
-MATCHED = "matched"  # the strategy of the controls
+MATCHED_CONTROLS = (SAME_PARAMETERS, SAME_FLOPS)  # of the best fusion; trained on fresh replicates only
+MATCHED_STRATEGY = "matched"  # the strategy of the controls
 
 
 class Verdict(StrEnum):
@@ -283,17 +283,17 @@ class Verdict(StrEnum):
     ITSELF = "the baseline itself"
 
 
-class ImageControl(StrEnum):
+class NoImage(StrEnum):
     """How test questions are asked without the image that they are about."""
 
     BLANK = "blank"
     SHUFFLED = "shuffled"
 
 
-IMAGE_CONTROLS = tuple(ImageControl)
+NO_IMAGE_KINDS = tuple(NoImage)
 
 
-class Shown(StrEnum):
+class ExampleKind(StrEnum):
     """Why a test image is among those with token maps."""
 
     RANDOM = "random"

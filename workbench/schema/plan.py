@@ -12,7 +12,7 @@ FEWEST = 5  # replicates for a verdict
 
 
 @dataclass(frozen=True)
-class Family:
+class ComparisonFamily:
     """Measures whose comparisons are corrected together, at ``share`` of the study's level."""
 
     measures: tuple[str, ...]
@@ -36,7 +36,7 @@ class Plan:
     """
 
     primary: str
-    families: tuple[Family, ...]
+    families: tuple[ComparisonFamily, ...]
     level: float
     margin: float | None
     looks: tuple[int, ...]
@@ -52,7 +52,7 @@ class Plan:
         return self._part(self.confirm_share, self.confirm)
 
     def _part(self, share: float, looks: tuple[int, ...]) -> Plan:
-        families = tuple(Family(f.measures, f.share * share) for f in self.families)
+        families = tuple(ComparisonFamily(f.measures, f.share * share) for f in self.families)
         return replace(self, families=families, looks=looks, confirm=(), confirm_share=0.0)
 
     def spent(self) -> tuple[float, ...]:
@@ -80,7 +80,9 @@ class Plan:
         """
         return cls(
             primary=str(plain["primary"]),
-            families=tuple(Family(tuple(map(str, f["measures"])), float(f["share"])) for f in plain["families"]),
+            families=tuple(
+                ComparisonFamily(tuple(map(str, f["measures"])), float(f["share"])) for f in plain["families"]
+            ),
             level=float(plain["level"]),
             margin=None if plain["margin"] is None else float(plain["margin"]),
             looks=tuple(int(n) for n in plain["looks"]),

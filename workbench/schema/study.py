@@ -41,17 +41,17 @@ class Task:
         return 1 if self.direction == "maximize" else -1
 
     @property
-    def spans(self) -> bool:
+    def normalisable(self) -> bool:
         """Whether it is known how far it is from chance to perfect."""
         return self.chance is not None and self.perfect is not None and self.chance != self.perfect
 
     @property
-    def blind(self) -> float | None:
+    def chance_baseline(self) -> float | None:
         """What a guess that looks at no image reaches on test."""
         return self.chance if self.chance_test is None else self.chance_test
 
-    def gain(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Scores as shares of the way from chance (0) to perfect (1). Only where :attr:`spans`."""
+    def chance_normalised(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores as shares of the way from chance (0) to perfect (1). Only where :attr:`normalisable`."""
         assert self.chance is not None
         assert self.perfect is not None
         return (scores - self.chance) / (self.perfect - self.chance)

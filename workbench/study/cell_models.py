@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fusion_workbench.datamodules.features import Features
     from fusion_workbench.modules.answers.task import AnswerTask
     from fusion_workbench.modules.fusion import Fusion
-    from fusion_workbench.modules.language.adapter import Adapter
+    from fusion_workbench.modules.language.connector import LanguageConnector
     from fusion_workbench.modules.tasks import Task
     from fusion_workbench.sweeps.space import Cell
 
@@ -32,7 +32,7 @@ class CellModels(ABC):
         return {}
 
     @abstractmethod
-    def build(self, cell: Cell) -> Fusion | Adapter:
+    def build(self, cell: Cell) -> Fusion | LanguageConnector:
         """What joins the encoder to the rest of the model, fresh; :func:`modules.meta.on_meta` builds it for its
         shapes and checks alone.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.config.history import VERSIONS, as_first, newest, option_defaults_moved
+from fusion_workbench.config.history import VERSIONS, as_version_1, newest, option_defaults_moved
 from fusion_workbench.config.language import NOT_IDENTITY as _NOT_OF_LANGUAGE
 from fusion_workbench.config.study import StudyConfig, digest, to_dict
 from fusion_workbench.core.errors import WorkbenchError
@@ -48,8 +48,8 @@ def study_id(study: StudyConfig) -> str:
         plain["language_model"].pop(key)
     for strategy in plain["strategies"]:
         for part in ("options", "choices"):
-            strategy[part] = as_first(strategy[part], strategy["name"])
-    first = as_first(plain)
+            strategy[part] = as_version_1(strategy[part], strategy["name"])
+    first = as_version_1(plain)
     names = sorted({*_UNNAMED, *(strategy.name for strategy in study.strategies)})
     moved = {name: defaults for name in names if (defaults := option_defaults_moved(study.schema, name))}
     return digest(first | ({"option_defaults": moved} if moved else {}))
@@ -125,7 +125,7 @@ def training_identity(study: StudyConfig) -> dict[str, Any]:
 def language_identity(study: StudyConfig) -> str:
     """16 hex digits over everything about the language model that moves a weight or an answer."""
     plain = {k: v for k, v in to_dict(study)["language_model"].items() if k not in _NOT_OF_LANGUAGE}
-    return digest(as_first({"language_model": plain})["language_model"])
+    return digest(as_version_1({"language_model": plain})["language_model"])
 
 
 def seed_of(*parts: str) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fusion_workbench.datamodules.features import Features
     from fusion_workbench.modules.answers.task import AnswerTask
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
-    from fusion_workbench.modules.language.adapter import Adapter, AdapterConfig
+    from fusion_workbench.modules.language.connector import ConnectorConfig, LanguageConnector
     from fusion_workbench.modules.language.decoder import Decoder
     from fusion_workbench.modules.tasks import Task
     from fusion_workbench.sweeps.space import Cell
@@ -64,16 +64,16 @@ class LanguageParts(CellModels):
     def stage_features(self) -> Mapping[str, Features]:
         return self.features
 
-    def build(self, cell: Cell) -> Adapter:
-        from fusion_workbench.modules.language.adapter import build_adapter
+    def build(self, cell: Cell) -> LanguageConnector:
+        from fusion_workbench.modules.language.connector import build_connector
 
-        return build_adapter(self.adapter_config(cell))
+        return build_connector(self.connector_config(cell))
 
-    def adapter_config(self, cell: Cell) -> AdapterConfig:
-        """What :func:`modules.language.adapter.build_adapter` makes of a cell."""
-        from fusion_workbench.modules.language.adapter import AdapterConfig
+    def connector_config(self, cell: Cell) -> ConnectorConfig:
+        """What :func:`modules.language.connector.build_connector` makes of a cell."""
+        from fusion_workbench.modules.language.connector import ConnectorConfig
 
-        return AdapterConfig(
+        return ConnectorConfig(
             strategy=cell.strategy,
             selection=cell.selection,
             dim=self.dim,
@@ -109,7 +109,7 @@ class LanguageParts(CellModels):
         return self.decoder()
 
     @property
-    def trains_words(self) -> bool:
+    def trains_language_model(self) -> bool:
         """Whether any stage changes the language model."""
         return any(stage.language_model != FROZEN for stage in self.config.stages)
 
@@ -231,20 +231,20 @@ def answer_tasks(study: StudyConfig, source: ConversationSource) -> list[AnswerT
     return tasks
 
 
-def parameters_of(adapter: Adapter) -> dict[str, int]:
+def count_parameters(connector: LanguageConnector) -> dict[str, int]:
     """Parameters by part: fuser (with its gates) and projector."""
-    parts = {name: sum(p.numel() for p in own) for name, own in adapter.parts().items()}
+    parts = {name: sum(p.numel() for p in own) for name, own in connector.parts().items()}
     return {"fuser": parts.get("fuser", 0) + parts.get("gates", 0), "projector": parts.get("projector", 0)}
 
 
 def _fits(source: ConversationSource, stage: StageConfig, study: StudyConfig, encoder: VisionEncoder) -> None:
     from fusion_workbench.datamodules.order import check_batch
-    from fusion_workbench.modules.encoders.encoder import both
+    from fusion_workbench.modules.encoders.encoder import height_width
 
-    if both(source.image_size) != both(encoder.image_size):
+    if height_width(source.image_size) != height_width(encoder.image_size):
         raise WorkbenchError(
-            f"stage '{stage.name}': its images are {both(source.image_size)} px and the encoder reads "
-            f"{both(encoder.image_size)} px; set encoder.image_size, or the size in the source's options."
+            f"stage '{stage.name}': its images are {height_width(source.image_size)} px and the encoder reads "
+            f"{height_width(encoder.image_size)} px; set encoder.image_size, or the size in the source's options."
         )
     own = "batch_size" if stage.batch_size else "training.batch_size"
     check_batch(

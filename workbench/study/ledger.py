@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One variant-replicate."""
 
     variant: str
@@ -74,16 +74,16 @@ class Ledger:
     def close(self) -> None:
         self._db.close()
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LedgerEntry]:
         rows = self._db.execute("SELECT variant, replicate, state, run_id, outcome, result FROM entries ORDER BY rowid")
-        return [Entry(v, r, s, run, o, json.loads(result)) for v, r, s, run, o, result in rows]
+        return [LedgerEntry(v, r, s, run, o, json.loads(result)) for v, r, s, run, o, result in rows]
 
-    def find(self, variant: str, replicate: str) -> Entry | None:
+    def find(self, variant: str, replicate: str) -> LedgerEntry | None:
         row = self._db.execute(
             "SELECT state, run_id, outcome, result FROM entries WHERE variant = ? AND replicate = ?",
             (variant, replicate),
         ).fetchone()
-        return Entry(variant, replicate, row[0], row[1], row[2], json.loads(row[3])) if row else None
+        return LedgerEntry(variant, replicate, row[0], row[1], row[2], json.loads(row[3])) if row else None
 
     def objective(self, variant: str, replicates: Iterable[str]) -> float | None:
         """The mean of a variant's objective over those of some replicates that have one; None where none has."""

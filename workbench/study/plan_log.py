@@ -20,7 +20,7 @@ _WORDS = {
 }
 
 
-def freeze(study: StudyConfig, ledger: Ledger, tracker: Tracker, run_id: str) -> dict[str, Any]:
+def register_plan(study: StudyConfig, ledger: Ledger, tracker: Tracker, run_id: str) -> dict[str, Any]:
     """Track the plan as ``plan.json`` and its hash as a tag; return it in full.
 
     The plan that stood before the first run stays in the ledger. Another one later is used, and its changes are written

@@ -193,9 +193,9 @@ def check_builds(space: Space, models: CellModels) -> None:
 
 
 def _check_image_size(name: str, source: Source, encoder: VisionEncoder) -> None:
-    from fusion_workbench.modules.encoders.encoder import both
+    from fusion_workbench.modules.encoders.encoder import height_width
 
-    made, read = both(source.image_size), both(encoder.image_size)
+    made, read = height_width(source.image_size), height_width(encoder.image_size)
     if made != read:
         raise WorkbenchError(
             f"the source '{name}' makes images of {_pixels(made)} px and the encoder reads "

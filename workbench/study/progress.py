@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from fusion_workbench.core.bars import counted
+from fusion_workbench.core.bars import progress_bar
 from fusion_workbench.schema.names import Phase
 
 _EVERY = 30.0  # seconds between plain lines
@@ -50,7 +50,7 @@ class Display:
         if not total or not self.progress:
             yield lambda count: None
         elif self.console.is_terminal:
-            with counted(self.console, name, total, unit=unit) as advance:
+            with progress_bar(self.console, name, total, unit=unit) as advance:
                 yield advance
         else:
             yield _Plain(self, name, total, unit).advance

@@ -37,7 +37,7 @@ from fusion_workbench.study.tracking import to_json
 
 if TYPE_CHECKING:
     from fusion_workbench.modules.answers.task import AnswerTask
-    from fusion_workbench.modules.probes.bank import Evaluation, Member
+    from fusion_workbench.modules.probes.bank import Evaluation, ProbeRun
     from fusion_workbench.modules.tasks import Task
     from fusion_workbench.sweeps.space import Variant
 
@@ -52,7 +52,7 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
     tasks = {task.name: tracked_task(parts, task).plain() for task in parts.measured}
     return {
         Artifact.STUDY: to_yaml(parts.study),
-        Artifact.ENCODER: to_json(parts.encoder.passport()),
+        Artifact.ENCODER: to_json(parts.encoder.encoder_info()),
         Artifact.SOURCE: to_json(tracked_source(parts).plain()),
         Artifact.TASKS: to_json(tasks),
     }
@@ -83,26 +83,26 @@ def tracked_task(parts: Parts, task: Task | AnswerTask) -> TrackedTask:
         direction=task.direction,
         unit=task.unit,
         chance=task.chance,
-        chance_test=guess_on_test(parts, task),
+        chance_test=chance_on_test(parts, task),
         perfect=task.perfect,
         ratio=task.ratio,
         title=task.title,
     )
 
 
-def guess_on_test(parts: Parts, task: Task | AnswerTask) -> float:
+def chance_on_test(parts: Parts, task: Task | AnswerTask) -> float:
     """The metric, on test, of the best guess that looks at no image: fitted to the training targets, or, of a question
     in words, the constant answer that does best on validation."""
     from fusion_workbench.modules.tasks import Task
 
     source = parts.source
     if isinstance(task, Task):
-        return task.guess(source.targets("train"), source.targets("test"))
+        return task.chance_baseline(source.targets("train"), source.targets("test"))
     taught, asked = (
         [c.references for c in parts.conversations.conversations(split) if c.task == task.name]
         for split in ("val", "test")
     )
-    return task.guess(taught, asked)
+    return task.chance_baseline(taught, asked)
 
 
 def describe_variant(variant: Variant) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def keeps_results(phase: str, status: str | None) -> bool:
 
 
 def final_metrics(
-    member: Member, parts: Parts, grid: tuple[int, int], phase: str, device: torch.device
+    probe_run: ProbeRun, parts: Parts, grid: tuple[int, int], phase: str, device: torch.device
 ) -> dict[str, float]:
     """Cost, convergence, gates, attention and, for the final replicates, the test metrics.
 
@@ -185,67 +185,71 @@ def final_metrics(
     """
     from fusion_workbench.modules.cost import flops, parameters
 
-    probe, dim = member.probe.to(device), parts.encoder.dim
+    probe, dim = probe_run.probe.to(device), parts.encoder.dim
     dtype = next(probe.parameters()).dtype
     tokens = grid[0] * grid[1]
     example = torch.zeros(len(probe.fuser.uses), 1, tokens, dim, device=device, dtype=dtype)
     gates = {
-        key: value for key, value in (member.history[-1] if member.history else {}).items() if key.startswith(GATE)
+        key: value
+        for key, value in (probe_run.history[-1] if probe_run.history else {}).items()
+        if key.startswith(GATE)
     }
     metrics = training_metrics(
         fuser=parameters(probe.fuser),
         projector=parameters(probe.projector),
         flops=flops(lambda x: probe.tokens(x, grid), example),
-        samples=member.images,
-        seconds=member.step_seconds,
-        timed=member.step_seconds,
+        samples=probe_run.images,
+        seconds=probe_run.step_seconds,
+        timed=probe_run.step_seconds,
         peak_memory_mb=peak_memory_mb(),
-        history=member.history,
-        status=member.outcome,
+        history=probe_run.history,
+        status=probe_run.status,
     )
-    metrics |= {CostMetric.PARAMETERS_HEADS: parameters(probe.heads)} | member.diagnostics | gates
+    metrics |= {CostMetric.PARAMETERS_HEADS: parameters(probe.heads)} | probe_run.diagnostics | gates
     if phase != Phase.SEARCH:
-        metrics[CostMetric.FORWARD_MS] = _forward_ms(member, example, grid)
+        metrics[CostMetric.FORWARD_MS] = _forward_ms(probe_run, example, grid)
     if gates:
         metrics[GATES_OPENED] = float(all(value >= GATES_OPEN for value in gates.values()))
-    if "test" in member.evaluations:
-        test = member.evaluations["test"]
+    if "test" in probe_run.evaluations:
+        test = probe_run.evaluations["test"]
         metrics |= {on_test(key): value for key, value in test.metrics.items()} | {on_test(LOSS): test.loss}
     return finite(metrics)
 
 
-def child_files(member: Member, parts: Parts, variant: Variant, phase: str) -> dict[str, str | bytes]:
+def child_files(probe_run: ProbeRun, parts: Parts, variant: Variant, phase: str) -> dict[str, str | bytes]:
     """Resolved YAML always; outcomes and the trained fuser for the final replicates."""
     import safetensors.torch
 
     cell = variant.cell
     described = describe_variant(variant)
     files: dict[str, str | bytes] = {Artifact.VARIANT: yaml.safe_dump(described, sort_keys=False)}
-    if not keeps_results(phase, member.outcome):
+    if not keeps_results(phase, probe_run.status):
         return files
-    for split, evaluation in member.evaluations.items():
+    for split, evaluation in probe_run.evaluations.items():
         files[scores_file(split)] = _outcomes(evaluation, parts, split)
     weights = {
         f"{part}.{key}": value.detach().cpu().contiguous()
         for part, module in (
-            ("fuser", member.probe.fuser),
-            ("projector", member.probe.projector),
-            ("heads", member.probe.heads),
+            ("fuser", probe_run.probe.fuser),
+            ("projector", probe_run.probe.projector),
+            ("heads", probe_run.probe.heads),
         )
         for key, value in module.state_dict().items()
     }
-    if inside := member.inside | {f"{GATE}{name}": torch.stack(gates) for name, gates in member.gates.items() if gates}:
+    if inside := probe_run.inside | {
+        f"{GATE}{name}": torch.stack(gates) for name, gates in probe_run.gates.items() if gates
+    }:
         plain = {key: value.contiguous() for key, value in inside.items()}
         files[Artifact.INSIDE] = safetensors.torch.save(
             plain, metadata={"levels": ",".join(map(str, cell.selection.levels))}
         )
     files[Artifact.FUSER] = safetensors.torch.save(weights, metadata={"format": "pt"})
     config = described | {
-        "encoder": parts.encoder.passport(),
+        "encoder": parts.encoder.encoder_info(),
         "dim": parts.encoder.dim,
-        "projector": member.config.probe.projector,
-        "width": member.config.probe.width or parts.encoder.dim,
-        "out_dim": member.probe.fuser.out_dim,
+        "projector": probe_run.config.probe.projector,
+        "width": probe_run.config.probe.width or parts.encoder.dim,
+        "out_dim": probe_run.probe.fuser.out_dim,
     }
     files[Artifact.FUSER_CONFIG] = to_json(config)
     return files
@@ -274,7 +278,7 @@ def _outcomes(evaluation: Evaluation, parts: Parts, split: str) -> bytes:
     return buffer.getvalue()
 
 
-def _forward_ms(member: Member, example: torch.Tensor, grid: tuple[int, int]) -> float:
+def _forward_ms(probe_run: ProbeRun, example: torch.Tensor, grid: tuple[int, int]) -> float:
     """Milliseconds an image for fuser and projector in a batch of 32, the median of five."""
     batch = example.expand(-1, _TIMED_BATCH, -1, -1).contiguous()
     times = []
@@ -283,7 +287,7 @@ def _forward_ms(member: Member, example: torch.Tensor, grid: tuple[int, int]) ->
             if batch.is_cuda:
                 torch.cuda.synchronize()
             start = time.perf_counter()
-            member.probe.tokens(batch, grid)
+            probe_run.probe.tokens(batch, grid)
             if batch.is_cuda:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)

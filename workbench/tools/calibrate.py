@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.core.bars import counted
+from fusion_workbench.core.bars import progress_bar
 from fusion_workbench.core.files import explain_writing, write_file
 from fusion_workbench.version import __version__
 
@@ -40,8 +40,8 @@ def run(
         WorkbenchError: the pilot cannot be read, or ``out`` cannot be written.
     """
     from fusion_workbench.reports.calibration.checks import checks
-    from fusion_workbench.reports.calibration.pilots import mixes, pilots
     from fusion_workbench.reports.calibration.pilots import pilot as read_pilot
+    from fusion_workbench.reports.calibration.pilots import pilot_components, pilots
     from fusion_workbench.reports.calibration.table import document, markdown
     from fusion_workbench.reports.reading.query import read_study
 
@@ -49,10 +49,10 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     sources = [read_pilot(read_study(*pilot))] if pilot[1] else list(pilots())
-    chosen = [c for c in checks(mixes(sources)) if c.short or not short]
+    chosen = [c for c in checks(pilot_components(sources)) if c.short or not short]
     studies = min(studies, SHORT) if short else studies
     rows = []
-    with counted(console, "simulated checks", len(chosen), shown=not quiet) as advance:
+    with progress_bar(console, "simulated checks", len(chosen), shown=not quiet) as advance:
         for check in chosen:
             rows.append(check.row(studies, seed))
             advance(1)
@@ -61,9 +61,9 @@ def run(
         from fusion_workbench.tools.planted_studies import aliased, named
 
         with tempfile.TemporaryDirectory(prefix="workbench-calibrate-") as scratch:
-            with counted(console, "studies of aliases", real_aa, shown=not quiet) as advance:
+            with progress_bar(console, "studies of aliases", real_aa, shown=not quiet) as advance:
                 rows += [aliased(real_aa, seed, Path(scratch) / "aliases", advance)] if real_aa else []
-            with counted(console, "planted studies", planted, shown=not quiet) as advance:
+            with progress_bar(console, "planted studies", planted, shown=not quiet) as advance:
                 rows += [named(planted, seed, Path(scratch) / "planted", advance)] if planted else []
     facts = {
         "command": " ".join(["workbench", *map(shlex.quote, sys.argv[1:])]),
@@ -73,7 +73,7 @@ def run(
         "seconds": round(time.monotonic() - start),
         "seconds_simulating": round(simulated),
         "pilots": sources,
-        "mixes": {name: mix.__dict__ for name, mix in mixes(sources).items()},
+        "mixes": {name: mix.__dict__ for name, mix in pilot_components(sources).items()},
     }
     found = document(rows, facts)
     write(found, out / "calibration.json")
@@ -92,10 +92,10 @@ def show(console: Console, found: dict[str, Any], out: Path) -> None:
     """Print the table."""
     from rich.table import Table
 
-    from fusion_workbench.reports.calibration.table import told
+    from fusion_workbench.reports.calibration.table import terminal_rows
 
     table = Table("check", "study", "rate", "95 % Monte Carlo", "bar", "", title=f"{found['studies']} studies a row")
-    for line in told(found):
+    for line in terminal_rows(found):
         table.add_row(*line)
     console.print(table)
     missed = sum(not r["passed"] for r in found["rows"])

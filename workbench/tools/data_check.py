@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.core.text import harmless
+from fusion_workbench.core.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,11 +53,11 @@ def check(
         "different images": len({key for placed in found.rows for key in placed.keys}),
         "bad rows": len(bad.rows),
     }
-    table = Table(show_header=False, title=Text(harmless(str(file))), title_justify="left")
+    table = Table(show_header=False, title=Text(printable(str(file))), title_justify="left")
     for name, number in facts.items():
         table.add_row(name, f"{number:,}")
     for task, number in sorted(Counter(row.task for row in rows).items()):
-        table.add_row(Text(harmless(f"task {task}")), f"{number:,}")
+        table.add_row(Text(printable(f"task {task}")), f"{number:,}")
     console.print(table)
     for reason, (number, first) in bad.reasons.items():
         console.print(f"{number:,} {reason}: {first.file}:{first.line}: {first.detail}", highlight=False, markup=False)

@@ -19,7 +19,7 @@ ROLES = {"user": "human", "assistant": "gpt"}  # LLaVA's words for them
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedConversations:
     """What was written."""
 
     files: dict[str, Path]  # split → JSON or JSONL
@@ -52,7 +52,7 @@ def export(
     jsonl: bool = False,
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda count: None,
-) -> Exported:
+) -> ExportedConversations:
     """Write ``splits`` of a source to ``out``: ``SPLIT.json`` and ``images/SPLIT/NUMBER.png``.
 
     The images are those that the encoder reads, so the source ``llava`` with the same ``size`` gives the same pixels.
@@ -83,7 +83,9 @@ def export(
         raise WorkbenchError(f"{error.filename or out} cannot be written: {error.strerror or error}.") from None
     every = [conversation for conversations in said.values() for conversation in conversations]
     pictures = sum(source.size(split) for split in splits)
-    return Exported(files, out / IMAGES, len(every), pictures, all(_begins_with_its_image(c) for c in every))
+    return ExportedConversations(
+        files, out / IMAGES, len(every), pictures, all(_begins_with_its_image(c) for c in every)
+    )
 
 
 def _write_images(source: ConversationSource, split: str, folder: Path, advance: Callable[[int], None]) -> None:

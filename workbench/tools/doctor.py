@@ -35,7 +35,7 @@ SHOWN = ("torch", "lightning", "torchmetrics", "transformers", "optuna", "mlflow
 MALICIOUS = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
 GB = 10**9
 
-State = Literal["ok", "warn", "bad"]
+FindingState = Literal["ok", "warn", "bad"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Finding:
     """One thing that was looked at. ``remedy`` is empty when there is nothing to mend."""
 
     name: str
-    state: State
+    state: FindingState
     what: str
     remedy: str = ""
 
@@ -213,7 +213,7 @@ def _folder(name: str, folder: Path) -> Iterator[Finding]:
     usage = shutil.disk_usage(there)
     what = f"{_gb(usage.free)} of {_gb(usage.total)} free"
     remedy = f"free some space, or choose another place with {option}"
-    state: State = "bad" if usage.free < 0.5 * GB else "warn" if usage.free < 5 * GB else "ok"
+    state: FindingState = "bad" if usage.free < 0.5 * GB else "warn" if usage.free < 5 * GB else "ok"
     yield Finding(f"{name} disk", state, what, "" if state == "ok" else remedy)
 
 
@@ -285,7 +285,7 @@ def _assets() -> Iterator[Finding]:
             what = "not here; fetched when asked for" if optional else "not here yet; a first run fetches it"
             yield Finding(status.name, "ok" if optional else "warn", what, mend)
         else:
-            state: State = "ok" if status.state == "ready" else "bad"
+            state: FindingState = "ok" if status.state == "ready" else "bad"
             yield Finding(status.name, state, f"{status.state}: {status.what}", mend)
 
 

@@ -16,10 +16,10 @@ def show(console: Console, name: str, image_size: int, revision: str | None) -> 
     """Print the passport of encoder ``name``. Raises WorkbenchError when it cannot be loaded."""
     from rich.table import Table
 
-    from fusion_workbench.modules.encoders.encoder import both
+    from fusion_workbench.modules.encoders.encoder import height_width
 
     encoder = load_encoder(EncoderConfig(name=name, revision=revision, image_size=image_size, precision="float32"))
-    facts = encoder.passport()
+    facts = encoder.encoder_info()
     norm = (
         "follows the last block: last_hidden_state = norm(hidden_states[-1])"
         if facts["final_norm"]
@@ -32,7 +32,7 @@ def show(console: Console, name: str, image_size: int, revision: str | None) -> 
         "parameters": f"{facts['parameters'] / 1e6:.2f} M",
         "depth": f"{facts['depth']} blocks, layers 0 to {facts['depth']}",
         "dim": str(facts["dim"]),
-        "input": f"{' × '.join(map(str, both(encoder.image_size)))} px, patches of {facts['patch']} px",
+        "input": f"{' × '.join(map(str, height_width(encoder.image_size)))} px, patches of {facts['patch']} px",
         "grid": f"{facts['grid'][0]} × {facts['grid'][1]} = {facts['tokens']} patch tokens",
         "positions": facts["positions"],
         "prefix tokens": f"{facts['prefix_tokens']} (split off, never fused)",
@@ -82,6 +82,6 @@ def _families(code: str = "") -> list[tuple[str, ...]]:
     for family in dict.fromkeys(FAMILIES.values()):
         types = ", ".join(f"{code}{name}{code}" for name in alike[id(family)])
         norm = "yes" if family.final_norm else "no"
-        where = family.positions + ("; sound: no source yet" if family.sound else "")
+        where = family.positions + ("; sound: no source yet" if family.audio else "")
         rows.append((types, f"{code}{family.model_class}{code}", family.prefix_words, norm, where, family.models))
     return rows

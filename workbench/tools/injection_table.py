@@ -21,7 +21,7 @@ BEGIN, END = "<!-- injections: begin -->", "<!-- injections: end -->"
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """An encoder and a language model between which costs are counted."""
 
     name: str
@@ -29,8 +29,10 @@ class Pair:
     setting: InjectionSetting
 
 
-PAPER = Pair("CLIP-L/336 and LLaVA-1.5-7B", (24, 24), InjectionSetting(Selection((3, 8, 13, 18), 23), 1024, 4096, 32))
-EMBEDDED = Pair("embedded pair, 112 px", (8, 8), InjectionSetting(Selection((3, 6, 9), 12), 384, 576, 30))
+PAPER = ModelPair(
+    "CLIP-L/336 and LLaVA-1.5-7B", (24, 24), InjectionSetting(Selection((3, 8, 13, 18), 23), 1024, 4096, 32)
+)
+EMBEDDED = ModelPair("embedded pair, 112 px", (8, 8), InjectionSetting(Selection((3, 6, 9), 12), 384, 576, 30))
 PAIRS = (PAPER, EMBEDDED)
 
 # Rows beside each injection's defaults: options that change where it adds or what it costs.
@@ -51,7 +53,7 @@ HEADINGS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class InjectionCostRow:
     """One line; parameters and FLOPs an image of everything before the language model, for each pair."""
 
     name: str
@@ -68,7 +70,7 @@ class Row:
         return self.name, self.title, self.source or "—", ", ".join(map(str, self.blocks)) or "—", *costs
 
 
-def rows() -> list[Row]:
+def rows() -> list[InjectionCostRow]:
     """``deep_only`` to compare with, then every injection and its other forms; nothing is computed in full."""
     names = list(INJECTIONS)  # before: what plug-ins make when they are loaded is no matter of shapes alone
     found = [on_meta(_row, name, options) for name in names for options in ({}, *VARIATIONS.get(name, ()))]
@@ -103,7 +105,7 @@ def show(console: Console) -> None:
         )
 
 
-def _row(name: str, options: Mapping[str, Any]) -> Row:
+def _row(name: str, options: Mapping[str, Any]) -> InjectionCostRow:
     spec = INJECTIONS[name]
     built = [build_injection(name, pair.setting, options) for pair in PAIRS]
     costs = tuple(
@@ -111,7 +113,7 @@ def _row(name: str, options: Mapping[str, Any]) -> Row:
     )
     changed = ", ".join(f"{key}={value}" for key, value in options.items())
     named = f"{name} ({changed})" if changed else name
-    return Row(
+    return InjectionCostRow(
         named,
         spec.title,
         spec.source,
@@ -121,9 +123,9 @@ def _row(name: str, options: Mapping[str, Any]) -> Row:
     )
 
 
-def _plain() -> Row:
+def _plain() -> InjectionCostRow:
     costs = []
     for pair in PAIRS:
         fuser = build("deep_only", pair.setting.selection, pair.setting.dim)
         costs.append(cost_of(fuser, pair.setting.projector, pair.setting.width, pair.grid))
-    return Row("deep_only", "a single layer, nothing injected", "", (), tuple(costs))
+    return InjectionCostRow("deep_only", "a single layer, nothing injected", "", (), tuple(costs))

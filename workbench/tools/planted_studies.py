@@ -15,7 +15,7 @@ from fusion_workbench.config.study import SelectionConfig, StrategyConfig, Study
 from fusion_workbench.schema.names import Baseline
 
 if TYPE_CHECKING:
-    from fusion_workbench.reports.calibration.checks import Row
+    from fusion_workbench.reports.calibration.checks import CheckResult
     from fusion_workbench.reports.reading.records import StudyRecord
 
 DEPTH = 4
@@ -25,7 +25,7 @@ ALIASES = 6
 _BASELINES = (Baseline.DEEPEST, Baseline.PENULTIMATE, Baseline.MIDDLE)
 
 
-def named(studies: int, seed: int, workspace: Path, advance: Callable[[int], None]) -> Row:
+def named(studies: int, seed: int, workspace: Path, advance: Callable[[int], None]) -> CheckResult:
     """Run studies of ``sweeps/planted.yaml`` with other layers, data and noise; count those that name the layers."""
     from fusion_workbench.reports.analysis.answer import answer
     from fusion_workbench.reports.analysis.comparison import Analysis
@@ -42,7 +42,7 @@ def named(studies: int, seed: int, workspace: Path, advance: Callable[[int], Non
     return row(PLANTED, setting, right, studies)
 
 
-def aliased(studies: int, seed: int, workspace: Path, advance: Callable[[int], None]) -> Row:
+def aliased(studies: int, seed: int, workspace: Path, advance: Callable[[int], None]) -> CheckResult:
     """Train studies of one strategy under :data:`ALIASES` names; count those with any verdict better or worse."""
     from fusion_workbench.reports.analysis.comparison import Analysis
     from fusion_workbench.reports.calibration.checks import REAL_AA, row

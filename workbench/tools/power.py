@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.reports.analysis.planning import Planning, hours, planning, round_up, usual, worth
+from fusion_workbench.reports.analysis.planning import (
+    Planning,
+    hours,
+    planning,
+    round_differences,
+    round_up,
+    smallest_effect_of_interest,
+)
 from fusion_workbench.reports.statistics.power import CONFIDENCE, POWER, Pilot, needed, needed_examples, pilot, smallest
 from fusion_workbench.reports.words.units import Unit
 from fusion_workbench.schema.plan import FEWEST
@@ -54,7 +61,7 @@ def from_study(console: Console, uri: str, study: str, experiment: str, differen
         highlight=False,
         markup=False,
     )
-    wanted = abs(differences[0]) if differences else worth(analysis, found)
+    wanted = abs(differences[0]) if differences else smallest_effect_of_interest(analysis, found)
     console.print(found.sentence(wanted), highlight=False, markup=False, style="bold")
 
 
@@ -125,7 +132,7 @@ def from_scores(
 
 def _shown(differences: Sequence[float], now: float) -> list[float]:
     """The differences asked for; else round ones."""
-    return [abs(d) for d in differences] or usual(now)
+    return [abs(d) for d in differences] or round_differences(now)
 
 
 def _extent(p: Pilot, noun: str) -> str:

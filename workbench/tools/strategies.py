@@ -49,7 +49,7 @@ VARIATIONS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class CostRow:
     """One line of the table; parameters and FLOPs an image of fuser and projector together, for each setting."""
 
     spec: StrategySpec
@@ -65,7 +65,7 @@ class Row:
         return f"{self.spec.name} ({changed})" if changed else self.spec.name
 
 
-def rows() -> list[Row]:
+def rows() -> list[CostRow]:
     """Every registered strategy and its costlier or cheaper forms, the plainest first; nothing is computed in full."""
     found = [_row(spec, options) for spec in STRATEGIES.values() for options in ({}, *VARIATIONS.get(spec.name, ()))]
     return sorted(found, key=lambda row: (row.costs[0], row.name))
@@ -175,7 +175,7 @@ def _check(target: str, options: Mapping[str, Any] | None) -> _Checked:
     return _Checked(name, cls, "Injection", check_injection(name, options), INJECTIONS.group, " of language models")
 
 
-def _row(spec: StrategySpec, options: Mapping[str, Any]) -> Row:
+def _row(spec: StrategySpec, options: Mapping[str, Any]) -> CostRow:
     fusers = [on_meta(build, spec.name, setting.selection, setting.dim, options) for setting in (PAPER, EMBEDDED)]
     costs = tuple(
         on_meta(cost_of, fuser, setting.projector, setting.width, setting.grid)
@@ -183,10 +183,10 @@ def _row(spec: StrategySpec, options: Mapping[str, Any]) -> Row:
     )
     paper, embedded = (f"{fuser.out_dim / fuser.dim:g}" for fuser in fusers)
     out_dim = paper if paper == embedded else f"{paper} ({embedded})"  # more levels there, more channels
-    return Row(spec, options, fusers[0].identity_at_start, out_dim, len(fusers[0].token_map(PAPER.grid)), costs)
+    return CostRow(spec, options, fusers[0].identity_at_start, out_dim, len(fusers[0].token_map(PAPER.grid)), costs)
 
 
-def _cells_of(row: Row) -> tuple[str, ...]:
+def _cells_of(row: CostRow) -> tuple[str, ...]:
     costs = (text for parameters, flops in row.costs for text in (f"{parameters / 1e6:.4g}", f"{flops / 1e9:.4g}"))
     identity = "yes" if row.identity else "—"
     return row.name, row.spec.title, row.spec.source or "—", identity, row.out_dim, str(row.tokens), *costs

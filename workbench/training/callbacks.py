@@ -26,22 +26,22 @@ class BankRecorder(L.Callback):
         # Callbacks run before the module's own hook: this epoch's row is sent at the next call, the last by on_fit_end.
         self._send(pl_module)
         assert isinstance(pl_module, FusionBank)
-        self.advance(len(pl_module.members))
+        self.advance(len(pl_module.probe_runs))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._send(pl_module)
 
     def _send(self, bank: L.LightningModule) -> None:
         assert isinstance(bank, FusionBank)
-        for number, (member, run_id) in enumerate(zip(bank.members, self.run_ids, strict=True)):
+        for number, (probe_run, run_id) in enumerate(zip(bank.probe_runs, self.run_ids, strict=True)):
             rows = [
                 (epoch, {key: value for key, value in row.items() if math.isfinite(value)})
-                for epoch, row in enumerate(member.history)
+                for epoch, row in enumerate(probe_run.history)
                 if epoch >= self._sent[number]
             ]
             if rows:
                 self.tracker.log_metrics(run_id, rows)
-                self._sent[number] = len(member.history)
+                self._sent[number] = len(probe_run.history)
 
 
 def quiet_lightning() -> None:

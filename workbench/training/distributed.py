@@ -20,14 +20,14 @@ from fusion_workbench.schema.names import Status
 if TYPE_CHECKING:
     from fusion_workbench.study.jobs import Job
     from fusion_workbench.study.prepare import Parts
-    from fusion_workbench.training.language_run import Row
+    from fusion_workbench.training.language_run import LossRow
 
 ORDER = "order.json"
 _LAST = 20  # lines of a failed worker's words that are shown
 
 
 @dataclass(frozen=True)
-class Taught:
+class DistributedResult:
     """How the workers ended: finished, diverged or out_of_memory; what they trained on together, and in which time;
     ``before``: the time of earlier workers whose checkpoints they took up.
     """
@@ -36,12 +36,12 @@ class Taught:
     samples: int
     seconds: float
     before: float
-    history: list[Row]
+    history: list[LossRow]
 
 
-def teach(
-    parts: Parts, job: Job, folder: Path, tell: Callable[[int, Row], None], advance: Callable[[int], None]
-) -> Taught:
+def train_distributed(
+    parts: Parts, job: Job, folder: Path, tell: Callable[[int, LossRow], None], advance: Callable[[int], None]
+) -> DistributedResult:
     """Run the stages of ``job`` that are not done, on ``training.devices`` devices; leaves checkpoints in ``folder``.
 
     Raises:
@@ -69,7 +69,7 @@ def teach(
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         said: list[str] = []
-        rows: dict[int, Row] = {}
+        rows: dict[int, LossRow] = {}
         end: dict[str, Any] = {}
         try:
             for line in process.stdout:
@@ -93,7 +93,7 @@ def teach(
         )
     samples = int(end["samples"]) * parts.study.training.devices
     history = [rows[number] for number in sorted(rows)]
-    return Taught(end["outcome"], samples, float(end["seconds"]), float(end["before"]), history)
+    return DistributedResult(end["outcome"], samples, float(end["seconds"]), float(end["before"]), history)
 
 
 def _event(line: str) -> dict[str, Any] | None:
@@ -135,7 +135,7 @@ def work(path: Path) -> None:
         if first:
             print(json.dumps(event), flush=True)
 
-    def tell(number: int, row: Row) -> None:
+    def tell(number: int, row: LossRow) -> None:
         say({"number": number, "row": row})
 
     training = tuple((key, value) for key, value in order["training"])

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.schema.names import IMAGE_CONTROLS, OBJECTIVE, Phase, Status, on_validation
+from fusion_workbench.schema.names import NO_IMAGE_KINDS, OBJECTIVE, Phase, Status, on_validation
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.language_parts import stage_steps
 from fusion_workbench.training import language_record
-from fusion_workbench.training.language_record import check_words, child_files, child_params, final_metrics
+from fusion_workbench.training.language_record import check_conversations, child_files, child_params, final_metrics
 
 if TYPE_CHECKING:
     from fusion_workbench.study.ledger import Ledger
@@ -25,7 +25,7 @@ class LanguageTrainer(JobTrainer):
 
     @classmethod
     def check_unchanged(cls, parts: Parts, ledger: Ledger) -> None:
-        check_words(parts, ledger)
+        check_conversations(parts, ledger)
 
     @classmethod
     def study_files(cls, parts: Parts) -> dict[str, str | bytes]:
@@ -43,22 +43,24 @@ class LanguageTrainer(JobTrainer):
         self, jobs: Sequence[Job], run_ids: Sequence[str], phase: str, advance: Callable[[int], None]
     ) -> None:
         from fusion_workbench.modules.probes.bank import objective
-        from fusion_workbench.training.answering import Answers, Asker
         from fusion_workbench.training.callbacks import quiet_lightning
-        from fusion_workbench.training.distributed import teach
-        from fusion_workbench.training.language_run import LanguageRun, Row
+        from fusion_workbench.training.distributed import train_distributed
+        from fusion_workbench.training.evaluation import Evaluator, SplitPredictions
+        from fusion_workbench.training.language_run import LanguageRun, LossRow
 
         quiet_lightning()
         (job,), (run_id,) = jobs, run_ids
         language = self.parts.language
         assert language is not None
 
-        def tell(number: int, row: Row) -> None:
+        def tell(number: int, row: LossRow) -> None:
             self.tracker.log_metrics(run_id, [(number, row)])
 
         folder = self.parts.folder / "checkpoints" / f"{job.variant.id}-{job.replicate}"
         if self.study.training.devices > 1:
-            taught = teach(self.parts, job, folder, tell, advance)  # leaves its checkpoints for the run to take up
+            taught = train_distributed(
+                self.parts, job, folder, tell, advance
+            )  # leaves its checkpoints for the run to take up
             run = LanguageRun(self.parts, job, folder)
             if taught.outcome == Status.FINISHED:
                 run.train()
@@ -67,12 +69,12 @@ class LanguageTrainer(JobTrainer):
         else:
             run = LanguageRun(self.parts, job, folder, tell, advance)
             run.train()
-        run.at_home()
-        answers: dict[str, Answers] = {}
-        controls: dict[str, Answers] = {}
+        run.to_device()
+        answers: dict[str, SplitPredictions] = {}
+        controls: dict[str, SplitPredictions] = {}
         last = dict(run.history[-1]) if run.history else {}
         if run.outcome == Status.FINISHED:
-            asker = Asker(self.parts, run.model, run.layers)
+            asker = Evaluator(self.parts, run.model, run.layers)
             answers["val"] = asker.ask("val")
             values = answers["val"].metrics(language.tasks)
             last |= {on_validation(key): value for key, value in values.items()}
@@ -80,7 +82,7 @@ class LanguageTrainer(JobTrainer):
             if phase != Phase.SEARCH:
                 answers["test"] = asker.ask("test")
                 if language.config.controls:
-                    controls = {name: asker.ask("test", name) for name in IMAGE_CONTROLS}
+                    controls = {name: asker.ask("test", name) for name in NO_IMAGE_KINDS}
             tell(len(run.history), {key: value for key, value in last.items() if key.startswith(on_validation(""))})
         metrics = final_metrics(run, self.parts, answers, controls)
         with tempfile.TemporaryDirectory(prefix="workbench-") as scratch:

@@ -11,18 +11,18 @@ import yaml
 
 from fusion_workbench.config.study import StudyConfig
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.models.folder import Described, kept_of, save_model
+from fusion_workbench.models.folder import ModelInfo, save_model, what_to_save
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import (
     Artifact,
     CostMetric,
-    control_metric,
     model_file,
+    no_image_metric,
     on_test,
     scores_file,
     task_metric,
 )
-from fusion_workbench.study.language_parts import parameters_of, stage_rates
+from fusion_workbench.study.language_parts import count_parameters, stage_rates
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.record import describe_variant, finite, keeps_results, training_metrics, variant_params
 from fusion_workbench.study.tracking import to_json
@@ -30,7 +30,7 @@ from fusion_workbench.study.tracking import to_json
 if TYPE_CHECKING:
     from fusion_workbench.study.ledger import Ledger
     from fusion_workbench.sweeps.space import Variant
-    from fusion_workbench.training.answering import Answers
+    from fusion_workbench.training.evaluation import SplitPredictions
     from fusion_workbench.training.language_run import LanguageRun
 
 # Dense bf16 operations a second, by the name of the device (NVIDIA's data sheets).
@@ -70,7 +70,7 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
     return {Artifact.LANGUAGE_MODEL: to_json(described)}
 
 
-def check_words(parts: Parts, ledger: Ledger) -> None:
+def check_conversations(parts: Parts, ledger: Ledger) -> None:
     """Remember what is taught and asked; a file that was edited since would mix two data sets in one study.
 
     Raises:
@@ -100,21 +100,21 @@ def child_params(study: StudyConfig, variant: Variant, replicate: str) -> dict[s
 
 
 def final_metrics(
-    run: LanguageRun, parts: Parts, answers: Mapping[str, Answers], controls: Mapping[str, Answers]
+    run: LanguageRun, parts: Parts, answers: Mapping[str, SplitPredictions], controls: Mapping[str, SplitPredictions]
 ) -> dict[str, float]:
     """Cost, convergence, gates; of the final replicates the test metrics and the controls."""
     from fusion_workbench.modules.cost import flops
 
     assert parts.language is not None
-    adapter, tasks = run.model.adapter, parts.language.tasks
+    connector, tasks = run.model.connector, parts.language.tasks
     grid = parts.encoder.grid()
-    owner = next(adapter.parameters())
-    example = torch.zeros(len(adapter.uses), 1, grid[0] * grid[1], parts.encoder.dim, device=owner.device)
-    own = parameters_of(adapter)
+    owner = next(connector.parameters())
+    example = torch.zeros(len(connector.uses), 1, grid[0] * grid[1], parts.encoder.dim, device=owner.device)
+    own = count_parameters(connector)
     metrics = training_metrics(
         fuser=own["fuser"],
         projector=own["projector"],
-        flops=flops(lambda x: adapter(x, grid).tokens, example),
+        flops=flops(lambda x: connector(x, grid).tokens, example),
         samples=run.samples,
         seconds=run.before + run.seconds,
         timed=run.seconds,
@@ -132,12 +132,12 @@ def final_metrics(
         for task in tasks:
             value = control.metrics([task]).get(task_metric(task.name, task.metric_name))
             if value is not None:
-                metrics[control_metric(name, task.name)] = value
+                metrics[no_image_metric(name, task.name)] = value
     return finite(metrics)
 
 
 def child_files(
-    run: LanguageRun, parts: Parts, answers: Mapping[str, Answers], phase: str, scratch: Path
+    run: LanguageRun, parts: Parts, answers: Mapping[str, SplitPredictions], phase: str, scratch: Path
 ) -> dict[str, str | bytes | Path]:
     """Resolved YAML always; outcomes, answers and the model's folder for the final replicates.
 
@@ -158,16 +158,16 @@ def child_files(
     return files
 
 
-def _described(run: LanguageRun, parts: Parts) -> Described:
+def _described(run: LanguageRun, parts: Parts) -> ModelInfo:
     """What the model's folder says of it."""
     assert parts.language is not None
     config, options = parts.language.config, parts.study.source.options
     named = {key: options[key] for key in ("padding", "background") if key in options}
-    return Described(
-        run.adapter_config,
+    return ModelInfo(
+        run.connector_config,
         config.name,
         config.revision,
-        kept_of([stage.language_model for stage in config.stages]),
+        what_to_save([stage.language_model for stage in config.stages]),
         config.system,
         config.max_length,
         **named,

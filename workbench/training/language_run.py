@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fusion_workbench.config.language import FROZEN, FULL, LORA, StageConfig
 from fusion_workbench.datamodules.datamodule import AblationDataModule
-from fusion_workbench.modules.language.adapter import seeded_adapter
+from fusion_workbench.modules.language.connector import seeded_connector
 from fusion_workbench.modules.language.decoder import LoraOptions
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.modules.optim import Recipe, gate_rms, named_gates
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fusion_workbench.study.jobs import Job
 
 SECTIONS = 8  # rows of the loss curve a stage
-Row = dict[str, float]
+LossRow = dict[str, float]
 
 
 class LanguageRun:
@@ -55,7 +55,7 @@ class LanguageRun:
         model: the visual language model.
         history: rows of the loss curve, :data:`SECTIONS` a stage.
         outcome: finished, diverged or out_of_memory; None while it trains.
-        seconds, samples, flops_seen: of training, in this process; FLOPs by :func:`flops_a_position`.
+        seconds, samples, flops_seen: of training, in this process; FLOPs by :func:`flops_per_position`.
         before: seconds of training that earlier processes put into the checkpoints that are taken up.
         peak_memory_mb: of training in this process, on CUDA of this run alone; nan where it trained nothing.
     """
@@ -65,7 +65,7 @@ class LanguageRun:
         parts: Parts,
         job: Job,
         folder: Path,
-        tell: Callable[[int, Row], None] = lambda number, row: None,
+        tell: Callable[[int, LossRow], None] = lambda number, row: None,
         advance: Callable[[int], None] = lambda steps: None,
     ) -> None:
         assert parts.language is not None
@@ -73,7 +73,7 @@ class LanguageRun:
         self.language = parts.language
         self.study = parts.study
         self.tell, self.advance = tell, advance
-        self.history: list[Row] = []
+        self.history: list[LossRow] = []
         self.outcome: str | None = None
         self.seconds = self.before = 0.0
         self.peak_memory_mb = math.nan
@@ -86,7 +86,7 @@ class LanguageRun:
     @property
     def layers(self) -> tuple[int, ...]:
         """What the first axis of the features holds."""
-        return tuple(sorted(set(self.model.adapter.uses)))
+        return tuple(sorted(set(self.model.connector.uses)))
 
     def train(self) -> None:
         """All stages that are not done yet."""
@@ -107,7 +107,7 @@ class LanguageRun:
                 self.advance(steps)
         self.outcome = Status.FINISHED
 
-    def at_home(self) -> None:
+    def to_device(self) -> None:
         """Move the model to where it was built: Lightning leaves what it has trained on the CPU."""
         self.model.to(self.home)
 
@@ -115,10 +115,10 @@ class LanguageRun:
         """Seconds since the training that is under way began."""
         return 0.0 if self._began is None else time.perf_counter() - self._began
 
-    def gates(self) -> Row:
+    def gates(self) -> LossRow:
         """Root mean square of each gate by its name in the adapter: how far it has opened."""
-        adapter = self.model.adapter
-        gates = named_gates(adapter, adapter.parts()["gates"])
+        connector = self.model.connector
+        gates = named_gates(connector, connector.parts()["gates"])
         return gate_rms({name.removeprefix("fuser."): gate for name, gate in gates.items()})
 
     def forget(self) -> None:
@@ -130,16 +130,16 @@ class LanguageRun:
     def _build(self) -> VisionLanguageModel:
         cell, encoder = self.job.variant.cell, self.parts.encoder
         language = self.language
-        decoder = language.decoder() if language.trains_words or self._shards else language.frozen
+        decoder = language.decoder() if language.trains_language_model or self._shards else language.frozen
         # A fresh projector speaks louder than any word that a frozen model has read.
-        config = replace(language.adapter_config(cell), output_rms=decoder.embedding_rms())
-        self.adapter_config = config
-        adapter = seeded_adapter(config, seed_of("init", self.job.replicate, self.job.variant.id))
+        config = replace(language.connector_config(cell), output_rms=decoder.embedding_rms())
+        self.connector_config = config
+        connector = seeded_connector(config, seed_of("init", self.job.replicate, self.job.variant.id))
         return VisionLanguageModel(
-            adapter.to(decoder.device),
+            connector.to(decoder.device),
             decoder,
             encoder.grid(),
-            layers=tuple(sorted(set(adapter.uses))),
+            layers=tuple(sorted(set(connector.uses))),
         )
 
     @property
@@ -158,7 +158,7 @@ class LanguageRun:
     def _arrange(self, stage: StageConfig) -> None:
         """What trains in a stage, and how fast."""
         _ARRANGE[stage.language_model](self, self.model.decoder)
-        self.model.adapter.requires_grad_(stage.connector)
+        self.model.connector.requires_grad_(stage.connector)
         self.model.recipe = Recipe(
             stage_rates(self.study, stage, self.job.variant.lr),
             weight_decay=stage.weight_decay,
@@ -286,7 +286,7 @@ _PARALLEL: dict[str, Callable[[int], Any]] = {
 }
 
 
-def flops_a_position(parameters: int, trains: str) -> int:
+def flops_per_position(parameters: int, trains: str) -> int:
     """Model FLOPs of a position in a training step: 2 a parameter forward, 2 backward to the activations, and 2 to the
     weights where all of them train (arXiv 2204.02311, appendix B, without the attention's own).
     """
@@ -336,7 +336,9 @@ class _Recorder(L.Callback):
         self.run.samples += len(batch["index"])
         words, images = int(batch["attention_mask"].sum()), batch["features"].shape[1]
         positions = words + images * (self.run.language.chat.tokens_per_image - 1)
-        self.run.flops_seen += positions * flops_a_position(self.run.language.parameters, self.run.model.decoder.trains)
+        self.run.flops_seen += positions * flops_per_position(
+            self.run.language.parameters, self.run.model.decoder.trains
+        )
         if trainer.global_step == self._seen:
             return  # a batch that is accumulated
         before, self._seen = self._seen, trainer.global_step

@@ -11,7 +11,7 @@ from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.record import child_files, child_params, final_metrics
 
 if TYPE_CHECKING:
-    from fusion_workbench.modules.probes.bank import MemberConfig
+    from fusion_workbench.modules.probes.bank import ProbeRunConfig
 
 _EVAL_BATCH = 64  # nothing depends on it
 
@@ -72,19 +72,19 @@ class BankTrainer(JobTrainer):
         trainer.fit(bank, data)
         if phase != Phase.SEARCH:
             trainer.test(bank, data, verbose=False)
-        for job, member, run_id in zip(jobs, bank.members, run_ids, strict=True):
-            metrics = final_metrics(member, self.parts, grid, phase, trainer.strategy.root_device)
-            files = child_files(member, self.parts, job.variant, phase)
-            last = member.history[-1] if member.history else {}
-            self.commit(job, run_id, member.outcome or Status.PRUNED, len(member.history), metrics, files, last)
+        for job, probe_run, run_id in zip(jobs, bank.probe_runs, run_ids, strict=True):
+            metrics = final_metrics(probe_run, self.parts, grid, phase, trainer.strategy.root_device)
+            files = child_files(probe_run, self.parts, job.variant, phase)
+            last = probe_run.history[-1] if probe_run.history else {}
+            self.commit(job, run_id, probe_run.status or Status.PRUNED, len(probe_run.history), metrics, files, last)
 
-    def _member(self, job: Job) -> MemberConfig:
+    def _member(self, job: Job) -> ProbeRunConfig:
         from fusion_workbench.modules.optim import Recipe
-        from fusion_workbench.modules.probes.bank import MemberConfig
+        from fusion_workbench.modules.probes.bank import ProbeRunConfig
         from fusion_workbench.modules.probes.probe import ProbeConfig
 
         training, cell = self.study.training, job.variant.cell
-        return MemberConfig(
+        return ProbeRunConfig(
             variant=job.variant.id,
             label=cell.label,
             probe=ProbeConfig(

@@ -12,7 +12,7 @@ _CLOSING = " \"'`“”‘’«»)]}.,;:!?…"
 
 
 @lru_cache(2**14)  # the same answers are judged again for every guess and every variant
-def plain(text: str) -> str:
+def normalise_text(text: str) -> str:
     """``text`` in one case, white space as single spaces, without quotes and brackets around it and without what ends a
     sentence.
 
@@ -25,14 +25,14 @@ def plain(text: str) -> str:
 
 @register_metric("exact_match")
 class ExactMatch(AnswerMetric):
-    """Whether the answer, as :func:`plain` text, is one of the right ones."""
+    """Whether the answer, as :func:`normalise_text` text, is one of the right ones."""
 
     title = "exact match"
     source = "ours; GQA's accuracy (Hudson and Manning, CVPR 2019) on plain text"
 
     def score(self, prediction: str, answers: Sequence[str]) -> float:
-        said = plain(prediction)
-        return float(any(said == plain(answer) for answer in answers))
+        said = normalise_text(prediction)
+        return float(any(said == normalise_text(answer) for answer in answers))
 
 
 @register_metric("ocrbench")

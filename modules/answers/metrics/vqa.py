@@ -15,7 +15,7 @@ _ARTICLES = frozenset(("a", "an", "the"))
 _MARKS = ';/[]"{}()=+\\_->@<`,?!'
 _FULL_STOP = re.compile(r"\.(?!\d)")  # one that does not begin decimals
 
-# The contractions of the published table, spelt as they should be; see `_misspelt`.
+# The contractions of the published table, spelt as they should be; see `_without_apostrophe`.
 _CONTRACTIONS = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
 how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
@@ -27,12 +27,12 @@ y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 
 
-def _misspelt(word: str) -> list[str]:
+def _without_apostrophe(word: str) -> list[str]:
     """The spellings of a contraction that lack one of its apostrophes."""
     return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
 
 
-_REPAIRED = {wrong: word for word in _CONTRACTIONS.split() for wrong in _misspelt(word)}
+_REPAIRED = {wrong: word for word in _CONTRACTIONS.split() for wrong in _without_apostrophe(word)}
 _REPAIRED["somebody'd"] = "somebodyd"  # the published table has it the wrong way round, and so must we
 
 

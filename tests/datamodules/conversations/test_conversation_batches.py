@@ -136,7 +136,7 @@ def test_what_is_left_out_is_counted(make: Make) -> None:
     seen = [n for batch in data.train_dataloader() for n in batch["index"].tolist()]
     assert sorted(seen + data.left_out) == list(range(27))
     assert 0 < len(data.left_out) < 27
-    assert data.cut > 0
+    assert data.truncated > 0
     for number, conversation in enumerate(data.source.conversations("train")):
         assert (data.chat.fit(data.chat.encode(conversation)) is None) == (number in data.left_out)
     for batch in data.train_dataloader():

@@ -22,7 +22,7 @@ from fusion_workbench.datamodules.conversations.finescenes import (
     QuestionsOptions,
 )
 from fusion_workbench.datamodules.sources.base import SPLITS
-from fusion_workbench.datamodules.sources.finescenes import FineScenes, FineScenesOptions, Layout, Placed
+from fusion_workbench.datamodules.sources.finescenes import FineScenes, FineScenesOptions, Layout, PlacedGlyph
 from fusion_workbench.datamodules.sources.finescenes_parts import CLASSES
 
 # sha256 over the conversations about the first 16 scenes of each split: every machine must say the same words.
@@ -60,8 +60,10 @@ def test_a_lesson_asks_every_kind_once_and_shows_the_image_first(asked: FineScen
         assert all(t.text.endswith(SHORTLY) for t in lesson.turns[::2])
         pairs = zip(lesson.turns[::2], lesson.turns[1::2], strict=True)
         said = {(t.text.removeprefix(f"{IMAGE}\n"), a.text) for t, a in pairs}
-        assert said == {asked.ask("train", lesson.images[0], kind) for kind in KINDS}
-        firsts.add(next(k for k in KINDS if asked.ask("train", lesson.images[0], k)[0] in lesson.turns[0].text))
+        assert said == {asked.question_and_answer("train", lesson.images[0], kind) for kind in KINDS}
+        firsts.add(
+            next(k for k in KINDS if asked.question_and_answer("train", lesson.images[0], k)[0] in lesson.turns[0].text)
+        )
     assert firsts == set(KINDS)
 
 
@@ -131,7 +133,7 @@ def test_a_question_does_not_depend_on_what_else_is_asked(kinds: list[str], seed
     some = FineScenesQuestions(QuestionsOptions(train=3, val=2, test=2, seed=seed, kinds=kinds))
     every = FineScenesQuestions(QuestionsOptions(train=2, val=2, test=3, seed=seed))
     for kind in kinds:
-        assert some.ask("test", 1, kind) == every.ask("test", 1, kind)
+        assert some.question_and_answer("test", 1, kind) == every.question_and_answer("test", 1, kind)
     assert [c.task for c in of_scene(some, "val", 1)] == [kind for kind in KINDS if kind in kinds]
     long, short = every.conversations("train")[1], some.conversations("train")[1]
     kept = [t.text.replace(IMAGE, "").strip() for t in short.turns]
@@ -152,7 +154,7 @@ def test_one_glyph_is_named_by_any_place() -> None:
     lone = FineScenesQuestions(QuestionsOptions(train=1, val=1, test=8, glyphs=1, fewest=1, kinds=["read", "count"]))
     for question in lone.conversations("test"):
         assert question.answers[0] in (*CLASSES, "1")
-    assert isinstance(lone.scenes.layouts("test")[0].glyphs[0], Placed)
+    assert isinstance(lone.scenes.layouts("test")[0].glyphs[0], PlacedGlyph)
 
 
 @pytest.mark.parametrize(

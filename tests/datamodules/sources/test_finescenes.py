@@ -23,7 +23,7 @@ from fusion_workbench.datamodules.sources.finescenes import (
     GLYPH_HEIGHT,
     FineScenes,
     FineScenesOptions,
-    Placed,
+    PlacedGlyph,
 )
 from fusion_workbench.datamodules.sources.finescenes_parts import CLASSES, HANDWRITING_SHARE, PHOTOGRAPHS, TYPEFACES
 
@@ -137,10 +137,10 @@ def test_another_size_scales_everything() -> None:
 
 
 def test_apart_is_symmetric() -> None:
-    one, other = Placed(0, 0, 10, 10, 5, 5), Placed(0, 0, 16, 10, 5, 5)
+    one, other = PlacedGlyph(0, 0, 10, 10, 5, 5), PlacedGlyph(0, 0, 16, 10, 5, 5)
     assert one.apart(other)
     assert other.apart(one)
-    assert not one.apart(Placed(0, 0, 15, 10, 5, 5))
+    assert not one.apart(PlacedGlyph(0, 0, 15, 10, 5, 5))
     assert CONTRAST > 0
 
 

@@ -16,8 +16,8 @@ from fusion_workbench.modules.tasks import Read
 words = st.lists(st.sampled_from([("A",), ("B",), ("C",), ("a", "B")]), min_size=1, max_size=30)
 
 
-def task(metric: str = "exact_match", taught: list[tuple[str, ...]] | None = None) -> AnswerTask:
-    return AnswerTask("read", METRICS[metric], "reading", taught or [])
+def task(metric: str = "exact_match", training_answers: list[tuple[str, ...]] | None = None) -> AnswerTask:
+    return AnswerTask("read", METRICS[metric], "reading", training_answers or [])
 
 
 def test_it_has_what_a_task_of_probes_has() -> None:
@@ -37,39 +37,43 @@ def test_it_has_what_a_task_of_probes_has() -> None:
 
 
 def test_chance_is_the_best_constant_answer() -> None:
-    assert task(taught=[("A",), ("B",), ("B",), ("C",)]).chance == 0.5
-    assert task(taught=[]).chance == 0
+    assert task(training_answers=[("A",), ("B",), ("B",), ("C",)]).chance == 0.5
+    assert task(training_answers=[]).chance == 0
 
 
 def test_the_best_is_judged_by_the_metric_and_not_by_its_frequency() -> None:
-    taught = [("no",)] * 6 + [("yes",)] * 4
-    assert task("yes_no_f1", taught).chance == pytest.approx(2 * 4 / (2 * 4 + 6))  # always yes
+    training_answers = [("no",)] * 6 + [("yes",)] * 4
+    assert task("yes_no_f1", training_answers).chance == pytest.approx(2 * 4 / (2 * 4 + 6))  # always yes
     loose = [("cat",)] * 3 + [("cats",), ("cats",)]
     assert task("ocrbench", loose).chance == 1  # "cats" contains both
 
 
 def test_what_was_taught_is_what_is_guessed() -> None:
-    found = task(taught=[("A",), ("A",), ("B",)])
-    assert found.guess([("A",), ("A",), ("B",)], [("B",), ("B",), ("A",), ("C",)]) == 0.25
-    assert found.guess([("A",)], []) == 0
+    found = task(training_answers=[("A",), ("A",), ("B",)])
+    assert found.chance_baseline([("A",), ("A",), ("B",)], [("B",), ("B",), ("A",), ("C",)]) == 0.25
+    assert found.chance_baseline([("A",)], []) == 0
 
 
 def test_a_large_teaching_is_sampled_and_scored_whole() -> None:
-    taught = [("A",), ("B",), ("B",)] * FITTED
-    assert task(taught=taught).chance == pytest.approx(2 / 3)
+    training_answers = [("A",), ("B",), ("B",)] * FITTED
+    assert task(training_answers=training_answers).chance == pytest.approx(2 / 3)
 
 
 @given(words)
-def test_chance_is_at_least_that_of_every_answer(taught: list[tuple[str, ...]]) -> None:
-    found = task(taught=taught)
+def test_chance_is_at_least_that_of_every_answer(training_answers: list[tuple[str, ...]]) -> None:
+    found = task(training_answers=training_answers)
     for answer in "ABC":
-        assert found.chance >= sum(METRICS["exact_match"].score(answer, right) for right in taught) / len(taught) - 1e-9
+        assert (
+            found.chance
+            >= sum(METRICS["exact_match"].score(answer, right) for right in training_answers) / len(training_answers)
+            - 1e-9
+        )
 
 
 def test_gain_runs_from_chance_to_perfect() -> None:
-    found = task(taught=[("A",), ("B",)])
-    assert [found.gain(value) for value in (0.5, 0.75, 1.0)] == [0.0, 0.5, 1.0]
-    assert task(taught=[("A",)]).gain(1.0) == 0  # nothing can be gained
+    found = task(training_answers=[("A",), ("B",)])
+    assert [found.chance_normalised(value) for value in (0.5, 0.75, 1.0)] == [0.0, 0.5, 1.0]
+    assert task(training_answers=[("A",)]).chance_normalised(1.0) == 0  # nothing can be gained
 
 
 def test_value_of_scores_is_their_mean_over_items() -> None:

@@ -16,7 +16,7 @@ from tiny_families import MEAN, STD, TINY, save_tiny
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import notations, parse_layer
-from fusion_workbench.modules.encoders.encoder import VisionEncoder, both, resolve_precision
+from fusion_workbench.modules.encoders.encoder import VisionEncoder, height_width, resolve_precision
 from fusion_workbench.modules.encoders.families import FAMILIES, Family, patch_sequence, read, register_family
 
 
@@ -67,14 +67,14 @@ def test_other_sizes_and_rectangles_interpolate(
     family: tuple[str, Path], size: int | list[int], grid: tuple[int, int]
 ) -> None:
     encoder = VisionEncoder(str(family[1]), image_size=size, precision="float32")
-    height, width = both(encoder.image_size)
+    height, width = height_width(encoder.image_size)
     assert encoder.grid() == grid
     picture = np.random.RandomState(0).randint(0, 256, (2, height, width, 3), dtype=np.uint8)
     states = encoder.encode(picture, [0, 3])
     assert states.shape == (2, 2, grid[0] * grid[1], 32)
     assert states.isfinite().all()
-    passport = encoder.passport()
-    assert (passport["grid"], passport["image_size"]) == (list(grid), size)
+    encoder_info = encoder.encoder_info()
+    assert (encoder_info["grid"], encoder_info["image_size"]) == (list(grid), size)
 
 
 def test_rows_are_rows(family: tuple[str, Path]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
 from fusion_workbench.modules.optim import Recipe
-from fusion_workbench.modules.probes.bank import FusionBank, MemberConfig
+from fusion_workbench.modules.probes.bank import FusionBank, ProbeRunConfig
 from fusion_workbench.modules.probes.probe import ProbeConfig, seeded_probe
 from fusion_workbench.modules.tasks import Digit, Read, Task
 from fusion_workbench.schema.names import Status
@@ -58,8 +58,8 @@ def test_every_strategy_learns_on_it(family: str, tmp_path: Path) -> None:
     encoder = VisionEncoder(str(save_tiny(family, tmp_path)), image_size=[28, 42], precision="float32")
     grid = encoder.grid()
     cases = list(every_strategy())
-    members = [
-        MemberConfig(
+    probe_runs = [
+        ProbeRunConfig(
             f"{name}{options}",
             name,
             ProbeConfig(name, Selection((1, 2), 3), encoder.dim, options, "linear", 0, 8, grid),
@@ -69,7 +69,7 @@ def test_every_strategy_learns_on_it(family: str, tmp_path: Path) -> None:
         )
         for name, options in cases
     ]
-    bank = FusionBank(members, TASKS, LAYERS, grid)
+    bank = FusionBank(probe_runs, TASKS, LAYERS, grid)
     trainer = L.Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -81,11 +81,11 @@ def test_every_strategy_learns_on_it(family: str, tmp_path: Path) -> None:
         default_root_dir=tmp_path,
     )
     trainer.fit(bank, Encoded(encoder))
-    for member in bank.members:
-        name = member.config.variant
-        assert member.outcome == Status.FINISHED, name
-        assert all(math.isfinite(value) for value in member.history[-1].values()), name
-        fresh = seeded_probe(member.config.probe, TASKS, 0)
-        pairs = zip(member.probe.named_parameters(), fresh.parameters(), strict=True)
+    for probe_run in bank.probe_runs:
+        name = probe_run.config.variant
+        assert probe_run.status == Status.FINISHED, name
+        assert all(math.isfinite(value) for value in probe_run.history[-1].values()), name
+        fresh = seeded_probe(probe_run.config.probe, TASKS, 0)
+        pairs = zip(probe_run.probe.named_parameters(), fresh.parameters(), strict=True)
         still = [key for (key, trained), start in pairs if torch.equal(trained, start)]
         assert not still, f"{name}: {still} did not move"

@@ -99,9 +99,9 @@ def test_written_gradients_are_the_derivatives(dense_up_to: int, monkeypatch: py
     monkeypatch.setattr(deformable, "DENSE_UP_TO", dense_up_to)
     torch.manual_seed(0)
     heads, levels, points, grid, batch = 2, 2, 2, (2, 3), 2
-    look = (torch.randn(3, heads, levels * points, batch * 6, dtype=torch.float64) * 1.3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: corners(x, levels, grid)[1], look)
-    index, weight = (t.detach() for t in corners(look, levels, grid))
+    sampling = (torch.randn(3, heads, levels * points, batch * 6, dtype=torch.float64) * 1.3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: corners(x, levels, grid)[1], sampling)
+    index, weight = (t.detach() for t in corners(sampling, levels, grid))
     weight.requires_grad_()
     values = torch.randn(batch, levels * 6, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v, w: gather(v, index, w), (values, weight))
@@ -112,9 +112,11 @@ def test_written_gradients_are_the_derivatives(dense_up_to: int, monkeypatch: py
 
 
 def test_a_sample_on_a_cell_reads_that_cell_and_outside_reads_zero() -> None:
-    look = torch.zeros(3, 1, 5, 6)  # one level, five points, one image of 2 × 3 cells, the offsets alike in all cells
-    look[0] = torch.tensor([0.0, 1.0, -1.0, 1e30, -math.inf]).view(1, 5, 1)
-    index, weight = corners(look, 1, (2, 3))
+    sampling = torch.zeros(
+        3, 1, 5, 6
+    )  # one level, five points, one image of 2 × 3 cells, the offsets alike in all cells
+    sampling[0] = torch.tensor([0.0, 1.0, -1.0, 1e30, -math.inf]).view(1, 5, 1)
+    index, weight = corners(sampling, 1, (2, 3))
     dense = torch.zeros(6, 6).scatter_add_(1, index[0].long(), weight[0])
     right, left = torch.eye(3).roll(1, 1).triu(1), torch.eye(3).roll(-1, 1).tril(-1)
     expected = torch.kron(torch.eye(2), (torch.eye(3) + right + left) / 5)
@@ -122,8 +124,8 @@ def test_a_sample_on_a_cell_reads_that_cell_and_outside_reads_zero() -> None:
 
 
 def test_nan_stays_nan_and_never_reads_elsewhere() -> None:
-    look = torch.full((3, 1, 4, 6), math.nan)
-    index, weight = corners(look, 1, (2, 3))
+    sampling = torch.full((3, 1, 4, 6), math.nan)
+    index, weight = corners(sampling, 1, (2, 3))
     assert 0 <= int(index.min()) <= int(index.max()) < 6
     assert weight.isnan().all()
 
@@ -154,9 +156,9 @@ def test_bfloat16_keeps_positions_exact_and_comes_back_as_bfloat16() -> None:
     exact = attention(query, tokens, (3, 4))
     with torch.autocast("cpu", torch.bfloat16):
         out = attention(query, tokens, (3, 4))
-        look = attention.look(query)
-    assert look.dtype == torch.float32
-    torch.testing.assert_close(look, attention.look(query))
+        sampling = attention.sampling(query)
+    assert sampling.dtype == torch.float32
+    torch.testing.assert_close(sampling, attention.sampling(query))
     assert out.dtype == torch.bfloat16
     assert float((out - exact).norm() / exact.norm()) < 0.02
     out.float().square().sum().backward()

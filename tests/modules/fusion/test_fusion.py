@@ -16,7 +16,7 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.cost import parameters
 from fusion_workbench.modules.fusion import STRATEGIES, Fusion, build, canonical_options, register_strategy
-from fusion_workbench.modules.fusion.contract import check, check_target, name_of, pick, require
+from fusion_workbench.modules.fusion.contract import check, check_target, name_of, require, select_used
 
 SELECTION = Selection((1, 3), 6)
 
@@ -181,7 +181,7 @@ def test_deep_only_is_the_query_and_costs_nothing() -> None:
     fuser = build("deep_only", SELECTION, 8)
     hidden_states = torch.randn(7, 2, 6, 8)
     assert fuser.uses == (6,)
-    assert torch.equal(fuser(pick(hidden_states, fuser), (2, 3)), hidden_states[6])
+    assert torch.equal(fuser(select_used(hidden_states, fuser), (2, 3)), hidden_states[6])
     assert (parameters(fuser), fuser.flops((2, 3))) == (0, 0)
 
 

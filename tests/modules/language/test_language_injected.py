@@ -11,7 +11,7 @@ from torch import Tensor
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.language import INJECTIONS
-from fusion_workbench.modules.language.adapter import AdapterConfig, seeded_adapter
+from fusion_workbench.modules.language.connector import ConnectorConfig, seeded_connector
 from fusion_workbench.modules.language.injection import Injection
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
@@ -20,11 +20,11 @@ TURNS = [("What is <image>?", "a cat"), ("And <image> or <image>?", "two"), ("No
 
 def model_of(strategy: str, family: str = "llama", max_length: int = 0) -> VisionLanguageModel:
     decoder = tiny_decoder(family)
-    config = AdapterConfig(
+    config = ConnectorConfig(
         strategy, Selection((1, 2), 3), dim=DIM, width=decoder.width, depth=decoder.depth, output_rms=0.3
     )
-    adapter = seeded_adapter(config, 0)
-    return VisionLanguageModel(adapter, decoder, GRID, layers=LAYERS, max_length=max_length)
+    connector = seeded_connector(config, 0)
+    return VisionLanguageModel(connector, decoder, GRID, layers=LAYERS, max_length=max_length)
 
 
 def losses(model: VisionLanguageModel, batch: dict[str, Tensor]) -> Tensor:
@@ -36,7 +36,7 @@ def losses(model: VisionLanguageModel, batch: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("strategy", INJECTIONS)
 def test_every_layer_moves_the_answers_of_its_image(strategy: str, family: str) -> None:
     model, batch = model_of(strategy, family).eval(), Chat().batch(TURNS)
-    assert isinstance(model.adapter, Injection)
+    assert isinstance(model.connector, Injection)
     before = losses(model, batch)
     for row in range(len(LAYERS)):
         moved = batch["features"].clone()
@@ -75,8 +75,8 @@ def test_generated_words_are_those_of_teacher_forcing(strategy: str, family: str
 @pytest.mark.parametrize("strategy", INJECTIONS)
 def test_training_steps_teach_every_projector(strategy: str) -> None:
     model, batch = model_of(strategy).train(), Chat().batch(TURNS)
-    optimizer = torch.optim.Adam(model.adapter.parameters(), lr=0.01)
-    start = {name: parameter.detach().clone() for name, parameter in model.adapter.named_parameters()}
+    optimizer = torch.optim.Adam(model.connector.parameters(), lr=0.01)
+    start = {name: parameter.detach().clone() for name, parameter in model.connector.named_parameters()}
     history = []
     for step in range(8):
         loss = model.training_step(batch, step)
@@ -85,7 +85,7 @@ def test_training_steps_teach_every_projector(strategy: str) -> None:
         optimizer.step()
         history.append(float(loss.detach()))
     assert history[-1] < history[0]
-    for name, parameter in model.adapter.named_parameters():
+    for name, parameter in model.connector.named_parameters():
         assert not torch.equal(parameter, start[name]), name
 
 
@@ -97,6 +97,6 @@ def test_the_projectors_start_at_the_scale_that_is_asked_for() -> None:
 
 
 def test_too_shallow_a_language_model_is_refused() -> None:
-    config = AdapterConfig("deepstack", Selection((1, 2), 3), dim=DIM, width=8, depth=2)
+    config = ConnectorConfig("deepstack", Selection((1, 2), 3), dim=DIM, width=8, depth=2)
     with pytest.raises(WorkbenchError, match="this language model has 2 blocks"):
-        seeded_adapter(config, 0)
+        seeded_connector(config, 0)

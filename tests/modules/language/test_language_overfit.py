@@ -77,7 +77,7 @@ def test_the_embedded_pair_learns_sixteen_questions_by_heart(strategy: str) -> N
     from fusion_workbench.core.layers import Selection
     from fusion_workbench.datamodules.sources.finescenes import FineScenes, FineScenesOptions
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
-    from fusion_workbench.modules.language.adapter import AdapterConfig, seeded_adapter
+    from fusion_workbench.modules.language.connector import ConnectorConfig, seeded_connector
     from fusion_workbench.modules.language.decoder import Decoder
 
     folders = assets.ensure("encoder", "language-model")
@@ -86,13 +86,13 @@ def test_the_embedded_pair_learns_sixteen_questions_by_heart(strategy: str) -> N
     decoder = Decoder.load(str(folders["language-model"]))
     torch.manual_seed(0)
     decoder.add_lora(LORA)
-    config = AdapterConfig(
+    config = ConnectorConfig(
         strategy, Selection((3, 6), 9), encoder.dim, decoder.width, decoder.depth, output_rms=decoder.embedding_rms()
     )
-    adapter = seeded_adapter(config, 0)
-    scenes = encoder.encode(np.stack([source.image("train", n) for n in range(4)]), adapter.uses)
+    connector = seeded_connector(config, 0)
+    scenes = encoder.encode(np.stack([source.image("train", n) for n in range(4)]), connector.uses)
     features = scenes.clone().repeat_interleave(4, dim=1)  # a scene a question
-    model = VisionLanguageModel(adapter, decoder, encoder.grid(), Recipe.of(1e-3, {"gates": 10.0}, warmup=0.03))
+    model = VisionLanguageModel(connector, decoder, encoder.grid(), Recipe.of(1e-3, {"gates": 10.0}, warmup=0.03))
     batch = questions(source, decoder.tokenizer, answers=True) | {"features": features}
     halves = [{name: half(name, value, n) for name, value in batch.items()} for n in range(2)]
     trainer(max_epochs=20, gradient_clip_val=1.0).fit(model, Stateful(halves))

@@ -17,7 +17,7 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.core.tokens import IGNORE
 from fusion_workbench.modules.language import generation
-from fusion_workbench.modules.language.adapter import AdapterConfig, build_adapter, seeded_adapter
+from fusion_workbench.modules.language.connector import ConnectorConfig, build_connector, seeded_connector
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.modules.optim import Recipe
 
@@ -27,30 +27,30 @@ CHAT = Chat()
 # --- adapter -----------------------------------------------------------------------------------------------------
 
 
-def config(strategy: str = "mmfuser", **changes: Any) -> AdapterConfig:
+def config(strategy: str = "mmfuser", **changes: Any) -> ConnectorConfig:
     selection = Selection((1, 2), 3)
-    return AdapterConfig(strategy, selection, dim=DIM, width=WIDTH, depth=3, **changes)
+    return ConnectorConfig(strategy, selection, dim=DIM, width=WIDTH, depth=3, **changes)
 
 
 @pytest.mark.parametrize("strategy", ["deep_only", "concat", "mmfuser"])
 @pytest.mark.parametrize("projector", ["linear", "mlp2x_gelu"])
-def test_an_adapter_gives_tokens_at_the_scale_of_words(strategy: str, projector: str) -> None:
-    adapter = build_adapter(config(strategy, projector=projector, output_rms=0.05))
-    features = torch.randn(len(adapter.uses), 8, 4, DIM)
-    given = adapter(features, GRID)
+def test_a_connector_gives_tokens_at_the_scale_of_words(strategy: str, projector: str) -> None:
+    connector = build_connector(config(strategy, projector=projector, output_rms=0.05))
+    features = torch.randn(len(connector.uses), 8, 4, DIM)
+    given = connector(features, GRID)
     assert given.tokens.shape == (8, 4, WIDTH)
     assert not given.injected
     assert math.isclose(given.tokens.square().mean().sqrt().item(), 0.05, rel_tol=0.2)
-    assert {name.split(".")[0] for name in adapter.state_dict()} <= {"fuser", "projector"}
-    parts = adapter.parts()
+    assert {name.split(".")[0] for name in connector.state_dict()} <= {"fuser", "projector"}
+    parts = connector.parts()
     assert set(parts) == {"fuser", "gates", "projector"}
-    assert sum(map(len, parts.values())) == len(list(adapter.parameters()))
+    assert sum(map(len, parts.values())) == len(list(connector.parameters()))
     assert bool(parts["gates"]) == (strategy == "mmfuser")
 
 
-def test_an_adapter_is_a_function_of_its_seed() -> None:
+def test_a_connector_is_a_function_of_its_seed() -> None:
     state = torch.get_rng_state()
-    one, same, other = (seeded_adapter(config(), seed) for seed in (1, 1, 2))
+    one, same, other = (seeded_connector(config(), seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
@@ -58,7 +58,7 @@ def test_an_adapter_is_a_function_of_its_seed() -> None:
 
 def test_a_layer_that_is_not_there_is_refused() -> None:
     with pytest.raises(WorkbenchError, match=r"reads layers \[3\], and the features hold \[1, 2\]"):
-        VisionLanguageModel(build_adapter(config()), tiny_decoder(), GRID, layers=[1, 2])
+        VisionLanguageModel(build_connector(config()), tiny_decoder(), GRID, layers=[1, 2])
 
 
 # --- losses ------------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_images_move_the_loss_of_their_row_alone() -> None:
 def test_text_alone_gives_every_parameter_a_gradient_of_zero() -> None:
     model = tiny_model("mmfuser")
     model.training_step(CHAT.batch([("say a. ", "a")]), 0).backward()
-    for parameter in model.adapter.parameters():
+    for parameter in model.connector.parameters():
         assert parameter.grad is not None
         assert not parameter.grad.any()
 
@@ -122,9 +122,9 @@ def test_a_batch_without_answers_is_no_nan() -> None:
 
 def test_layers_are_picked_from_what_the_features_hold() -> None:
     batch = CHAT.batch([("<image>what? ", "cat")])
-    adapter = build_adapter(config("concat"))
-    narrow = VisionLanguageModel(adapter, tiny_decoder(), GRID, layers=LAYERS)
-    wide = VisionLanguageModel(adapter, tiny_decoder(), GRID, layers=[3, 0, 2, 1])
+    connector = build_connector(config("concat"))
+    narrow = VisionLanguageModel(connector, tiny_decoder(), GRID, layers=LAYERS)
+    wide = VisionLanguageModel(connector, tiny_decoder(), GRID, layers=[3, 0, 2, 1])
     more = torch.stack([batch["features"][2], torch.full_like(batch["features"][0], 9.0), *batch["features"][[1, 0]]])
     assert torch.equal(narrow.loss_per_example(batch), wide.loss_per_example(batch | {"features": more}))
 
@@ -270,8 +270,8 @@ def test_compiled_trains_alike() -> None:
 
 
 def injecting(decoder: Any, family: str = "llama") -> VisionLanguageModel:
-    adapter = seeded_adapter(config("deepstack"), 1)
-    return VisionLanguageModel(adapter, decoder or tiny_decoder(family), GRID, layers=LAYERS)
+    connector = seeded_connector(config("deepstack"), 1)
+    return VisionLanguageModel(connector, decoder or tiny_decoder(family), GRID, layers=LAYERS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -308,7 +308,7 @@ def test_injected_gradients_under_checkpointing(checkpointing: bool) -> None:
         model.decoder.checkpoint_gradients()
     model.train()
     model.training_step(CHAT.batch([("<image>what? ", "cat"), ("say a. ", "a")]), 0).backward()
-    total = sum(float(p.grad.abs().sum()) for p in model.adapter.parameters() if p.grad is not None)
+    total = sum(float(p.grad.abs().sum()) for p in model.connector.parameters() if p.grad is not None)
     assert total == pytest.approx(float(_plain_total()), rel=1e-4)
 
 
@@ -316,4 +316,4 @@ def test_injected_gradients_under_checkpointing(checkpointing: bool) -> None:
 def _plain_total() -> float:
     model = injecting(None)
     model.training_step(CHAT.batch([("<image>what? ", "cat"), ("say a. ", "a")]), 0).backward()
-    return sum(float(p.grad.abs().sum()) for p in model.adapter.parameters() if p.grad is not None)
+    return sum(float(p.grad.abs().sum()) for p in model.connector.parameters() if p.grad is not None)

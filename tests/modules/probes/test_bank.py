@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.optim import Recipe
-from fusion_workbench.modules.probes.bank import FusionBank, MemberConfig, loss_still_falling
+from fusion_workbench.modules.probes.bank import FusionBank, ProbeRunConfig, loss_still_falling
 from fusion_workbench.modules.probes.probe import ProbeConfig
 from fusion_workbench.modules.tasks import Digit, Read, Task
 from fusion_workbench.schema.names import Status
@@ -49,21 +49,29 @@ class Batches(L.LightningDataModule):
     train_dataloader = val_dataloader = test_dataloader = _loader
 
 
-def member(
+def probe_run(
     strategy: str, levels: tuple[int, ...] = (0, 2), query: int = 3, lr: float = 3e-3, seed: int = 1
-) -> MemberConfig:
+) -> ProbeRunConfig:
     options = {"heads": 2} if strategy == "mmfuser" else {}
     probe = ProbeConfig(
         strategy, Selection(levels if strategy != "deep_only" else (), query), DIM, options, width=8, head_hidden=8
     )
     recipe = Recipe.of(lr, {"gates": 10.0}, weight_decay=0.01, warmup=0.05, gradient_clip=1.0)
-    return MemberConfig(f"{strategy}{levels}{seed}", strategy, probe, recipe, seed, seed)
+    return ProbeRunConfig(f"{strategy}{levels}{seed}", strategy, probe, recipe, seed, seed)
 
 
-ALL = [member("deep_only"), member("average"), member("concat"), member("mmfuser"), member("concat", (1,), seed=2)]
+ALL = [
+    probe_run("deep_only"),
+    probe_run("average"),
+    probe_run("concat"),
+    probe_run("mmfuser"),
+    probe_run("concat", (1,), seed=2),
+]
 
 
-def fit(configs: list[MemberConfig], epochs: int = 2, callback: L.Callback | None = None, **options: Any) -> FusionBank:
+def fit(
+    configs: list[ProbeRunConfig], epochs: int = 2, callback: L.Callback | None = None, **options: Any
+) -> FusionBank:
     bank = FusionBank(configs, TASKS, LAYERS, GRID)
     trainer = L.Trainer(
         max_epochs=epochs,
@@ -81,7 +89,7 @@ def fit(configs: list[MemberConfig], epochs: int = 2, callback: L.Callback | Non
 
 
 def weights(bank: FusionBank, number: int) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in bank.members[number].probe.state_dict().items()}
+    return {key: value.clone() for key, value in bank.probe_runs[number].probe.state_dict().items()}
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -94,19 +102,19 @@ def test_bank_equals_solo_bitwise(precision: str) -> None:
     for number, config in enumerate(ALL):
         alone = fit([config], precision=precision)
         assert same(weights(together, number), weights(alone, 0)), config.label
-        assert together.members[number].history == alone.members[0].history
+        assert together.probe_runs[number].history == alone.probe_runs[0].history
 
 
 def test_training_moves_every_part() -> None:
     bank = fit(ALL, epochs=3)
     fresh = FusionBank(ALL, TASKS, LAYERS, GRID)
     for number in range(len(ALL)):
-        before, after = fresh.members[number].probe.parts(), bank.members[number].probe.parts()
+        before, after = fresh.probe_runs[number].probe.parts(), bank.probe_runs[number].probe.parts()
         for part, parameters in after.items():
             moved = [not torch.equal(p, q) for p, q in zip(parameters, before[part], strict=True)]
             assert not parameters or any(moved), (ALL[number].label, part)
-    assert all(m.outcome == Status.FINISHED for m in bank.members)
-    assert bank.members[0].history[-1]["train/loss"] < bank.members[0].history[0]["train/loss"]
+    assert all(m.status == Status.FINISHED for m in bank.probe_runs)
+    assert bank.probe_runs[0].history[-1]["train/loss"] < bank.probe_runs[0].history[0]["train/loss"]
 
 
 class _Dropping(nn.Module):
@@ -136,18 +144,18 @@ def test_dropout_draws_from_the_members_own_state(monkeypatch: pytest.MonkeyPatc
 
 
 class _Stop(L.Callback):
-    def __init__(self, number: int, outcome: str) -> None:
-        self.number, self.outcome = number, outcome
+    def __init__(self, number: int, status: str) -> None:
+        self.number, self.status = number, status
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if trainer.global_step > 4 and isinstance(pl_module, FusionBank):
-            pl_module.members[self.number].stop(self.outcome)
+            pl_module.probe_runs[self.number].stop(self.status)
 
 
 def test_a_pruned_member_leaves_the_others_untouched() -> None:
     undisturbed = fit(ALL)
     bank = fit(ALL, callback=_Stop(2, Status.PRUNED))
-    assert bank.members[2].outcome == Status.PRUNED
+    assert bank.probe_runs[2].status == Status.PRUNED
     for number in (0, 1, 3, 4):
         assert same(weights(bank, number), weights(undisturbed, number))
 
@@ -156,10 +164,10 @@ def test_a_diverged_member_is_taken_out_and_named() -> None:
     wild = [*ALL[:2], replace(ALL[2], recipe=Recipe.of(1e30, weight_decay=0.01, warmup=0.05)), *ALL[3:]]
     bank = fit(wild, epochs=3)
     undisturbed = fit(ALL, epochs=3)
-    assert bank.members[2].outcome == Status.DIVERGED
-    assert len(bank.members[2].history) < 3 or bank.members[2].outcome == Status.DIVERGED
+    assert bank.probe_runs[2].status == Status.DIVERGED
+    assert len(bank.probe_runs[2].history) < 3 or bank.probe_runs[2].status == Status.DIVERGED
     for number in (0, 1, 3, 4):
-        assert bank.members[number].outcome == Status.FINISHED
+        assert bank.probe_runs[number].status == Status.FINISHED
         assert same(weights(bank, number), weights(undisturbed, number))
 
 
@@ -175,7 +183,7 @@ def test_a_member_out_of_memory_leaves_the_others_untouched(monkeypatch: pytest.
 
     monkeypatch.setattr(FusionBank, "_step", starved)
     bank = fit(ALL)
-    assert bank.members[3].outcome == Status.OUT_OF_MEMORY
+    assert bank.probe_runs[3].status == Status.OUT_OF_MEMORY
     for number in (0, 1, 2, 4):
         assert same(weights(bank, number), weights(undisturbed, number))
 
@@ -202,7 +210,7 @@ def test_16_mixed_takes_one_member() -> None:
 
 def test_outcomes_are_per_example_and_in_order() -> None:
     bank = fit(ALL[:2])
-    evaluation = bank.members[0].evaluations["val"]
+    evaluation = bank.probe_runs[0].evaluations["val"]
     assert evaluation.index.tolist() == list(range(18))
     assert evaluation.items["read"].tolist() == [2] * 18
     for task in TASKS:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.optim import Recipe
-from fusion_workbench.modules.probes.bank import FusionBank, Member, MemberConfig
+from fusion_workbench.modules.probes.bank import FusionBank, ProbeRun, ProbeRunConfig
 from fusion_workbench.modules.probes.probe import ProbeConfig, seeded_probe
 from fusion_workbench.modules.tasks import Digit, Read, Task
 from fusion_workbench.schema.names import Status
@@ -50,10 +50,10 @@ class Batches(L.LightningDataModule):
     train_dataloader = val_dataloader = test_dataloader = _loader
 
 
-def config(name: str, options: dict[str, Any], grid: tuple[int, int]) -> MemberConfig:
+def config(name: str, options: dict[str, Any], grid: tuple[int, int]) -> ProbeRunConfig:
     probe = ProbeConfig(name, Selection(LAYERS[:-1], LAYERS[-1]), DIM, options, "mlp2x_gelu", 12, 8, grid)
     recipe = Recipe.of(1e-3, {"gates": 10.0}, warmup=0.05, gradient_clip=1.0)  # what moves is moved by a gradient
-    return MemberConfig(f"{name}{options}", name, probe, recipe, 0, 0)
+    return ProbeRunConfig(f"{name}{options}", name, probe, recipe, 0, 0)
 
 
 @pytest.fixture(scope="module", params=GRIDS)
@@ -77,14 +77,14 @@ def trained(request: pytest.FixtureRequest) -> FusionBank:
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{name}{options or ''}" for name, options in CASES])
 def test_three_steps_in_a_bank(number: int, trained: FusionBank) -> None:
-    member: Member = trained.members[number]
-    assert member.outcome == Status.FINISHED
-    assert member.images == 4 * STEPS
-    assert math.isfinite(member.history[0]["train/loss"])
-    assert math.isfinite(member.evaluations["test"].loss)
-    assert all(math.isfinite(value) for value in member.diagnostics.values())
-    before = dict(seeded_probe(member.config.probe, TASKS, member.config.init_seed).named_parameters())
-    after = dict(member.probe.named_parameters())
+    probe_run: ProbeRun = trained.probe_runs[number]
+    assert probe_run.status == Status.FINISHED
+    assert probe_run.images == 4 * STEPS
+    assert math.isfinite(probe_run.history[0]["train/loss"])
+    assert math.isfinite(probe_run.evaluations["test"].loss)
+    assert all(math.isfinite(value) for value in probe_run.diagnostics.values())
+    before = dict(seeded_probe(probe_run.config.probe, TASKS, probe_run.config.init_seed).named_parameters())
+    after = dict(probe_run.probe.named_parameters())
     assert before.keys() == after.keys()
     still = [name for name, parameter in after.items() if torch.equal(parameter, before[name])]
-    assert not still, f"{member.config.variant}: {', '.join(still)} did not move"
+    assert not still, f"{probe_run.config.variant}: {', '.join(still)} did not move"

@@ -109,7 +109,7 @@ def test_a_head_learns_from_tokens_that_hold_the_answer(name: str) -> None:
     metric = task.metric()
     with torch.no_grad():
         task.update(metric, head(tokens, batch, GRID), batch)
-    assert task.gain(float(metric.compute())) > 0.7
+    assert task.chance_normalised(float(metric.compute())) > 0.7
 
 
 @pytest.mark.parametrize("name", names())
@@ -138,11 +138,11 @@ def test_chance_is_what_guessing_reaches() -> None:
     assert 0.1 < locate.chance < 0.7
     fitted, other = ({key: value.numpy() for key, value in b.items()} for b in (batch, batch_of(100, seed=2)))
     for task in (segment, count, locate):
-        assert task.guess(fitted) == task.chance == task.guess(fitted, fitted)
+        assert task.chance_baseline(fitted) == task.chance == task.chance_baseline(fitted, fitted)
     few = np.median(fitted["count.number"])
-    assert count.guess(fitted, other) == pytest.approx(np.abs(other["count.number"] - few).mean())
-    assert segment.guess(fitted, other) == segment.guess(other)  # nothing is fitted
-    assert locate.guess(fitted, other) != locate.guess(other)
+    assert count.chance_baseline(fitted, other) == pytest.approx(np.abs(other["count.number"] - few).mean())
+    assert segment.chance_baseline(fitted, other) == segment.chance_baseline(other)  # nothing is fitted
+    assert locate.chance_baseline(fitted, other) != locate.chance_baseline(other)
     assert (Read(34).chance, Digit(10).chance) == (1 / 34, 1 / 10)
 
 

@@ -18,7 +18,7 @@ from fusion_workbench.cli.main import app
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports import write_report
 from fusion_workbench.reports.against.fail_on import failures
-from fusion_workbench.reports.against.sides import Source, find, of_analysis
+from fusion_workbench.reports.against.sides import ComparedSource, find, of_analysis
 from fusion_workbench.reports.against.study import Against, compare
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
@@ -109,9 +109,9 @@ def test_one_and_the_same_study() -> None:
 
 def test_cells_of_one_study_only_and_lost_ones() -> None:
     now, before = study({DEEP: 0.3, FIVE: 0.4, CONCAT: 0.5}), study({DEEP: 0.3, FIVE: 0.4, FUSER: 0.45}, first=10)
-    gone = {key: value for key, value in now.outcomes.items() if key[0] != cell_id(FIVE)}
+    gone = {key: value for key, value in now.example_scores.items() if key[0] != cell_id(FIVE)}
     runs = tuple(replace(r, state="diverged") if r.cell == cell_id(FIVE) else r for r in now.runs)
-    analysis, against = held(replace(now, outcomes=gone, runs=runs), before)
+    analysis, against = held(replace(now, example_scores=gone, runs=runs), before)
     assert [c.strategy for c in against.only_now] == ["concat"]
     assert [c.strategy for c in against.only_before] == ["mmfuser"]
     assert [c.query for c in against.lost] == [5]
@@ -127,7 +127,7 @@ def test_a_cell_whose_id_changed_is_found_by_its_name() -> None:
         before,
         cells=renamed,
         searched={c.id: c for c in renamed},
-        outcomes={(f"old{cell}", *rest): value for (cell, *rest), value in before.outcomes.items()},  # type: ignore[misc]
+        example_scores={(f"old{cell}", *rest): value for (cell, *rest), value in before.example_scores.items()},  # type: ignore[misc]
         runs=tuple(replace(r, cell=f"old{r.cell}") for r in before.runs),
     )
     _, against = held(study(MEANS), before)
@@ -171,7 +171,7 @@ def test_an_earlier_report_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text(json.dumps(to_json(before, answer(before))))
     analysis = Analysis(study(MEANS))
-    side = find(Source(str(path)), "sqlite:///none", None, analysis.record)
+    side = find(ComparedSource(str(path)), "sqlite:///none", None, analysis.record)
     assert side.means == before.means
     against = compare(analysis, answer(analysis), side)
     assert {row.difference.shares for row in against.rows} == {NOTHING}
@@ -199,7 +199,7 @@ def test_a_file_that_is_no_report(tmp_path: Path, content: str | None, told: str
     if content is not None:
         path.write_text(content)
     with pytest.raises(WorkbenchError, match=told) as raised:
-        find(Source(str(path)), "sqlite:///none", None, study(MEANS))
+        find(ComparedSource(str(path)), "sqlite:///none", None, study(MEANS))
     assert "\n" not in str(raised.value)
 
 
@@ -216,7 +216,7 @@ def test_the_gate_without_another_study() -> None:
     few = {key: {"read": scores(mean, i, replicates=2)} for i, (key, mean) in enumerate(MEANS.items())}
     analysis = Analysis(planted(few))
     assert set(failures(analysis, answer(analysis), None)) == {"no-verdict"}
-    empty = Analysis(replace(plain, cells=(), runs=(), outcomes={}))
+    empty = Analysis(replace(plain, cells=(), runs=(), example_scores={}))
     assert set(failures(empty, answer(empty), None)) == {"worse", "recommended-worse", "different", "no-verdict"}
 
 

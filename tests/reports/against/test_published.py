@@ -16,7 +16,13 @@ from synthetic_study import cell_id, planted
 from fusion_workbench.config.study import bundled, load_study
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
-from fusion_workbench.reports.against.agreement import beside, exact_p, published_json, published_page, tau_b
+from fusion_workbench.reports.against.agreement import (
+    compare_with_published,
+    exact_p,
+    published_json,
+    published_page,
+    tau_b,
+)
 from fusion_workbench.reports.against.published import READ, load, match, tables
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.records import StudyRecord
@@ -169,7 +175,11 @@ def test_full_agreement_and_its_reverse() -> None:
     published = {row.match.strategy: row.values["MME"] for row in TITLES["MMFuser, Table I"].rows}
     order = tuple(sorted(published, key=lambda s: published[s]))
     for ranked, tau in ((order, 1.0), (order[::-1], -1.0)):
-        (found,) = [b for b in beside(Analysis(study(ranked, 0.0005))) if b.matched.table.title == "MMFuser, Table I"]
+        (found,) = [
+            b
+            for b in compare_with_published(Analysis(study(ranked, 0.0005)))
+            if b.matched.table.title == "MMFuser, Table I"
+        ]
         agreed = {a.metric: a for a in found.agreements}
         assert agreed["MME"].tau == pytest.approx(tau)
         assert (agreed["MME"].low, agreed["MME"].high) == pytest.approx((tau, tau))
@@ -179,11 +189,17 @@ def test_full_agreement_and_its_reverse() -> None:
 
 
 def test_noise_widens_the_interval() -> None:
-    (found,) = [b for b in beside(Analysis(study(TABLE1, 0.03))) if b.matched.table.title == "MMFuser, Table I"]
+    (found,) = [
+        b for b in compare_with_published(Analysis(study(TABLE1, 0.03))) if b.matched.table.title == "MMFuser, Table I"
+    ]
     agreed = found.agreements[0]
     assert agreed.low <= agreed.tau <= agreed.high
     assert agreed.high - agreed.low > 0.2
-    (one,) = [b for b in beside(Analysis(study(TABLE1, 0.03, 1))) if b.matched.table.title == "MMFuser, Table I"]
+    (one,) = [
+        b
+        for b in compare_with_published(Analysis(study(TABLE1, 0.03, 1)))
+        if b.matched.table.title == "MMFuser, Table I"
+    ]
     assert np.isnan(one.agreements[0].low)
     shown = published_page(Analysis(study(TABLE1, 0.03, 1)))["published"][0]
     assert shown["agreements"][0]["taus"][0]["interval"] == ""
@@ -202,5 +218,5 @@ def test_what_is_shown_keeps_scales_apart() -> None:
 
 
 def test_fewer_than_three_rows_show_nothing() -> None:
-    assert beside(Analysis(study(("deep_only", "concat"), 0.001))) == ()
-    assert beside(Analysis(replace(study(TABLE1, 0.001), passport={}))) == ()
+    assert compare_with_published(Analysis(study(("deep_only", "concat"), 0.001))) == ()
+    assert compare_with_published(Analysis(replace(study(TABLE1, 0.001), encoder_info={}))) == ()

@@ -11,7 +11,7 @@ from synthetic_study import MIDDLE, cell_id, planted
 from fusion_workbench.config.study import study_from_yaml
 from fusion_workbench.reports.analysis.answer import answer, snippet
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.words.units import GAIN
+from fusion_workbench.reports.words.units import CHANCE_NORMALISED
 from fusion_workbench.schema.names import OVERALL, Baseline, Verdict
 from fusion_workbench.schema.study import Cell, Task
 
@@ -173,13 +173,13 @@ def test_an_unfinished_study_compares_like_with_like() -> None:
     """A cell that lost a replicate is judged on those it has, and not recommended."""
     record = planted(one({L5: 0.4, L12: 0.2, CONCAT: 0.5, FUSER: 0.6}))
     lost = f"{cell_id(FUSER)}2"
-    kept = {k: v for k, v in record.outcomes.items() if k[0] != cell_id(FUSER)}
+    kept = {k: v for k, v in record.example_scores.items() if k[0] != cell_id(FUSER)}
     for split in ("val", "test"):
-        o = record.outcomes[cell_id(FUSER), "read", split]
+        o = record.example_scores[cell_id(FUSER), "read", split]
         rows = [0, 1, 3, 4]
         kept[cell_id(FUSER), "read", split] = replace(o, replicates=tuple("0134"), scores=o.scores[rows])
     runs = tuple(replace(r, state="diverged") if r.run_id == lost else r for r in record.runs)
-    partial = replace(record, runs=runs, outcomes=kept)
+    partial = replace(record, runs=runs, example_scores=kept)
     analysis = Analysis(partial)
     assert analysis.core == frozenset("01234")
     found = answer(analysis)
@@ -193,11 +193,11 @@ def test_an_unfinished_study_compares_like_with_like() -> None:
 
 
 @pytest.mark.parametrize(("groups", "conditional"), [(4, True), (9, True), (10, False)])
-def test_few_photographs(groups: int, conditional: bool) -> None:
+def test_few_photographs(groups: int, conditional_on_groups: bool) -> None:
     record = planted(one({L5: 0.4, L12: 0.2}), groups=[f"photo {i}" for i in range(groups)])
     analysis = Analysis(record)
-    assert analysis.conditional == conditional
-    assert any(f"come from {groups} photographs" in c for c in answer(analysis).caveats) == conditional
+    assert analysis.conditional_on_groups == conditional_on_groups
+    assert any(f"come from {groups} photographs" in c for c in answer(analysis).caveats) == conditional_on_groups
 
 
 def test_aliases_of_one_strategy_are_not_distinguished() -> None:
@@ -235,7 +235,7 @@ def test_tasks_of_different_units_meet_as_gains_over_chance() -> None:
         Task("segment", "iou", chance=0.25, perfect=1.0),
     )
     analysis = Analysis(replace(record, tasks=tasks))
-    assert analysis.objective.unit is GAIN
+    assert analysis.objective.unit is CHANCE_NORMALISED
     assert analysis.objective.chance == 0
     overall = analysis.means[cell_id(CONCAT), OVERALL].mean
     expected = np.mean([(2.0 - scores[CONCAT]["count"].mean()) / 2, (scores[CONCAT]["segment"].mean() - 0.25) / 0.75])

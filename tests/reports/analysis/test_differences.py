@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion_workbench.reports.statistics.crossed import estimate, noise
-from fusion_workbench.reports.statistics.outcomes import Outcomes
+from fusion_workbench.reports.statistics.example_scores import ExampleScores
 from fusion_workbench.reports.statistics.unpaired import (
     BOTH,
     IMAGES,
@@ -19,15 +19,15 @@ from fusion_workbench.reports.statistics.unpaired import (
     Difference,
     Unpaired,
     of_estimates,
-    of_outcomes,
+    of_example_scores,
 )
 from fusion_workbench.reports.statistics.verdicts import equivalence
 
 IMAGE_NAMES = tuple(f"{i:03d}" for i in range(60))
 
 
-def outcomes(scores: np.ndarray, first: int = 0, images: tuple[str, ...] = IMAGE_NAMES) -> Outcomes:
-    return Outcomes(tuple(str(first + r) for r in range(len(scores))), images, scores)
+def example_scores(scores: np.ndarray, first: int = 0, images: tuple[str, ...] = IMAGE_NAMES) -> ExampleScores:
+    return ExampleScores(tuple(str(first + r) for r in range(len(scores))), images, scores)
 
 
 def crossed(rng: np.random.Generator, difficulty: np.ndarray, replicates: int = 5) -> np.ndarray:
@@ -38,7 +38,7 @@ def crossed(rng: np.random.Generator, difficulty: np.ndarray, replicates: int = 
 def test_paired_is_the_report_s_own_paired_interval() -> None:
     rng = np.random.default_rng(1)
     one, other = rng.normal(0.5, 0.1, (5, 60)), rng.normal(0.48, 0.1, (5, 60))
-    found, expected = of_outcomes(outcomes(one), outcomes(other)), estimate(one - other)
+    found, expected = of_example_scores(example_scores(one), example_scores(other)), estimate(one - other)
     assert found is not None
     assert found.shares == BOTH
     e = found.estimate
@@ -51,8 +51,8 @@ def test_paired_is_the_report_s_own_paired_interval() -> None:
 
 def test_images_in_another_order_are_found_by_name() -> None:
     scores = np.random.default_rng(2).random((5, 60))
-    turned = outcomes(scores[:, ::-1], images=IMAGE_NAMES[::-1])
-    found = of_outcomes(outcomes(scores), turned)
+    turned = example_scores(scores[:, ::-1], images=IMAGE_NAMES[::-1])
+    found = of_example_scores(example_scores(scores), turned)
     assert found is not None
     assert found.identical
     assert (found.mean, found.noise.half(), found.noise.p()) == (0.0, 0.0, 1.0)
@@ -62,16 +62,26 @@ def test_images_in_another_order_are_found_by_name() -> None:
 
 def test_what_is_shared_decides_how_it_is_compared() -> None:
     scores = np.random.default_rng(3).random((10, 60))
-    five, later, few = outcomes(scores[:5]), outcomes(scores[5:], first=5), outcomes(scores[3:8], first=3)
-    found = [of_outcomes(outcomes(scores), five), of_outcomes(five, later), of_outcomes(five, few)]
+    five, later, few = (
+        example_scores(scores[:5]),
+        example_scores(scores[5:], first=5),
+        example_scores(scores[3:8], first=3),
+    )
+    found = [
+        of_example_scores(example_scores(scores), five),
+        of_example_scores(five, later),
+        of_example_scores(five, few),
+    ]
     assert [(f.shares, f.replicates) for f in found if f] == [(BOTH, 5), (IMAGES, 5), (IMAGES, 5)]
-    assert of_outcomes(five, outcomes(scores[:5], images=tuple(f"other {i}" for i in range(60)))) is None
+    assert of_example_scores(five, example_scores(scores[:5], images=tuple(f"other {i}" for i in range(60)))) is None
     assert of_estimates(estimate(scores[:5]), estimate(scores[5:])).shares == NOTHING
 
 
 def images_alone(rng: np.random.Generator) -> Difference | None:
     difficulty = rng.normal(0, 0.2, 60)
-    return of_outcomes(outcomes(crossed(rng, difficulty)), outcomes(crossed(rng, difficulty), first=5))
+    return of_example_scores(
+        example_scores(crossed(rng, difficulty)), example_scores(crossed(rng, difficulty), first=5)
+    )
 
 
 def nothing(rng: np.random.Generator) -> Difference | None:
@@ -90,7 +100,10 @@ def test_images_in_common_make_it_sharper() -> None:
     rng = np.random.default_rng(5)
     difficulty = rng.normal(0, 0.2, 60)
     one, other = crossed(rng, difficulty), crossed(rng, difficulty)
-    paired, apart = of_outcomes(outcomes(one), outcomes(other)), of_estimates(estimate(one), estimate(other))
+    paired, apart = (
+        of_example_scores(example_scores(one), example_scores(other)),
+        of_estimates(estimate(one), estimate(other)),
+    )
     assert paired is not None
     assert paired.noise.half() < 0.6 * apart.noise.half()
 

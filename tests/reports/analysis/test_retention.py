@@ -10,6 +10,7 @@ from synthetic_study import cell_id, planted, tried_again
 
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.analysis.fresh_replicates import judge_fresh_replicates
 from fusion_workbench.reports.analysis.retention import (
     LOST,
     OPEN,
@@ -20,13 +21,12 @@ from fusion_workbench.reports.analysis.retention import (
     retention_json,
     retention_words,
 )
-from fusion_workbench.reports.analysis.trial import confirmation
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.schema.names import Baseline, Verdict
-from fusion_workbench.schema.plan import Family, Plan
+from fusion_workbench.schema.plan import ComparisonFamily, Plan
 
 L3, L12, CONCAT = ("deep_only", (), 3), ("deep_only", (), 12), ("concat", (3, 6), 12)
-PLAN = Plan("overall", (Family(("read", "digit", "overall"), 1.0),), 0.05, 0.01, (5,))
+PLAN = Plan("overall", (ComparisonFamily(("read", "digit", "overall"), 1.0),), 0.05, 0.01, (5,))
 
 
 def scores(mean: float, seed: int, replicates: int = 5, spread: float = 0.02) -> np.ndarray:
@@ -130,7 +130,7 @@ def test_fresh_replicates_judge_it_where_there_are_any() -> None:
     stands = {L12: [*deepest, ("digit", "best single layer")], L3: single}
     record = tried_again(study(0.62), fresh, CONCAT, CONCAT, stands)
     analysis = Analysis(record)
-    trial = confirmation(analysis)
+    trial = judge_fresh_replicates(analysis)
     assert trial is not None
     said = answer(analysis)
     assert said.retention is not None

@@ -11,7 +11,14 @@ from synthetic_study import planted
 
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.calibration import checks
-from fusion_workbench.reports.calibration.pilots import QUANTILES, Mix, components, mixes, pilot, pilots
+from fusion_workbench.reports.calibration.pilots import (
+    QUANTILES,
+    VarianceComponents,
+    pilot,
+    pilot_components,
+    pilots,
+    variance_components,
+)
 from fusion_workbench.reports.calibration.simulation import (
     HEAVY,
     ITEMS,
@@ -23,12 +30,12 @@ from fusion_workbench.reports.calibration.simulation import (
     draw,
     interval,
 )
-from fusion_workbench.reports.calibration.table import TITLES, calibration_rows, document, load, markdown, told
+from fusion_workbench.reports.calibration.table import TITLES, calibration_rows, document, load, markdown, terminal_rows
 from fusion_workbench.reports.statistics.crossed import estimate, noise
 from fusion_workbench.reports.statistics.verdicts import judge
 from fusion_workbench.schema.names import Verdict
 
-MIX = Mix(0.05, 0.25, 0.7)
+MIX = VarianceComponents(0.05, 0.25, 0.7)
 
 
 @pytest.mark.parametrize("clusters", [2, 12])
@@ -36,7 +43,7 @@ MIX = Mix(0.05, 0.25, 0.7)
 def test_differences_have_the_mix_that_was_asked_for(kind: str, clusters: int) -> None:
     world = World(MIX, 150, 3000, clusters, kind)
     scores, _ = draw(world, 1, np.random.default_rng(3))
-    found = components(scores[0, 0] - scores[0, 1], world.codes if clusters == 2 else None)
+    found = variance_components(scores[0, 0] - scores[0, 1], world.codes if clusters == 2 else None)
     total = found.replicate + found.example + found.interaction
     assert found.replicate / total == pytest.approx(MIX.replicate, abs=0.025)
     assert found.example / total == pytest.approx(MIX.example, abs=0.12 if clusters == 12 else 0.04)
@@ -78,7 +85,7 @@ def test_a_study_is_judged_under_the_default_plan() -> None:
 
 def test_an_overconfident_referee_would_be_caught() -> None:
     """The check can fail: cells whose replicates are hidden from it are called different far too often."""
-    world = World(Mix(0.4, 0.1, 0.5), 5)
+    world = World(VarianceComponents(0.4, 0.1, 0.5), 5)
     naive = checks.row(checks.COVERAGE, {"replicates": 5}, _naive_coverage(world, 400), 400)
     assert not naive.passed
     shifted = Study(world).pairs(np.random.default_rng(0), shift=2.0)
@@ -99,7 +106,7 @@ def named(check: checks.Check) -> str:
     return f"{check.check} {check.setting}"
 
 
-@pytest.mark.parametrize("check", [c for c in checks.checks(mixes(pilots())) if c.short], ids=named)
+@pytest.mark.parametrize("check", [c for c in checks.checks(pilot_components(pilots())) if c.short], ids=named)
 def test_short_form(check: checks.Check) -> None:
     row = check.row(300 if check.check != checks.FALSE_VERDICT else 120, 4)
     assert row.passed, row
@@ -107,7 +114,7 @@ def test_short_form(check: checks.Check) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("check", list(checks.checks(mixes(pilots()))), ids=named)
+@pytest.mark.parametrize("check", list(checks.checks(pilot_components(pilots()))), ids=named)
 def test_long_form(check: checks.Check) -> None:
     whole = check.setting.get("comparisons", 1) > 1  # seconds each, and far from their bar
     row = check.row(1500 if whole else 4000, 4)
@@ -134,7 +141,7 @@ def test_bars() -> None:
 def test_components_come_back() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(0, 0.2, (80, 1)) + rng.normal(0, 0.5, (1, 900)) + rng.normal(0, 1, (80, 900))
-    found = components(x)
+    found = variance_components(x)
     assert (found.replicate, found.example, found.interaction) == pytest.approx((0.04, 0.25, 1.0), rel=0.2)
 
 
@@ -153,7 +160,7 @@ def test_a_pilot_is_read_from_a_study() -> None:
         assert sum(mix.values()) == pytest.approx(1, abs=1e-3)
     assert found["mixes"]["min"]["replicate"] <= found["mixes"]["max"]["replicate"]
     assert json.dumps(found)
-    assert set(mixes([found])) == set(QUANTILES)
+    assert set(pilot_components([found])) == set(QUANTILES)
 
 
 def test_a_pilot_names_no_folder_of_its_machine() -> None:
@@ -179,8 +186,8 @@ def test_the_shipped_table_is_of_enough_studies_and_holds_its_bars() -> None:
     assert found["command"].startswith("workbench calibrate")
     kinds = {r["setting"]["scores"] for r in found["rows"] if r["check"] == checks.COVERAGE}
     assert kinds == {NORMAL, HEAVY, QUOTIENT, *ITEMS}
-    assert found["mixes"] == {name: mix.__dict__ for name, mix in mixes(pilots()).items()}
-    assert len(told(found)) < len(found["rows"])
+    assert found["mixes"] == {name: mix.__dict__ for name, mix in pilot_components(pilots()).items()}
+    assert len(terminal_rows(found)) < len(found["rows"])
     assert all(line.count("|") == 6 for line in markdown(found).splitlines() if line.startswith("| "))
 
 

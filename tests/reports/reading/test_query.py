@@ -10,7 +10,7 @@ from synthetic_study import cell_id, copy_database, tiny
 
 from fusion_workbench.config.plan import PlanConfig, full_plan
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.mlflow_uri import shown
+from fusion_workbench.core.mlflow_uri import without_password
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.schema.plan import plan_hash
 
@@ -30,11 +30,11 @@ def test_a_finished_study(small_uri: str) -> None:
     assert [t.name for t in record.tasks] == ["read", "digit"]
     assert record.groups == ("astronaut", "chelsea", "coffee", "rocket")
     assert record.notes == ()
-    outcomes = record.outcomes[cell_id(("concat", (3, 6, 9), 12)), "read", "test"]
-    assert outcomes.scores.shape == (5, 80)
-    assert outcomes.replicates == tuple("01234")
+    example_scores = record.example_scores[cell_id(("concat", (3, 6, 9), 12)), "read", "test"]
+    assert example_scores.scores.shape == (5, 80)
+    assert example_scores.replicates == tuple("01234")
     run = record.finals(cell_id(("concat", (3, 6, 9), 12)))[0]
-    assert outcomes.scores[0].mean() == pytest.approx(run.metrics["test/read/accuracy"])
+    assert example_scores.scores[0].mean() == pytest.approx(run.metrics["test/read/accuracy"])
     assert [step for step, _ in run.history["train/loss"]] == [0, 1, 2]
     assert {r.phase for r in record.runs} == {"search", "final"}
 
@@ -53,8 +53,8 @@ def test_every_fate_is_listed(uri: str) -> None:
     assert record.counts() == {"finished": 6} | dict.fromkeys(expected, 1)
     assert not record.complete
     assert [r.replicate for r in record.finals(cell_id(L5))] == ["1", "2"]
-    assert (cell_id(FUSER), "read", "test") in record.outcomes
-    assert record.outcomes[cell_id(FUSER), "read", "test"].replicates == ("2",)
+    assert (cell_id(FUSER), "read", "test") in record.example_scores
+    assert record.example_scores[cell_id(FUSER), "read", "test"].replicates == ("2",)
     assert any("cannot be read" in note for note in record.notes)
 
 
@@ -129,8 +129,8 @@ def test_a_server_that_is_not_there() -> None:
 
 
 def test_passwords_are_not_shown() -> None:
-    assert shown("postgresql://me:secret@host:5432/db") == "postgresql://me:…@host:5432/db"
-    assert shown("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+    assert without_password("postgresql://me:secret@host:5432/db") == "postgresql://me:…@host:5432/db"
+    assert without_password("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
 
 
 def test_a_plan_that_was_lost_or_altered_is_told(uri: str) -> None:

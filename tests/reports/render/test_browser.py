@@ -19,7 +19,7 @@ from hostile_study import hostile, hostile_language
 from synthetic_study import planted, truth
 
 from fusion_workbench.reports import write_report
-from fusion_workbench.reports.against.probes import foretell
+from fusion_workbench.reports.against.probes import compare_with_probes
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.records import StudyRecord
@@ -62,7 +62,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as a study of language models, beside the other as its study of probes."""
     folder = tmp_path_factory.mktemp("spoken")
     analysis = Analysis(hostile_language())
-    save_files(folder, render(analysis, answer(analysis), None, foretell(analysis, hostile())))
+    save_files(folder, render(analysis, answer(analysis), None, compare_with_probes(analysis, hostile())))
     return folder / "report.html"
 
 

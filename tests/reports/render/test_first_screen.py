@@ -22,9 +22,9 @@ from fusion_workbench.reports.calibration.table import load
 from fusion_workbench.reports.figures.answer import answer_figure
 from fusion_workbench.reports.render.report import render
 from fusion_workbench.reports.render.tables import mark
-from fusion_workbench.reports.statistics.outcomes import Floats
+from fusion_workbench.reports.statistics.example_scores import Floats
 from fusion_workbench.schema.names import Baseline, Verdict
-from fusion_workbench.schema.plan import Family, Plan
+from fusion_workbench.schema.plan import ComparisonFamily, Plan
 from fusion_workbench.schema.study import Contender
 
 L3, L5, L12 = ("deep_only", (), 3), ("deep_only", (), 5), ("deep_only", (), 12)
@@ -136,10 +136,10 @@ def test_the_page_and_the_json_hold_them(small_uri: str, tmp_path: Path) -> None
 def tried_again(analysis: Analysis) -> Analysis:
     """Every cell trained again, on five fresh replicates with other scores; concat is the winner."""
     record = analysis.record
-    fresh = {key: replace(o, replicates=FRESH, scores=o.scores + 0.05) for key, o in record.outcomes.items()}
+    fresh = {key: replace(o, replicates=FRESH, scores=o.scores + 0.05) for key, o in record.example_scores.items()}
     runs = [replace(r, phase="confirm", replicate=f"c{r.replicate}") for r in record.runs]
     contenders = [Contender(c, ("winner",) if c.id == cell_id(CONCAT) else ()) for c in record.cells]
-    halves = (Family(("overall",), 0.8), Family(("read", "digit"), 0.2))
+    halves = (ComparisonFamily(("overall",), 0.8), ComparisonFamily(("read", "digit"), 0.2))
     contenders[2] = replace(
         contenders[2], stands_for=tuple((m, Baseline.DEEPEST) for m in ("read", "digit", "overall"))
     )
@@ -149,7 +149,7 @@ def tried_again(analysis: Analysis) -> Analysis:
             plan=Plan("overall", halves, 0.05, 0.01, (5,), (5,), 0.5),
             runs=(*record.runs, *runs),
             contenders=tuple(contenders),
-            confirmed=fresh,
+            fresh_example_scores=fresh,
             fresh_replicates=FRESH,
         )
     )
@@ -199,7 +199,7 @@ def test_until_a_fresh_replicate_has_ended_the_studys_own_judge(two_tasks: Analy
     """Killed in the middle of them, a study still has its baselines."""
     record = tried_again(two_tasks).record
     runs = tuple(replace(r, state="running") if r.phase == "confirm" else r for r in record.runs)
-    analysis = Analysis(replace(record, runs=runs, confirmed={}))
+    analysis = Analysis(replace(record, runs=runs, fresh_example_scores={}))
     said = answer(analysis)
     assert said.judged is analysis
     assert said.best_baseline is not None

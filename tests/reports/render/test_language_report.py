@@ -29,11 +29,19 @@ import fusion_workbench.reports as reports
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports import ReportPaths, write_report
 from fusion_workbench.reports.against.agreement import tau_b
-from fusion_workbench.reports.against.probes import foretell, trust
+from fusion_workbench.reports.against.probes import compare_with_probes, trust_sentence
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.image_controls import LEAST, LOOKS, NOT, SOME, UNKNOWN, blank_caveat, sights
-from fusion_workbench.reports.reading.language import Said, asked, choose, plain_text, read_answers
+from fusion_workbench.reports.analysis.image_dependence import (
+    LEAST,
+    LOOKS,
+    NOT,
+    SOME,
+    UNKNOWN,
+    blank_caveat,
+    image_dependence,
+)
+from fusion_workbench.reports.reading.language import CellAnswer, choose, plain_text, read_answers, shown_questions
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.render.report import render
 from fusion_workbench.schema.language import LanguageModel
@@ -136,7 +144,7 @@ def test_a_study_of_probes_shows_nothing_of_it(uri: str, tmp_path: Path) -> None
 def test_a_blind_model_is_told_on_the_first_screen() -> None:
     analysis = controlled([0.9, 0.92, 0.9], [0.1, 0.1, 0.1])
     said = answer(analysis)
-    html = render(analysis, said, None, foretell(analysis, None))["report.html"]
+    html = render(analysis, said, None, compare_with_probes(analysis, None))["report.html"]
     caveats = html[html.index('class="caveats"') : html.index("</ul>", html.index('class="caveats"'))]
     assert "does worse with real images than with blank ones" in caveats
     assert f">{NOT}</span>" in section(html, "image").replace("</i>", ">")
@@ -145,7 +153,7 @@ def test_a_blind_model_is_told_on_the_first_screen() -> None:
 
 def test_without_probes_the_command_is_named(uri: str, tmp_path: Path) -> None:
     analysis = controlled([0.1] * 3, [0.1] * 3)
-    files = [render(analysis, answer(analysis), None, foretell(analysis, None))]
+    files = [render(analysis, answer(analysis), None, compare_with_probes(analysis, None))]
     paths = write_report(uri, "unlike", tmp_path)
     files.append({name: (tmp_path / name).read_text(encoding="utf-8") for name in ("report.html", "report.md")})
     for found, told, why in zip(
@@ -160,7 +168,7 @@ def test_without_probes_the_command_is_named(uri: str, tmp_path: Path) -> None:
         assert told in found["report.md"]
     assert not any("probes" in figure.name for figure in paths.figures)
     nameless = Analysis(replace(analysis.record, language=LanguageModel("tiny")))
-    html = render(nameless, answer(nameless), None, foretell(nameless, None))["report.html"]
+    html = render(nameless, answer(nameless), None, compare_with_probes(nameless, None))["report.html"]
     assert "workbench report planted --probes OTHER" in words(section(html, "probes"))
 
 
@@ -215,9 +223,9 @@ def controlled(blank: Sequence[float], shuffled: Sequence[float], real: float = 
 )
 def test_the_word_follows_the_controls(blank: list[float], shuffled: list[float], word: str) -> None:
     analysis = controlled(blank, shuffled)
-    (sight,) = sights(analysis).values()
-    assert sight.word == word
-    assert bool(blank_caveat(analysis, sight.cell)) == (word != LOOKS)
+    (dependence,) = image_dependence(analysis).values()
+    assert dependence.word == word
+    assert bool(blank_caveat(analysis, dependence.cell)) == (word != LOOKS)
     assert (len(blank) < LEAST) == (word == UNKNOWN)
 
 
@@ -229,20 +237,20 @@ def test_the_difference_is_paired_by_replicate() -> None:
         replace(r, metrics={**r.metrics, "control/blank/read": 0.4 + float(shared[int(r.replicate)])})
         for r in record.runs
     )
-    (sight,) = sights(Analysis(replace(record, runs=runs, language=MODEL))).values()
-    gap = sight.controls["blank"].difference
+    (dependence,) = image_dependence(Analysis(replace(record, runs=runs, language=MODEL))).values()
+    gap = dependence.no_image_baselines["blank"].difference
     assert gap.mean == pytest.approx(0.1)
     assert gap.se_seeds == pytest.approx(0, abs=1e-12)
     assert gap.se_sampling == pytest.approx(math.sqrt(0.4 * 0.6 / 400))
-    assert sight.controls["blank"].score.half > 0.15
+    assert dependence.no_image_baselines["blank"].score.half > 0.15
 
 
 def test_missing_controls_are_said() -> None:
     record = replace(planted({("concat", (3, 6), 12): {"read": np.full((3, 20), 0.5)}}), language=MODEL)
     analysis = Analysis(record)
-    assert sights(analysis) == {}
+    assert image_dependence(analysis) == {}
     assert "is not known" in blank_caveat(analysis, record.cells[0])
-    html = render(analysis, answer(analysis), None, foretell(analysis, None))["report.html"]
+    html = render(analysis, answer(analysis), None, compare_with_probes(analysis, None))["report.html"]
     assert "so whether the models look at theirs is not known" in html
 
 
@@ -260,7 +268,7 @@ def ordered(means: Sequence[float], seeds: int = 4, spread: float = 0.01, seed: 
 
 
 def agreed(own: StudyRecord, cheap: StudyRecord) -> Any:
-    found = foretell(Analysis(replace(own, language=MODEL)), replace(cheap, name="cheap"))
+    found = compare_with_probes(Analysis(replace(own, language=MODEL)), replace(cheap, name="cheap"))
     assert found is not None
     return found
 
@@ -274,8 +282,8 @@ def test_the_same_order_can_be_trusted() -> None:
     assert pair.regret is None
     assert pair.within is True
     assert pair.random == pytest.approx(0.2, abs=0.02)
-    assert pair.agree == 1
-    assert "can be trusted here" in trust(pair)
+    assert pair.same_pick == 1
+    assert "can be trusted here" in trust_sentence(pair)
 
 
 def test_the_opposite_order_cannot() -> None:
@@ -284,7 +292,7 @@ def test_the_opposite_order_cannot() -> None:
     assert pair.tau == -1
     assert pair.within is False
     assert pair.regret.mean == pytest.approx(0.4, abs=0.02)
-    assert "opposite order" in trust(pair)
+    assert "opposite order" in trust_sentence(pair)
 
 
 def test_a_right_order_with_the_wrong_winner_is_told_apart() -> None:
@@ -298,7 +306,7 @@ def test_a_right_order_with_the_wrong_winner_is_told_apart() -> None:
 
     (pair,) = agreed(made(own), made(cheap)).pairs
     assert pair.tau > 0.9
-    assert "not for the winner" in trust(pair)
+    assert "not for the winner" in trust_sentence(pair)
 
 
 @pytest.mark.parametrize(("cells", "seeds"), [(3, 4), (4, 4), (5, 1)])
@@ -306,7 +314,7 @@ def test_few_cells_or_one_seed_tell_nothing(cells: int, seeds: int) -> None:
     means = [0.3, 0.4, 0.5, 0.6, 0.7][:cells]
     (pair,) = agreed(ordered(means, seeds), ordered(means, seeds, seed=1)).pairs
     assert pair.tau == 1
-    assert "cannot be told" in trust(pair)
+    assert "cannot be told" in trust_sentence(pair)
     assert math.isnan(pair.low) == (seeds == 1)
 
 
@@ -371,19 +379,19 @@ def test_answers_are_one_printable_line(text: str, most: int) -> None:
 
 def test_only_questions_that_all_answered_are_shown() -> None:
     first, second = ("e", "t", "first?"), ("e", "t", "second?")
-    mine = {first: (Said("yes", 1.0), ("yes",)), second: (Said("no", 0.0), ("yes",))}
-    found = asked({"a": mine, "b": {second: (Said("yes", None), ("yes",))}}, {"a": "0", "b": "1"})
+    mine = {first: (CellAnswer("yes", 1.0), ("yes",)), second: (CellAnswer("no", 0.0), ("yes",))}
+    found = shown_questions({"a": mine, "b": {second: (CellAnswer("yes", None), ("yes",))}}, {"a": "0", "b": "1"})
     assert found is not None
     assert [q.question for q in found.questions] == ["second?"]
-    assert found.questions[0].said == {"a": Said("no", 0.0), "b": Said("yes", None)}
-    assert asked({}, {}) is None
+    assert found.questions[0].said == {"a": CellAnswer("no", 0.0), "b": CellAnswer("yes", None)}
+    assert shown_questions({}, {}) is None
 
 
 def test_answers_are_read_as_they_come(tmp_path: Path) -> None:
     path = tmp_path / "answers.parquet"
     scored = {"example_id": "e", "task": "t", "question": "q", "prediction": None, "answers": ["a"], "score": 0.5}
     pd.DataFrame([scored]).to_parquet(path)
-    assert read_answers(path) == {("e", "t", "q"): (Said("", 0.5), ("a",))}
+    assert read_answers(path) == {("e", "t", "q"): (CellAnswer("", 0.5), ("a",))}
     plain = {"example_id": "e", "task": "t", "prediction": "p"}
     rows = [plain | {"question": str(n), "answers": a} for n, a in enumerate(['["x", "y"]', "x", "[x"])]
     pd.DataFrame(rows).to_parquet(path)
@@ -409,7 +417,7 @@ def test_a_torn_description_is_a_note(mlflow_template: Path, tmp_path: Path) -> 
 
 def test_harm_in_answers_is_text() -> None:
     analysis = Analysis(hostile_language())
-    files = render(analysis, answer(analysis), None, foretell(analysis, hostile()))
+    files = render(analysis, answer(analysis), None, compare_with_probes(analysis, hostile()))
     html = files["report.html"]
     assert "<script>alert" not in html
     assert "<img src=x" not in html
@@ -425,7 +433,7 @@ def test_harm_in_answers_is_text() -> None:
 @needs_tex
 def test_the_tables_compile(tmp_path: Path) -> None:
     analysis = Analysis(hostile_language())
-    tex = render(analysis, answer(analysis), None, foretell(analysis, hostile()))["tables.tex"]
+    tex = render(analysis, answer(analysis), None, compare_with_probes(analysis, hostile()))["tables.tex"]
     assert tex.count(r"\begin{table}") == 2 + 1 + 2
     compiled(tex, tmp_path)
 
@@ -434,4 +442,4 @@ def test_fresh_replicates_do_not_change_the_controls() -> None:
     analysis = controlled([0.1] * 5, [0.1] * 5)
     key = ("concat", (3, 6), 12)
     again = tried_again(analysis.record, {key: {"read": np.full((5, 200), 0.6)}}, key)
-    assert {s.word for s in sights(Analysis(again)).values()} == {LOOKS}
+    assert {s.word for s in image_dependence(Analysis(again)).values()} == {LOOKS}

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from synthetic_study import Synthetic, cell_id, copy_database, inside_file, planted, tiny
-from test_look_report import artifacts
 from test_report import Page
+from test_token_maps_report import artifacts
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports import ReportPaths, write_report

@@ -47,17 +47,17 @@ def log(path: Path, scores: dict[str, list[Any]], task: str = "pope", **more: li
 
 def same(one: Scores, other: Scores) -> None:
     assert (one.systems, one.measures) == (other.systems, other.measures)
-    for key, o in one.outcomes.items():
-        assert o.replicates == other.outcomes[key].replicates
-        assert o.examples == other.outcomes[key].examples
-        assert o.groups == other.outcomes[key].groups
-        np.testing.assert_array_equal(o.scores, other.outcomes[key].scores)
+    for key, o in one.example_scores.items():
+        assert o.replicates == other.example_scores[key].replicates
+        assert o.examples == other.example_scores[key].examples
+        assert o.groups == other.example_scores[key].groups
+        np.testing.assert_array_equal(o.scores, other.example_scores[key].scores)
 
 
 def test_a_long_table_with_other_people_s_words(tmp_path: Path) -> None:
     found = read_scores([write(tmp_path / "s.csv", LONG)], columns=["group=photo"])
     assert (found.systems, found.measures) == (("a", "b"), ("read",))
-    b = found.outcomes["b", "read"]
+    b = found.example_scores["b", "read"]
     assert (b.replicates, b.examples, b.groups) == (("0", "1"), ("x1", "x2"), ("p", "p"))
     np.testing.assert_array_equal(b.scores, [[0, 0.5], [1, 0]])
 
@@ -95,7 +95,7 @@ def test_whatever_is_written_is_read_back(
     folder = tmp_path_factory.mktemp("round")
     frame = pd.DataFrame([("a", name, score) for name, score in rows], columns=["system", "example", "score"])
     frame.to_csv(folder / "s.csv", index=False)
-    found = read_scores([str(folder / "s.csv")]).outcomes["a", ""]
+    found = read_scores([str(folder / "s.csv")]).example_scores["a", ""]
     assert dict(zip(found.examples, found.scores[0].tolist(), strict=True)) == pytest.approx(dict(rows))
 
 
@@ -105,8 +105,8 @@ def test_a_table_without_systems_is_named_by_its_file_or_the_option(tmp_path: Pa
     write(tmp_path / "mine" / "run1.csv", text)
     found = read_scores([str(tmp_path / "base@0.csv")], systems=[f"mine@7={tmp_path}/mine/*.csv"])
     assert found.systems == ("mine", "base")
-    assert found.outcomes["base", ""].replicates == ("0",)
-    assert found.outcomes["mine", ""].replicates == ("7",)
+    assert found.example_scores["base", ""].replicates == ("0",)
+    assert found.example_scores["mine", ""].replicates == ("7",)
 
 
 def test_sample_logs_of_lmms_eval(tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_sample_logs_of_lmms_eval(tmp_path: Path) -> None:
     assert found.systems == ("org__a", "org__b")
     assert found.measures == ("pope/pope_accuracy",)  # the F1 repeats it, the submission is no score
     assert "pope/pope_f1_score holds the same scores" in found.notes[0]
-    assert found.outcomes["org__b", "pope/pope_accuracy"].replicates == ("1",)
-    np.testing.assert_array_equal(found.outcomes["org__a", "pope/pope_accuracy"].scores, [[1, 0, 1]])
+    assert found.example_scores["org__b", "pope/pope_accuracy"].replicates == ("1",)
+    np.testing.assert_array_equal(found.example_scores["org__a", "pope/pope_accuracy"].scores, [[1, 0, 1]])
     assert read_scores([str(tmp_path)], metrics=["pope_f1_score"]).measures == ("pope/pope_f1_score",)
 
 
@@ -133,7 +133,7 @@ def test_metrics_of_some_documents_and_groups_inside_them(tmp_path: Path) -> Non
     log(tmp_path / "a", seen, "mme", **thought)
     found = read_scores([str(tmp_path / "a")], columns=["group=question_id"])
     assert found.measures == ("mme/mme_perception_score", "mme/mme_cognition_score")
-    assert found.outcomes["a", "mme/mme_perception_score"].groups == ("img0", "img0", "img1", "img1")
+    assert found.example_scores["a", "mme/mme_perception_score"].groups == ("img0", "img0", "img1", "img1")
 
 
 def test_a_log_is_told_from_a_table_of_json_lines(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_filters_of_lm_eval_are_measures_of_their_own(tmp_path: Path) -> None:
     name = tmp_path / "m" / "samples_gsm8k_2026-09-01T12-00-00.123456.jsonl"
     found = read_scores([write(name, "\n".join(map(json.dumps, rows)))])
     assert found.measures == ("gsm8k/exact_match,strict", "gsm8k/exact_match,flexible")
-    assert found.outcomes["m", "gsm8k/exact_match,strict"].scores.tolist() == [[1, 0, 0]]
+    assert found.example_scores["m", "gsm8k/exact_match,strict"].scores.tolist() == [[1, 0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_names_of_logs(name: str, task: str) -> None:
 
 def test_what_is_not_scored_everywhere_is_counted(tmp_path: Path) -> None:
     found = read_scores([write(tmp_path / "s.csv", LONG.replace("a,1,read,x2,p,1\n", ""))])
-    assert found.outcomes["a", "read"].examples == ("x1",)
+    assert found.example_scores["a", "read"].examples == ("x1",)
     assert found.notes == ("a on read: 1 of 2 examples are not scored in every replicate and are left out.",)
 
 

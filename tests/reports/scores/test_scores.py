@@ -15,18 +15,20 @@ from fusion_workbench.reports.scores.files import Scores
 from fusion_workbench.reports.scores.judge import Judgement, judge_scores, paired_differences
 from fusion_workbench.reports.scores.render import to_json, write_judgement
 from fusion_workbench.reports.statistics.crossed import estimate, holm
-from fusion_workbench.reports.statistics.outcomes import Outcomes
+from fusion_workbench.reports.statistics.example_scores import ExampleScores
 from fusion_workbench.reports.words.units import MIXED, SHARE
 from fusion_workbench.schema.names import Verdict
 
 
-def outcomes(scores: np.ndarray, replicates: str = "01234", examples: range | None = None, groups: int = 0) -> Outcomes:
+def example_scores(
+    scores: np.ndarray, replicates: str = "01234", examples: range | None = None, groups: int = 0
+) -> ExampleScores:
     names = tuple(map(str, examples if examples is not None else range(scores.shape[1])))
     parts = tuple(f"g{i * groups // len(names)}" for i in range(len(names))) if groups else ()
-    return Outcomes(tuple(replicates)[: len(scores)], names, scores, parts)
+    return ExampleScores(tuple(replicates)[: len(scores)], names, scores, parts)
 
 
-def scores_of(**systems: Outcomes) -> Scores:
+def scores_of(**systems: ExampleScores) -> Scores:
     return Scores(tuple(systems), ("t",), {(name, "t"): o for name, o in systems.items()})
 
 
@@ -43,13 +45,13 @@ def verdicts(found: Judgement) -> dict[tuple[str, str], str]:
 
 
 def test_the_five_words() -> None:
-    few = outcomes(noisy(0.9, 5, 3))
+    few = example_scores(noisy(0.9, 5, 3))
     scores = scores_of(
-        base=outcomes(noisy(0.5, 0)),
-        up=outcomes(noisy(0.56, 1)),
-        down=outcomes(noisy(0.44, 2)),
-        alike=outcomes(noisy(0.5, 3)),
-        near=outcomes(noisy(0.5, 3) + 0.02),
+        base=example_scores(noisy(0.5, 0)),
+        up=example_scores(noisy(0.56, 1)),
+        down=example_scores(noisy(0.44, 2)),
+        alike=example_scores(noisy(0.5, 3)),
+        near=example_scores(noisy(0.5, 3) + 0.02),
         few=few,
     )
     found = judge_scores(scores, margin=0.02)
@@ -70,7 +72,7 @@ def test_the_five_words() -> None:
 
 def test_numbers_are_those_of_the_report() -> None:
     a, b, c = noisy(0.5, 0), noisy(0.51, 1), noisy(0.52, 2)
-    found = judge_scores(scores_of(a=outcomes(a), b=outcomes(b), c=outcomes(c)))
+    found = judge_scores(scores_of(a=example_scores(a), b=example_scores(b), c=example_scores(c)))
     one, two = found.comparisons
     assert one.difference == estimate(b - a)
     assert [one.p, two.p] == pytest.approx(holm([estimate(b - a).p, estimate(c - a).p]).tolist())
@@ -79,7 +81,7 @@ def test_numbers_are_those_of_the_report() -> None:
 
 def test_two_baselines_meet_once() -> None:
     a, b, c = noisy(0.5, 0), noisy(0.51, 1), noisy(0.52, 2)
-    found = judge_scores(scores_of(a=outcomes(a), b=outcomes(b), c=outcomes(c)), ["a", "b"])
+    found = judge_scores(scores_of(a=example_scores(a), b=example_scores(b), c=example_scores(c)), ["a", "b"])
     assert (len(found.comparisons), len(found.distinct)) == (4, 3)
     by = {(x.cell, x.baseline): x for x in found.comparisons}
     assert by["a", "b"].p == by["b", "a"].p
@@ -91,9 +93,9 @@ def test_two_baselines_meet_once() -> None:
 
 def test_replicates_are_paired_where_names_agree_and_else_not() -> None:
     a, b = noisy(0.5, 0), noisy(0.5, 1)
-    paired = judge_scores(scores_of(a=outcomes(a), b=outcomes(b)))
-    apart = judge_scores(scores_of(a=outcomes(a), b=outcomes(b, "56789")))
-    forced = judge_scores(scores_of(a=outcomes(a), b=outcomes(b)), independent=True)
+    paired = judge_scores(scores_of(a=example_scores(a), b=example_scores(b)))
+    apart = judge_scores(scores_of(a=example_scores(a), b=example_scores(b, "56789")))
+    forced = judge_scores(scores_of(a=example_scores(a), b=example_scores(b)), independent=True)
     assert not any("not by replicate" in c for c in paired.caveats)
     assert "Paired by example and not by replicate (they share too few): a and b." in apart.caveats[0]
     assert "(as asked for)" in forced.caveats[0]
@@ -102,46 +104,48 @@ def test_replicates_are_paired_where_names_agree_and_else_not() -> None:
 
 
 def test_one_common_replicate_of_many_pairs_nothing() -> None:
-    found = judge_scores(scores_of(a=outcomes(noisy(0.5, 0)), b=outcomes(noisy(0.5, 1), "4abcd")))
+    found = judge_scores(scores_of(a=example_scores(noisy(0.5, 0)), b=example_scores(noisy(0.5, 1), "4abcd")))
     assert "not by replicate" in found.caveats[0]
     assert found.comparisons[0].verdict == Verdict.SAME
 
 
 def test_one_replicate_says_that_seeds_are_left_out() -> None:
-    found = judge_scores(scores_of(a=outcomes(noisy(0.5, 0, 1)), b=outcomes(noisy(0.6, 1, 1))))
+    found = judge_scores(scores_of(a=example_scores(noisy(0.5, 0, 1)), b=example_scores(noisy(0.6, 1, 1))))
     assert verdicts(found) == {("b", "a"): Verdict.NONE}
     assert found.headline.startswith("No verdict: b against a makes +")
     assert found.caveats[0].startswith(
         "a and b have one replicate: their intervals are over examples alone and leave seeds out"
     )
-    single = judge_scores(scores_of(a=outcomes(noisy(0.5, 0)), b=outcomes(noisy(0.6, 1, 1), "x")))
+    single = judge_scores(scores_of(a=example_scores(noisy(0.5, 0)), b=example_scores(noisy(0.6, 1, 1), "x")))
     assert single.caveats[0].startswith("b has one replicate: its intervals")
     assert verdicts(single) == {("b", "a"): Verdict.NONE}
 
 
 def test_few_groups_are_a_condition() -> None:
-    four = judge_scores(scores_of(a=outcomes(noisy(0.5, 0), groups=4), b=outcomes(noisy(0.6, 1), groups=4)))
-    many = judge_scores(scores_of(a=outcomes(noisy(0.5, 0), groups=12), b=outcomes(noisy(0.6, 1), groups=12)))
+    four = judge_scores(scores_of(a=example_scores(noisy(0.5, 0), groups=4), b=example_scores(noisy(0.6, 1), groups=4)))
+    many = judge_scores(
+        scores_of(a=example_scores(noisy(0.5, 0), groups=12), b=example_scores(noisy(0.6, 1), groups=12))
+    )
     assert "Conditional on these groups on t: the examples come from 4 groups" in four.caveats[0]
     assert not many.caveats
     assert many.tables[0].lines[0].mean.groups == 12
 
 
 def test_examples_that_one_lacks_are_told() -> None:
-    a, b = outcomes(noisy(0.5, 0)), outcomes(noisy(0.6, 1)[:, :290], examples=range(10, 300))
+    a, b = example_scores(noisy(0.5, 0)), example_scores(noisy(0.6, 1)[:, :290], examples=range(10, 300))
     found = judge_scores(scores_of(a=a, b=b))
     assert "a and b on t: 10 examples that only one of them has are left out." in found.caveats
     assert found.comparisons[0].difference.examples == 290  # type: ignore[union-attr]
 
 
 def test_scores_beyond_one_are_numbers_as_they_are() -> None:
-    found = judge_scores(scores_of(a=outcomes(30 * noisy(0.5, 0)), b=outcomes(30 * noisy(0.51, 1))))
+    found = judge_scores(scores_of(a=example_scores(30 * noisy(0.5, 0)), b=example_scores(30 * noisy(0.51, 1))))
     assert found.tables[0].unit is MIXED
 
 
 def test_what_cannot_be_judged_is_said() -> None:
-    a, b = outcomes(noisy(0.5, 0)), outcomes(noisy(0.6, 1))
-    elsewhere = outcomes(noisy(0.6, 1), examples=range(1000, 1300))
+    a, b = example_scores(noisy(0.5, 0)), example_scores(noisy(0.6, 1))
+    elsewhere = example_scores(noisy(0.6, 1), examples=range(1000, 1300))
     cases = [
         (scores_of(a=a), {}, "the files hold one system, a; a verdict takes two"),
         (scores_of(a=a, b=b), {"baselines": ["bb"]}, "--baseline bb: there is no such system. Did you mean 'b'"),
@@ -166,7 +170,7 @@ def test_at_most_one_in_twenty_files_of_equals_holds_a_false_verdict() -> None:
     for _ in range(300):
         shared = rng.normal(0, 0.2, (1, 60))
         systems = {
-            f"s{k}": outcomes(
+            f"s{k}": example_scores(
                 shared + rng.normal(0, 0.1, (1, 60)) + rng.normal(0, 0.05, (5, 1)) + rng.normal(0, 0.1, (5, 60)),
                 "".join(chr(97 + 5 * k + r) for r in range(5)),
             )
@@ -179,7 +183,9 @@ def test_at_most_one_in_twenty_files_of_equals_holds_a_false_verdict() -> None:
 
 def test_differences_are_paired_for_a_pilot() -> None:
     scores = scores_of(
-        a=outcomes(noisy(0.5, 0)), b=outcomes(noisy(0.6, 1), "34567"), c=outcomes(noisy(0.6, 1), "vwxyz")
+        a=example_scores(noisy(0.5, 0)),
+        b=example_scores(noisy(0.6, 1), "34567"),
+        c=example_scores(noisy(0.6, 1), "vwxyz"),
     )
     found = paired_differences(scores, "t", "b", "a")
     assert found is not None
@@ -190,7 +196,11 @@ def test_differences_are_paired_for_a_pilot() -> None:
 def test_files_say_the_same_and_escape_what_they_print(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     scores = scores_of(
-        **{"base": outcomes(noisy(0.5, 0)), evil: outcomes(noisy(0.6, 1)), "few": outcomes(noisy(0.5, 2, 2))}
+        **{
+            "base": example_scores(noisy(0.5, 0)),
+            evil: example_scores(noisy(0.6, 1)),
+            "few": example_scores(noisy(0.5, 2, 2)),
+        }
     )
     found = judge_scores(scores, margin=0.01)
     html, markdown, plain, table = write_judgement(found, tmp_path / "out", ("x.csv",))
@@ -211,7 +221,7 @@ def test_files_say_the_same_and_escape_what_they_print(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("evil", ["=cmd|'/c calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "a\r\n=1"])
 def test_a_spreadsheet_runs_nothing(tmp_path: Path, evil: str) -> None:
-    scores = scores_of(**{evil: outcomes(noisy(0.5, 0)), "other": outcomes(noisy(0.6, 1))})
+    scores = scores_of(**{evil: example_scores(noisy(0.5, 0)), "other": example_scores(noisy(0.6, 1))})
     *_, table = write_judgement(judge_scores(scores), tmp_path / "out")
     rows = list(csv.DictReader(table.open(newline="")))
     plain = evil.replace("\r\n", "\n")
@@ -221,24 +231,24 @@ def test_a_spreadsheet_runs_nothing(tmp_path: Path, evil: str) -> None:
 
 def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    found = judge_scores(scores_of(a=outcomes(noisy(0.5, 0)), b=outcomes(noisy(0.6, 1))))
+    found = judge_scores(scores_of(a=example_scores(noisy(0.5, 0)), b=example_scores(noisy(0.6, 1))))
     with pytest.raises(WorkbenchError, match="cannot be written"):
         write_judgement(found, tmp_path / "out")
 
 
 def test_a_measure_that_one_system_lacks_is_told() -> None:
-    a, b = outcomes(noisy(0.5, 0)), outcomes(noisy(0.5, 1))
+    a, b = example_scores(noisy(0.5, 0)), example_scores(noisy(0.5, 1))
     found = judge_scores(Scores(("a", "b"), ("t", "u"), {("a", "t"): a, ("b", "t"): b, ("a", "u"): a}))
     assert "u is not scored for b: not compared there." in found.caveats
 
 
 def test_markdown_tells_what_the_intervals_count(tmp_path: Path) -> None:
     """Two hundred examples of twelve groups are twelve draws."""
-    a, b = outcomes(noisy(0.5, 0), groups=12), outcomes(noisy(0.6, 1), groups=12)
+    a, b = example_scores(noisy(0.5, 0), groups=12), example_scores(noisy(0.6, 1), groups=12)
     write_judgement(judge_scores(scores_of(a=a, b=b)), tmp_path)
     text = (tmp_path / "verdict.md").read_text()
     assert "| replicates | examples | groups |\n|---|---|---|---:|---:|---:|\n| a | " in text
     assert "| 5 | 300 | 12 |\n| b | " in text
     assert "correction for the one comparison" in text
-    write_judgement(judge_scores(scores_of(a=outcomes(noisy(0.5, 0)), b=outcomes(noisy(0.6, 1)))), tmp_path)
+    write_judgement(judge_scores(scores_of(a=example_scores(noisy(0.5, 0)), b=example_scores(noisy(0.6, 1)))), tmp_path)
     assert "| examples |\n|---|---|---|---:|---:|\n| a | " in (tmp_path / "verdict.md").read_text()

@@ -12,7 +12,7 @@ from synthetic_study import planted
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.planning import hours, planning, round_up, usual, what_it_would_take
+from fusion_workbench.reports.analysis.planning import hours, planning, round_differences, round_up, what_it_would_take
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import noise
 from fusion_workbench.reports.statistics.power import needed, needed_examples, pilot, power, smallest, upper_limit
@@ -208,4 +208,4 @@ def test_fewer_than_five_are_a_poor_pilot_and_make_no_sentence() -> None:
 def test_small_words() -> None:
     assert [hours(h) for h in (None, 0.001, 0.5, 2.14, 100.0)] == ["?", "1 min", "30 min", "2.1 h", "4.2 days"]
     assert [round_up(n) for n in (7, 99, 101, 1234)] == [7, 99, 110, 1300]
-    assert usual(0.1) == pytest.approx([0.01, 0.02, 0.05, 0.1])
+    assert round_differences(0.1) == pytest.approx([0.01, 0.02, 0.05, 0.1])

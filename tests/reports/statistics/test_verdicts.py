@@ -9,17 +9,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fusion_workbench.reports.statistics.crossed import holm, noise
-from fusion_workbench.reports.statistics.verdicts import Judged, Pair, equivalence, judge, verdict
+from fusion_workbench.reports.statistics.verdicts import Judged, PairedScores, equivalence, judge, verdict
 from fusion_workbench.schema.names import Verdict
-from fusion_workbench.schema.plan import Family, Plan
+from fusion_workbench.schema.plan import ComparisonFamily, Plan
 
-PLAN = Plan("overall", (Family(("overall",), 0.8), Family(("read", "digit"), 0.2)), 0.05, 0.01, (5,))
+PLAN = Plan(
+    "overall", (ComparisonFamily(("overall",), 0.8), ComparisonFamily(("read", "digit"), 0.2)), 0.05, 0.01, (5,)
+)
 
 
-def pair(measure: str, number: int, mean: float, replicates: int = 5, margin: float | None = 0.01) -> Pair:
+def pair(measure: str, number: int, mean: float, replicates: int = 5, margin: float | None = 0.01) -> PairedScores:
     rng = np.random.default_rng([number, replicates])
     x = mean + rng.normal(0, 0.002, (replicates, 1)) + rng.normal(0, 0.02, (replicates, 200))
-    return Pair(measure, ("a", f"b{number}"), x, tuple(range(replicates)), margin)
+    return PairedScores(measure, ("a", f"b{number}"), x, tuple(range(replicates)), margin)
 
 
 def test_a_family_is_corrected_by_holm_at_its_share() -> None:
@@ -41,8 +43,8 @@ def test_many_pairs_at_once_are_judged_as_one_by_one(groups: int | None) -> None
         x = rng.normal(0.004, 0.01, (10, 1)) + rng.normal(0, 0.02, (10, 40 if number % 3 else 25))
         own = codes if number % 3 else None
         rows = tuple(range(10)) if number % 4 else (0, 2, 3, 5, 6, 7, 9, 10, 11, 12)
-        pairs.append(Pair("overall", ("a", f"b{number}"), x, rows, 0.01 if number % 5 else None, own))
-    plan = Plan("overall", (Family(("overall",), 1.0),), 0.05, 0.01, (5, 10))
+        pairs.append(PairedScores("overall", ("a", f"b{number}"), x, rows, 0.01 if number % 5 else None, own))
+    plan = Plan("overall", (ComparisonFamily(("overall",), 1.0),), 0.05, 0.01, (5, 10))
     together = judge(pairs, plan, 10)
     raw = {look: [[i for i, r in enumerate(p.replicates) if r < look] for p in pairs] for look in (5, 10)}
     looks = []
@@ -74,7 +76,7 @@ def test_nothing_is_read_before_the_planned_look() -> None:
 
 
 def test_looks_share_the_level() -> None:
-    plan = Plan("overall", (Family(("overall",), 1.0),), 0.05, None, (5, 10, 20))
+    plan = Plan("overall", (ComparisonFamily(("overall",), 1.0),), 0.05, None, (5, 10, 20))
     assert plan.spent() == pytest.approx((0.25, 0.25, 0.5))
     one = pair("overall", 3, 0.003, replicates=20)
     early = float(noise(one.scores[:5]).p()) / 0.25
@@ -86,13 +88,13 @@ def test_looks_share_the_level() -> None:
 
 def test_looking_often_stays_honest() -> None:
     """Of studies of equals, looked at three times, at most 5 % ever hold a false verdict; unspent, more would."""
-    plan = Plan("overall", (Family(("overall",), 1.0),), 0.05, None, (5, 10, 15))
+    plan = Plan("overall", (ComparisonFamily(("overall",), 1.0),), 0.05, None, (5, 10, 15))
     honest = naive = 0
     studies = 600
     for study in range(studies):
         rng = np.random.default_rng([11, study])
         x = rng.normal(0, 0.02, (15, 1)) + rng.normal(0, 0.1, (1, 60)) + rng.normal(0, 0.1, (15, 60))
-        one = Pair("overall", ("a", "b"), x, tuple(range(15)))
+        one = PairedScores("overall", ("a", "b"), x, tuple(range(15)))
         honest += judge([one], plan, 15)["overall", "a", "b"].p < 0.05
         naive += any(float(noise(x[:n]).p()) < 0.05 for n in plan.looks)
     assert honest <= stats.binom.ppf(0.99, studies, 0.05)

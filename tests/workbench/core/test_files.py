@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import explain_writing, scratch_beside, whole_file, whole_folder, write_file
+from fusion_workbench.core.files import atomic_file, atomic_folder, explain_writing, scratch_beside, write_file
 
 
 def names(folder: Path) -> list[str]:
@@ -19,7 +19,7 @@ def names(folder: Path) -> list[str]:
 def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
     write_file(path, "one\n")
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         part.write_text("two\n")
         assert path.read_text() == "one\n"
     assert path.read_text() == "two\n"
@@ -31,7 +31,7 @@ def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
 def test_a_file_that_fails_leaves_what_was(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_file(path, "one")
-    with pytest.raises(TypeError), whole_file(path) as part:
+    with pytest.raises(TypeError), atomic_file(path) as part:
         part.write_bytes("text")  # type: ignore[arg-type]  # opened, and nothing written
     with pytest.raises(UnicodeEncodeError):
         write_file(path, "half a pair: \ud800")
@@ -47,7 +47,7 @@ def test_a_folder_appears_at_the_end(tmp_path: Path, there: bool) -> None:
     if there:
         path.mkdir()
         (path / "old").write_text("old")
-    with whole_folder(path) as made:
+    with atomic_folder(path) as made:
         (made / "new").write_text("new")
         assert path.exists() == there
     assert names(path) == ["new"]
@@ -60,7 +60,7 @@ def test_a_folder_that_fails_leaves_what_was(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old").write_text("old")
-    with pytest.raises(IsADirectoryError), whole_folder(path) as made:
+    with pytest.raises(IsADirectoryError), atomic_folder(path) as made:
         made.write_text("half")
     assert (names(path), names(tmp_path)) == (["old"], ["folder"])
 
@@ -72,7 +72,7 @@ def test_a_folder_that_fails_leaves_what_was(tmp_path: Path, monkeypatch: pytest
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(PermissionError), whole_folder(path):
+    with pytest.raises(PermissionError), atomic_folder(path):
         pass
     assert (names(path), names(tmp_path)) == (["old"], ["folder"])
 

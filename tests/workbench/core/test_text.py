@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fusion_workbench.core.bars import counted
+from fusion_workbench.core.bars import progress_bar
 from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.mlflow_uri import check_uri
 from fusion_workbench.core.text import slug
@@ -43,6 +43,8 @@ def test_an_address_of_something_else_hides_its_password() -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_bar_is_seen_in_a_terminal_alone(terminal: bool) -> None:
     out = io.StringIO()
-    with counted(Console(file=out, force_terminal=terminal, width=80), "things", 2, done=1, unit="of them") as advance:
+    with progress_bar(
+        Console(file=out, force_terminal=terminal, width=80), "things", 2, done=1, unit="of them"
+    ) as advance:
         advance(1)
     assert ("2/2" in out.getvalue()) == ("things" in out.getvalue()) == terminal

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
-from fusion_workbench.models.connector_files import fill, published, read_connector_file, write_connector_file
+from fusion_workbench.models.connector_files import (
+    load_weights,
+    read_connector_file,
+    to_published,
+    write_connector_file,
+)
 from fusion_workbench.modules.fusion import build
 from fusion_workbench.modules.projector import Projector
 
@@ -68,7 +73,7 @@ def test_a_loaded_projector_computes_what_llava_s_does(tmp_path: Path) -> None:
     theirs.load_state_dict({name.removeprefix("model.mm_projector."): value for name, value in tensors.items()})
     found = read_connector_file(saved(tmp_path / "in.bin", tensors))
     ours = Projector(found.kind, found.in_dim, found.width, normalise=False)
-    fill(ours, found.projector, "in.bin")
+    load_weights(ours, found.projector, "in.bin")
     tokens = 5 * torch.randn(2, 3, 6) + 1
     torch.testing.assert_close(ours(tokens), theirs(tokens), rtol=0, atol=0)
     ours.normalise = True
@@ -82,13 +87,13 @@ def test_mmfuser_s_file_gives_the_published_block(tmp_path: Path) -> None:
     assert (found.strategy, found.heads, found.levels, found.in_dim, found.width) == ("mmfuser", 4, 4, 32, 12)
     fuser = build("mmfuser", Selection((0, 1, 2, 3), 4), 32, found.options)
     projector = Projector(found.kind, found.in_dim, found.width, normalise=False)
-    fill(fuser, found.fuser, "the file")
-    fill(projector, found.projector, "the file")
+    load_weights(fuser, found.fuser, "the file")
+    load_weights(projector, found.projector, "the file")
     golden = load_file(GOLDEN)
     fused = fuser(golden["features"], (6, 6))
     torch.testing.assert_close(fused, golden["output"], rtol=1e-5, atol=1e-5)
 
-    write_connector_file(tmp_path / "out.bin", published(fuser, projector))
+    write_connector_file(tmp_path / "out.bin", to_published(fuser, projector))
     again = torch.load(tmp_path / "out.bin", weights_only=True)
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[name], value) for name, value in tensors.items())
@@ -97,11 +102,11 @@ def test_mmfuser_s_file_gives_the_published_block(tmp_path: Path) -> None:
 def test_mmfuser_with_a_linear_projector(tmp_path: Path) -> None:
     fuser = build("mmfuser", Selection((1, 2), 3), 16, {"heads": 2})
     projector = Projector("linear", 16, 8, normalise=False)
-    write_connector_file(tmp_path / "out.bin", published(fuser, projector))
+    write_connector_file(tmp_path / "out.bin", to_published(fuser, projector))
     assert "model.mm_projector.1.weight" in torch.load(tmp_path / "out.bin", weights_only=True)
     found = read_connector_file(tmp_path / "out.bin")
     assert (found.kind, found.heads, found.levels) == ("linear", 2, 2)
-    fill(projector, found.projector, "it")
+    load_weights(projector, found.projector, "it")
 
 
 @pytest.mark.parametrize(
@@ -152,22 +157,22 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 def test_what_has_no_published_form_says_why() -> None:
     deep = build("deep_only", Selection((), 2), 16)
     with pytest.raises(WorkbenchError, match="normalises its input"):
-        published(deep, Projector("linear", 16, 8))
+        to_published(deep, Projector("linear", 16, 8))
     with pytest.raises(WorkbenchError, match="width of its own"):
-        published(deep, Projector("linear", 16, 8, hidden=4, normalise=False))
+        to_published(deep, Projector("linear", 16, 8, hidden=4, normalise=False))
     plain = Projector("linear", 16, 8, normalise=False)
     with pytest.raises(WorkbenchError, match=r"Weighted\w* has weights of its own"):
-        published(build("weighted", Selection((1,), 2), 16), plain)
+        to_published(build("weighted", Selection((1,), 2), 16), plain)
     with pytest.raises(WorkbenchError, match="attention=global"):
-        published(build("mmfuser", Selection((1,), 2), 16, {"attention": "global"}), plain)
+        to_published(build("mmfuser", Selection((1,), 2), 16, {"attention": "global"}), plain)
 
 
 def test_filling_names_the_first_misfit() -> None:
     projector = Projector("linear", 4, 2)
     right = {name: value.clone() for name, value in projector.state_dict().items()}
     with pytest.raises(WorkbenchError, match=r"lacks map\.bias"):
-        fill(projector, {"map.weight": right["map.weight"]}, "it")
+        load_weights(projector, {"map.weight": right["map.weight"]}, "it")
     with pytest.raises(WorkbenchError, match=r"holds more\b"):
-        fill(projector, right | {"more": torch.ones(1)}, "it")
+        load_weights(projector, right | {"more": torch.ones(1)}, "it")
     with pytest.raises(WorkbenchError, match=r"map\.weight has shape \[2, 5\].*\[2, 4\]"):
-        fill(projector, right | {"map.weight": torch.ones(2, 5)}, "it")
+        load_weights(projector, right | {"map.weight": torch.ones(2, 5)}, "it")

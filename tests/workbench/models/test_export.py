@@ -22,7 +22,7 @@ from rich.console import Console
 
 from fusion_workbench.config.study import study_from_yaml
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.models.connector import CARD, CONFIG, HEADS, WEIGHTS, load_connector, opened
+from fusion_workbench.models.connector import CARD, CONFIG, HEADS, WEIGHTS, load_connector, load_images
 from fusion_workbench.models.export import export_run, show
 from fusion_workbench.runner.experiment import Experiment
 from fusion_workbench.study.prepare import Parts, prepare
@@ -125,7 +125,7 @@ def test_pictures_of_every_kind_are_taken(folder: Path, tmp_path: Path) -> None:
         assert torch.equal(connector(np.stack([first, second])), tokens)
     with pytest.raises(WorkbenchError, match="a picture is a path, a PIL image or a uint8 array"):
         connector(np.zeros((112, 112, 3)))
-    assert opened(first, (56, 112)).shape == (1, 56, 112, 3)
+    assert load_images(first, (56, 112)).shape == (1, 56, 112, 3)
 
 
 def test_gradients_reach_fuser_and_projector_alone(folder: Path) -> None:

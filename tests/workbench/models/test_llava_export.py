@@ -17,7 +17,7 @@ from fusion_workbench.core.tokens import IMAGE_ID
 from fusion_workbench.models.stock_llava import from_stock, to_stock
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
 from fusion_workbench.modules.fusion import build
-from fusion_workbench.modules.language.adapter import FusedAdapter
+from fusion_workbench.modules.language.connector import FusedConnector
 from fusion_workbench.modules.language.decoder import Decoder
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.modules.projector import Projector
@@ -48,7 +48,7 @@ def our_logits(encoder: VisionEncoder, model: VisionLanguageModel, pixels: Tenso
     batch = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids, dtype=torch.bool),
-        "features": encoder.hidden_states(pixels, model.adapter.uses),
+        "features": encoder.hidden_states(pixels, model.connector.uses),
     }
     with torch.no_grad():
         return model(batch)[0]
@@ -63,8 +63,8 @@ def ours(
     decoder = tiny_decoder(family)
     fuser = build(strategy, Selection(tuple(layers[:-1]), layers[-1]), encoder.dim, options)
     made = Projector("mlp2x_gelu", fuser.out_dim, decoder.width, **{"normalise": False, **projector})
-    adapter = FusedAdapter(fuser, randomised(made))
-    return encoder, VisionLanguageModel(adapter, decoder, encoder.grid()).eval()
+    connector = FusedConnector(fuser, randomised(made))
+    return encoder, VisionLanguageModel(connector, decoder, encoder.grid()).eval()
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def siglip(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
 )
 def test_ours_as_stock(tiny_clip: Path, strategy: str, refs: list[int], options: dict[str, Any], family: str) -> None:
     encoder, model = ours(tiny_clip, strategy, refs, options, family)
-    stock: Any = to_stock(encoder, model.adapter.fuser, model.adapter.projector, model.decoder, IMAGE_TOKEN)
+    stock: Any = to_stock(encoder, model.connector.fuser, model.connector.projector, model.decoder, IMAGE_TOKEN)
     assert stock.config.vision_feature_select_strategy == "default"
     layers = stock.config.vision_feature_layer
     assert [layers] if isinstance(layers, int) else layers == [ref if ref < 0 else ref - 4 for ref in refs]
@@ -113,7 +113,7 @@ def test_ours_as_stock(tiny_clip: Path, strategy: str, refs: list[int], options:
 @pytest.mark.parametrize("kind", ["siglip", "tiny_dinov2"])
 def test_other_encoders_as_stock(kind: str, request: pytest.FixtureRequest) -> None:
     encoder, model = ours(request.getfixturevalue(kind), "deep_only", [-2], {})
-    stock: Any = to_stock(encoder, model.adapter.fuser, model.adapter.projector, model.decoder, IMAGE_TOKEN)
+    stock: Any = to_stock(encoder, model.connector.fuser, model.connector.projector, model.decoder, IMAGE_TOKEN)
     assert stock.config.vision_feature_select_strategy == {"siglip": "full", "tiny_dinov2": "default"}[kind]
     pixels = torch.randn(1, 3, 56, 56)
     wanted = our_logits(encoder, model, pixels)
@@ -150,7 +150,7 @@ def test_stock_as_ours(tiny_clip: Path, tmp_path: Path, layers: int | list[int],
     (tmp_path / "preprocessor_config.json").write_text((tiny_clip / "preprocessor_config.json").read_text())
     encoder = VisionEncoder(str(tmp_path), image_size=0, precision="float32")
     decoder = Decoder(parts.language, tiny_tokenizer())
-    model = VisionLanguageModel(FusedAdapter(parts.fuser, parts.projector), decoder, encoder.grid()).eval()
+    model = VisionLanguageModel(FusedConnector(parts.fuser, parts.projector), decoder, encoder.grid()).eval()
     pixels = torch.randn(1, 3, 56, 56)
     wanted = stock_logits(stock, pixels, 16, IMAGE_TOKEN)
     torch.testing.assert_close(our_logits(encoder, model, pixels), wanted, rtol=0, atol=ATOL)
@@ -187,22 +187,24 @@ def test_a_model_that_has_no_stock_form_says_why(
 ) -> None:
     encoder, model = ours(tiny_clip, strategy, [1, 2], options, **projector)
     with pytest.raises(WorkbenchError, match=says):
-        to_stock(encoder, model.adapter.fuser, model.adapter.projector, model.decoder, IMAGE_TOKEN)
+        to_stock(encoder, model.connector.fuser, model.connector.projector, model.decoder, IMAGE_TOKEN)
 
 
 def test_other_image_sizes_and_one_linear_map_have_no_stock_form(tiny_clip: Path) -> None:
     encoder, model = ours(tiny_clip, "deep_only", [2], {})
     with pytest.raises(WorkbenchError, match="one linear map"):
-        to_stock(encoder, model.adapter.fuser, Projector("linear", 32, 32, normalise=False), model.decoder, IMAGE_TOKEN)
+        to_stock(
+            encoder, model.connector.fuser, Projector("linear", 32, 32, normalise=False), model.decoder, IMAGE_TOKEN
+        )
     larger = VisionEncoder(str(tiny_clip), image_size=84, precision="float32")
     with pytest.raises(WorkbenchError, match="56 px, and this one reads 84 px"):
-        to_stock(larger, model.adapter.fuser, model.adapter.projector, model.decoder, IMAGE_TOKEN)
+        to_stock(larger, model.connector.fuser, model.connector.projector, model.decoder, IMAGE_TOKEN)
 
 
 def test_gpt2_has_no_stock_form(tiny_clip: Path) -> None:
     encoder, model = ours(tiny_clip, "deep_only", [2], {}, "gpt2")
     with pytest.raises(WorkbenchError, match="embed_tokens, and GPT2LMHeadModel has none"):
-        to_stock(encoder, model.adapter.fuser, model.adapter.projector, model.decoder, IMAGE_TOKEN)
+        to_stock(encoder, model.connector.fuser, model.connector.projector, model.decoder, IMAGE_TOKEN)
 
 
 def test_a_head_that_does_more_is_found(tiny_clip: Path) -> None:
@@ -210,7 +212,7 @@ def test_a_head_that_does_more_is_found(tiny_clip: Path) -> None:
     head = model.decoder.model.get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, output: torch.tanh(output))
     with pytest.raises(WorkbenchError, match="does more with its words"):
-        to_stock(encoder, model.adapter.fuser, model.adapter.projector, model.decoder, IMAGE_TOKEN)
+        to_stock(encoder, model.connector.fuser, model.connector.projector, model.decoder, IMAGE_TOKEN)
 
 
 def test_lora_is_merged_into_the_stock_form(tiny_clip: Path) -> None:
@@ -219,7 +221,7 @@ def test_lora_is_merged_into_the_stock_form(tiny_clip: Path) -> None:
     model.decoder.add_lora(LORA)
     for parameter in model.decoder.lora_parameters():
         nn.init.normal_(parameter, std=0.2)
-    stock = to_stock(encoder, model.adapter.fuser, model.adapter.projector, model.decoder, IMAGE_TOKEN)
+    stock = to_stock(encoder, model.connector.fuser, model.connector.projector, model.decoder, IMAGE_TOKEN)
     assert model.decoder.trains == "lora"
     pixels = torch.randn(1, 3, 56, 56)
     wanted = our_logits(encoder, model, pixels)

@@ -17,7 +17,7 @@ from PIL import Image
 from places import ROOT
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.models.lmms import Answering, Generation, batches, manifest, placed
+from fusion_workbench.models.lmms import Answering, Generation, batches, manifest, match_image_tokens
 
 DOCUMENTS = [{"question": f"{'?' * number} What is {number}?", "shade": 10 * number} for number in range(7)]
 
@@ -194,7 +194,7 @@ def test_a_video_is_refused() -> None:
     ],
 )
 def test_image_words_are_as_many_as_images_or_none(context: str, images: int, expected: str) -> None:
-    assert placed(context, images) == expected
+    assert match_image_tokens(context, images) == expected
 
 
 # --- choices ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import nn
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.models.files import CARD, CONFIG
-from fusion_workbench.models.folder import ADAPTER, kept_of, read_model_config, save_model
+from fusion_workbench.models.folder import CONNECTOR, read_model_config, save_model, what_to_save
 from fusion_workbench.models.loaded import LoadedModel, load_model
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
@@ -68,7 +68,7 @@ def test_what_is_saved_loads_the_same(
     assert loaded.log_likelihood([picture(tmp_path, "b.png", 1)], QUESTION, "yes")[0] != wanted[0]
     save_model(model, folder, encoder, described)  # once more over itself
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png", "model"]
-    assert (folder / ADAPTER).stat().st_mode & 0o777 == 0o644
+    assert (folder / CONNECTOR).stat().st_mode & 0o777 == 0o644
     assert strategy in (folder / CARD).read_text()
 
 
@@ -146,8 +146,8 @@ def test_another_encoder_or_language_model_is_refused(
 def test_damage_is_named(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match="there is no folder"):
         load_model(tmp_path / "none")
-    whole = (saved / ADAPTER).read_bytes()
-    (saved / ADAPTER).write_bytes(whole[:-8])
+    whole = (saved / CONNECTOR).read_bytes()
+    (saved / CONNECTOR).write_bytes(whole[:-8])
     with pytest.raises(WorkbenchError, match="cannot be read as safetensors"):
         load_model(saved, "cpu")
     weights = safetensors.torch.load(whole)
@@ -155,7 +155,7 @@ def test_damage_is_named(saved: Path, tmp_path: Path) -> None:
         ({"more": torch.ones(1)}, "holds more"),
         ({"projector.map.0.bias": torch.ones(3)}, r"shape \[3\]"),
     ):
-        safetensors.torch.save_file(weights | change, saved / ADAPTER)
+        safetensors.torch.save_file(weights | change, saved / CONNECTOR)
         with pytest.raises(WorkbenchError, match=says):
             load_model(saved, "cpu")
     config = json.loads((saved / CONFIG).read_text())
@@ -240,4 +240,4 @@ def test_what_cannot_be_asked(saved: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_kept_of_a_language_model(stages: list[str], kept: str) -> None:
-    assert kept_of(stages) == kept
+    assert what_to_save(stages) == kept

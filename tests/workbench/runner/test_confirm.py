@@ -12,10 +12,10 @@ from rich.console import Console
 from fusion_workbench.config.study import StudyConfig, study_from_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.trial import Confirmation, confirmation
+from fusion_workbench.reports.analysis.fresh_replicates import FreshReplicates, judge_fresh_replicates
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.runner.experiment import Experiment, StudyResult
-from fusion_workbench.schema.names import BASELINES, CONTROLS
+from fusion_workbench.schema.names import BASELINES, MATCHED_CONTROLS
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.prepare import prepare
 from fusion_workbench.study.progress import Display
@@ -55,8 +55,8 @@ def test_the_winner_is_trained_again_with_its_controls(text: str, tmp_path: Path
     assert record.fresh_replicates == ("c0", "c1", "c2", "c3", "c4")
     assert record.replicates == ("0", "1")
     analysis = Analysis(record)
-    found = confirmation(analysis)
-    assert isinstance(found, Confirmation)
+    found = judge_fresh_replicates(analysis)
+    assert isinstance(found, FreshReplicates)
     assert found.replicates == 5
     assert found.winner == analysis.ranked("overall")[0]
     assert found.fusion is not None
@@ -72,7 +72,7 @@ def test_the_winner_is_trained_again_with_its_controls(text: str, tmp_path: Path
     # judged on fresh replicates alone
     for c in found.compared(found.fusion):
         assert c.difference is None or c.difference.replicates == 5
-    assert {c.baseline for c in found.compared(found.fusion)} == {*BASELINES, *CONTROLS}
+    assert {c.baseline for c in found.compared(found.fusion)} == {*BASELINES, *MATCHED_CONTROLS}
     assert {left.layer for left in found.left_out} == set(without)
     assert set(found.analysis.record.replicates) == set(record.fresh_replicates)
     assert record.plan is not None  # one level for all: half of it for the fresh replicates
@@ -115,7 +115,7 @@ def test_without_a_plan_for_it_nothing_is_trained_again(text: str, tmp_path: Pat
     result = run(study(text, "plan.confirm=[]"), tmp_path)
     record = read_study(result.tracking_uri, "confirmed")
     assert not record.contenders
-    assert confirmation(Analysis(record)) is None
+    assert judge_fresh_replicates(Analysis(record)) is None
     assert record.plan is not None
     assert record.plan.exploring().families == record.plan.families  # the whole level is for the comparison of all
 

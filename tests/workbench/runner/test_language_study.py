@@ -282,7 +282,7 @@ def test_two_processes_teach_what_one_would(text: str, tmp_path: Path, parallel:
     """Two processes with half of each batch end with the weights of one with the whole."""
     from fusion_workbench.study.identity import variant
     from fusion_workbench.study.jobs import Job
-    from fusion_workbench.training.distributed import teach
+    from fusion_workbench.training.distributed import train_distributed
     from fusion_workbench.training.language_run import LanguageRun
 
     def run_of(devices: int, batch: int) -> LanguageRun:
@@ -304,7 +304,7 @@ def test_two_processes_teach_what_one_would(text: str, tmp_path: Path, parallel:
         job = Job(variant(study(text), parts.space.listed[1], 1e-3), "0")
         run = LanguageRun(parts, job, tmp_path / f"run{devices}")
         if devices > 1:
-            teach(parts, job, run.folder, lambda number, row: None, lambda steps: None)
+            train_distributed(parts, job, run.folder, lambda number, row: None, lambda steps: None)
         run.train()
         return run
 

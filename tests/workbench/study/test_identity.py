@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 
 from fusion_workbench.config import history as config_history
 from fusion_workbench.config import study as config
-from fusion_workbench.config.aliases import OldName, rename_keys, rename_override
-from fusion_workbench.config.history import VERSIONS, Changes, Version, as_first, newest
+from fusion_workbench.config.aliases import DeprecatedKeyWarning, rename_keys, rename_override
+from fusion_workbench.config.history import VERSIONS, Changes, Version, as_version_1, newest
 from fusion_workbench.config.language import LanguageConfig, StageConfig
 from fusion_workbench.config.study import (
     StudyConfig,
@@ -462,11 +462,11 @@ def test_a_new_name_moves_no_id_and_the_old_one_goes_on_working() -> None:
         assert study_id(new) == study_id(old)
         assert variant(new, cell, 1e-3).id == variant(old, cell, 1e-3).id
         told = r"'training.projector' is called 'training.projection' now; the old name is deprecated"
-        with pytest.warns(OldName, match=told) as caught:
+        with pytest.warns(DeprecatedKeyWarning, match=told) as caught:
             assert study_from_yaml(text + old_words, "x") == new
         assert len(caught) == 1
         for said in ("training.projector=mlp2x_gelu", "training={projector: mlp2x_gelu}"):
-            with pytest.warns(OldName, match=told) as caught:
+            with pytest.warns(DeprecatedKeyWarning, match=told) as caught:
                 assert study_from_yaml(text, "x", [said]) == new
             assert len(caught) == 1
         both = "training: {projector: linear, projection: linear}\n"
@@ -476,7 +476,7 @@ def test_a_new_name_moves_no_id_and_the_old_one_goes_on_working() -> None:
             study_from_yaml(text, "x", ["training={projector: linear, projection: linear}"])
         twice = ["training.projection=linear", "training.projector=linear"]
         with (
-            pytest.warns(OldName),
+            pytest.warns(DeprecatedKeyWarning),
             pytest.raises(WorkbenchError, match=r"'training.projection' is given by its old name too"),
         ):
             study_from_yaml(text, "x", twice)
@@ -490,18 +490,18 @@ def test_names_move_between_sections_and_inside_of_lists() -> None:
     with version(changes, StudyConfig):
         new = {"optimiser": {"decay": 0.1}, "training": {"epochs": 2}, "strategies": [{"copy": "A"}, {"name": "x"}]}
         old = {"training": {"epochs": 2, "weight_decay": 0.1}, "strategies": [{"alias": "A"}, {"name": "x"}]}
-        assert as_first(new) == old
-        with pytest.warns(OldName):
+        assert as_version_1(new) == old
+        with pytest.warns(DeprecatedKeyWarning):
             rename_keys(old, "x")
         assert old == new
         with pytest.raises(WorkbenchError, match=r"'training.weight_decay' is the old name of 'optimiser.decay'"):
             rename_keys({"optimiser": {"decay": 0.1}, "training": {"weight_decay": 0.1}}, "x")
-        with pytest.warns(OldName):
+        with pytest.warns(DeprecatedKeyWarning):
             assert rename_override("training.weight_decay", 0.1) == "optimiser.decay"
-        with pytest.warns(OldName):
+        with pytest.warns(DeprecatedKeyWarning):
             assert rename_override("strategies[1].alias", "B") == "strategies.1.copy"
         entries = [{"alias": "A"}]
-        with pytest.warns(OldName):
+        with pytest.warns(DeprecatedKeyWarning):
             assert rename_override("strategies", entries) == "strategies"
         assert entries == [{"copy": "A"}]
 
@@ -514,8 +514,8 @@ def test_defaults_and_neutral_values_follow_a_later_name() -> None:
         version(Changes(changed={"training.smoothing": (0.0, 0.1)}), StudyConfig) as third,
         version(Changes(renamed={"optimiser": "training"}), StudyConfig),
     ):
-        assert as_first({"optimiser": {"smoothing": 0.0, "epochs": 2}}) == {"training": {"epochs": 2}}
-        assert as_first({"optimiser": {"smoothing": 0.1}}) == {"training": {"smooth": 0.1}}
+        assert as_version_1({"optimiser": {"smoothing": 0.0, "epochs": 2}}) == {"training": {"epochs": 2}}
+        assert as_version_1({"optimiser": {"smoothing": 0.1}}) == {"training": {"smooth": 0.1}}
         assert config_history.defaults_before(1) == {"optimiser.smoothing": 0.0}
         assert config_history.defaults_before(third) == {}
 
@@ -524,7 +524,7 @@ def test_options_keep_their_old_names_too() -> None:
     text = "strategies: [{name: concat, options: {norm: none}, choices: {scales: [1]}}]\nselections: [{levels: [3]}]"
     old = study_from_yaml(text, "x")
     with version(concat=Changes(renamed={"layer_norm": "norm"})):
-        with pytest.warns(OldName, match="'norm' is called 'layer_norm' now"):
+        with pytest.warns(DeprecatedKeyWarning, match="'norm' is called 'layer_norm' now"):
             new = study_from_yaml(text, "x", schema=1)
         assert new.strategies[0].options == {"layer_norm": "none"}
         assert study_id(new) == study_id(old)
@@ -533,14 +533,14 @@ def test_options_keep_their_old_names_too() -> None:
 def test_an_old_name_is_one_line_on_the_command_line(tmp_path: Path) -> None:
     import typer
 
-    from fusion_workbench.cli.terminal import tell_old_names
+    from fusion_workbench.cli.terminal import show_deprecations
 
     app = typer.Typer()
 
     @app.command()
     def told() -> None:
-        tell_old_names()
-        warnings.warn("x.yaml: 'a' is called 'b' now; the old name is deprecated.", OldName, stacklevel=1)
+        show_deprecations()
+        warnings.warn("x.yaml: 'a' is called 'b' now; the old name is deprecated.", DeprecatedKeyWarning, stacklevel=1)
 
     with warnings.catch_warnings(record=False):
         warnings.simplefilter("default")

@@ -30,12 +30,12 @@ from fusion_workbench.reports.reading.ranking import Ranking
 from fusion_workbench.reports.reading.records import Run, StudyRecord
 from fusion_workbench.runner.experiment import Experiment
 from fusion_workbench.runner.token_map_choice import ChosenCells, choose_cells, choose_examples, choose_layers
-from fusion_workbench.runner.token_maps import Look, log_look
+from fusion_workbench.runner.token_maps import TokenMapBuilder, log_token_maps
 from fusion_workbench.schema.names import OBJECTIVE, Phase, Status
 from fusion_workbench.schema.study import TrackedSource
 from fusion_workbench.study.identity import variant
 from fusion_workbench.study.ledger import Ledger
-from fusion_workbench.study.plan_log import freeze
+from fusion_workbench.study.plan_log import register_plan
 from fusion_workbench.study.prepare import Parts, prepare
 from fusion_workbench.study.progress import Display
 from fusion_workbench.study.tracking import Tracker
@@ -67,13 +67,15 @@ class Done:
     ledger: Ledger
     artifacts: Path  # of the parent run
 
-    def look(self) -> Look:
-        return Look(self.parts, self.tracker, self.run_id, self.variants, self.ledger)
+    def look(self) -> TokenMapBuilder:
+        return TokenMapBuilder(self.parts, self.tracker, self.run_id, self.variants, self.ledger)
 
     def log(self) -> tuple[bool, str]:
         said = io.StringIO()
         display = Display(Console(file=said, width=500), progress=False)
-        return log_look(self.parts, self.tracker, self.run_id, self.variants, self.ledger, display), said.getvalue()
+        return log_token_maps(
+            self.parts, self.tracker, self.run_id, self.variants, self.ledger, display
+        ), said.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +193,7 @@ def test_regions_are_the_trained_fuser_s_attention(done: Done) -> None:
 @pytest.mark.parametrize(("strategy", "layers", "cells"), [("deep_only", [3], 0), ("concat", [1, 2, 3], 1)])
 def test_a_study_of_one_cell(done: Done, strategy: str, layers: list[int], cells: int) -> None:
     alone = [v for v in done.variants if v.cell.strategy == strategy]
-    files = Look(done.parts, done.tracker, done.run_id, alone, done.ledger).files()
+    files = TokenMapBuilder(done.parts, done.tracker, done.run_id, alone, done.ledger).files()
     look = json.loads(str(files["look/look.json"]))
     assert [c["layer"] for c in look["columns"] if c["kind"] == "layer"] == layers
     assert sum(c["kind"] == "cell" for c in look["columns"]) == cells
@@ -241,7 +243,7 @@ def test_the_recommended_cell_is_featured(done: Done) -> None:
     try:
         for primary, strategy in (("overall", "concat"), ("read", "mmfuser"), ("", "concat")):
             plan.primary = primary
-            freeze(done.parts.study, done.ledger, done.tracker, done.run_id)
+            register_plan(done.parts.study, done.ledger, done.tracker, done.run_id)
             assert done.log() == (True, "")
             look = json.loads((done.artifacts / "look" / "look.json").read_text(encoding="utf-8"))
             recommended = answer(Analysis(read_study(done.tracker.uri, done.parts.study_id))).cell
@@ -295,7 +297,7 @@ def chosen_of(cells: list[Cell], fusing: list[bool], value: np.ndarray) -> Chose
         *(0, None, {}, "", {}, TrackedSource(), (), tracked, {cell.id: cell for cell in tracked}),
         replicates=tuple(map(str, range(value.shape[1]))),
         runs=runs,
-        outcomes={},
+        example_scores={},
         groups=(),
     )
     ranked = [tracked.index(cell) for cell in Ranking(record).ranked()]

@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Outcomes:
+class ExampleScores:
     """Scores of one cell on one task and split.
 
     Attributes:
@@ -43,7 +43,7 @@ def codes(groups: tuple[str, ...]) -> NDArray[np.int64] | None:
     return np.unique(groups, return_inverse=True)[1].reshape(-1) if groups else None
 
 
-def natural(word: str) -> tuple[int, str, int]:
+def natural_key(word: str) -> tuple[int, str, int]:
     """Sorts replicates: 2 before 10, c2 before c10, numbers before words."""
     if word.isdecimal():
         return (0, "", int(word))

@@ -19,20 +19,20 @@ from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.reading.records import Run
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, Noise, estimate, estimated, holm
-from fusion_workbench.reports.statistics.outcomes import Floats
+from fusion_workbench.reports.statistics.example_scores import Floats
 from fusion_workbench.reports.statistics.verdicts import Judged, verdict
-from fusion_workbench.reports.words.units import GAIN, SHARE
-from fusion_workbench.schema.names import IMAGE_CONTROLS, OVERALL, ImageControl, Verdict, control_metric
+from fusion_workbench.reports.words.units import CHANCE_NORMALISED, SHARE
+from fusion_workbench.schema.names import NO_IMAGE_KINDS, OVERALL, NoImage, Verdict, no_image_metric
 from fusion_workbench.schema.study import Cell, Task
 
 LEAST = 3  # replicates: what is asked is whether there is a gap at all, not which of two cells is better
 
 LOOKS, SOME, NOT, UNKNOWN = "looks at the image", "not at this image", "not shown to look", "no verdict"
-NO_CONTROLS = "no controls"
+NO_BASELINES = "no controls"
 
 
 @dataclass(frozen=True)
-class Control:
+class NoImageBaseline:
     """One cell on one measure, asked without its images; ``difference`` is real minus control, paired by replicate."""
 
     kind: str
@@ -43,50 +43,52 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Sight:
+class ImageDependence:
     """One cell on one measure with its images and without."""
 
     cell: Cell
     measure: Measure
     real: Estimate
-    controls: Mapping[str, Control]
+    no_image_baselines: Mapping[str, NoImageBaseline]
 
     @property
     def word(self) -> str:
         """Whether it looks at the image: real ones must beat blank and shuffled ones."""
-        found = [self.controls[kind].verdict for kind in IMAGE_CONTROLS if kind in self.controls]
+        found = [self.no_image_baselines[kind].verdict for kind in NO_IMAGE_KINDS if kind in self.no_image_baselines]
         if not found:
-            return NO_CONTROLS
+            return NO_BASELINES
         if Verdict.NONE in found:
             return UNKNOWN
         if all(word == Verdict.BETTER for word in found):
             return LOOKS
-        blank = self.controls.get(ImageControl.BLANK)
+        blank = self.no_image_baselines.get(NoImage.BLANK)
         return SOME if blank is not None and blank.verdict == Verdict.BETTER else NOT
 
 
-def sights(analysis: Analysis) -> dict[tuple[str, str], Sight]:
+def image_dependence(analysis: Analysis) -> dict[tuple[str, str], ImageDependence]:
     """(cell, measure) → what it shows; empty for a study of probes, or one without controls."""
     if analysis.record.language is None:
         return {}
-    out: dict[tuple[str, str], Sight] = {}
+    out: dict[tuple[str, str], ImageDependence] = {}
     for measure in analysis.measures:
-        own = {cell.id: found for cell in analysis.record.cells if (found := _sight(analysis, cell, measure))}
-        raw = [(cell, kind) for cell, sight in own.items() for kind in sight.controls]
+        own = {
+            cell.id: found for cell in analysis.record.cells if (found := _image_dependence(analysis, cell, measure))
+        }
+        raw = [(cell, kind) for cell, dependence in own.items() for kind in dependence.no_image_baselines]
         counted = [
-            c.difference.p if (c := own[cell].controls[kind]).difference.replicates >= LEAST else np.nan
+            c.difference.p if (c := own[cell].no_image_baselines[kind]).difference.replicates >= LEAST else np.nan
             for cell, kind in raw
         ]
         for (cell, kind), p in zip(raw, holm(counted).tolist(), strict=True):
-            control = own[cell].controls[kind]
-            word = verdict(control.difference.mean, Judged(p, np.nan, 0), analysis.plan.level, measure.sign)
-            known = dict(own[cell].controls) | {kind: replace(control, p=p, verdict=word)}
-            own[cell] = replace(own[cell], controls=known)
-        out |= {(cell, measure.name): sight for cell, sight in own.items()}
+            no_image = own[cell].no_image_baselines[kind]
+            word = verdict(no_image.difference.mean, Judged(p, np.nan, 0), analysis.plan.level, measure.sign)
+            known = dict(own[cell].no_image_baselines) | {kind: replace(no_image, p=p, verdict=word)}
+            own[cell] = replace(own[cell], no_image_baselines=known)
+        out |= {(cell, measure.name): dependence for cell, dependence in own.items()}
     return out
 
 
-def _sight(analysis: Analysis, cell: Cell, measure: Measure) -> Sight | None:
+def _image_dependence(analysis: Analysis, cell: Cell, measure: Measure) -> ImageDependence | None:
     """Not judged yet. None where the cell has no score, or no control."""
     real = analysis.means.get((cell.id, measure.name))
     by_task = [_task_means(analysis, cell, task) for task in _tasks(analysis, measure)]
@@ -96,17 +98,19 @@ def _sight(analysis: Analysis, cell: Cell, measure: Measure) -> Sight | None:
     if real is None:
         return None
     runs = analysis.record.finals(cell.id)
-    controls: dict[str, Control] = {}
-    for kind in IMAGE_CONTROLS:
+    no_image_baselines: dict[str, NoImageBaseline] = {}
+    for kind in NO_IMAGE_KINDS:
         scores = _combined(
-            analysis, measure, [_tracked(runs, control_metric(kind, t.name)) for t in _tasks(analysis, measure)]
+            analysis, measure, [_tracked(runs, no_image_metric(kind, t.name)) for t in _tasks(analysis, measure)]
         )
         if shared := [r for r in scores if r in whole]:
             values = np.asarray([scores[r] for r in shared])
             gaps = np.asarray([whole[r] for r in shared]) - values
             difference = _difference(gaps, float(values.mean()), real, measure)
-            controls[kind] = Control(kind, _over_replicates(scores), difference, float("nan"), Verdict.NONE)
-    return Sight(cell, measure, real, controls) if controls else None
+            no_image_baselines[kind] = NoImageBaseline(
+                kind, _over_replicates(scores), difference, float("nan"), Verdict.NONE
+            )
+    return ImageDependence(cell, measure, real, no_image_baselines) if no_image_baselines else None
 
 
 def _tasks(analysis: Analysis, measure: Measure) -> list[Task]:
@@ -116,7 +120,7 @@ def _tasks(analysis: Analysis, measure: Measure) -> list[Task]:
 
 
 def _task_means(analysis: Analysis, cell: Cell, task: Task) -> dict[str, float]:
-    o = analysis.record.outcomes.get((cell.id, task.name, "test"))
+    o = analysis.record.example_scores.get((cell.id, task.name, "test"))
     return dict(zip(o.replicates, o.scores.mean(-1).tolist(), strict=True)) if o and o.examples else {}
 
 
@@ -131,23 +135,25 @@ def _combined(analysis: Analysis, measure: Measure, by_task: list[dict[str, floa
         return {}
     if len(tasks) == 1 and tasks[0].name == measure.name:
         return by_task[0]
-    gains: Callable[[Task, float], float] = (
-        (lambda task, v: float(task.gain(np.asarray(v)))) if measure.unit is GAIN else (lambda task, v: task.sign * v)
+    normalised: Callable[[Task, float], float] = (
+        (lambda task, v: float(task.chance_normalised(np.asarray(v))))
+        if measure.unit is CHANCE_NORMALISED
+        else (lambda task, v: task.sign * v)
     )
     shared = [r for r in by_task[0] if all(r in own for own in by_task)]
-    return {r: float(np.mean([gains(t, own[r]) for t, own in zip(tasks, by_task, strict=True)])) for r in shared}
+    return {r: float(np.mean([normalised(t, own[r]) for t, own in zip(tasks, by_task, strict=True)])) for r in shared}
 
 
 def _over_replicates(scores: Mapping[str, float]) -> Estimate:
     return estimate(np.asarray(list(scores.values()))[:, None])
 
 
-def _difference(gaps: Floats, control: float, real: Estimate, measure: Measure) -> Estimate:
+def _difference(gaps: Floats, no_image: float, real: Estimate, measure: Measure) -> Estimate:
     """Mean of ``[R]`` paired differences, with what the choice of questions is taken to add to its variance."""
     replicates = len(gaps)
     seeds = gaps.var(ddof=1) / replicates if replicates > 1 else 0.0
-    share = min(max(control, 0.0), 1.0)
-    bound = share * (1 - share) / real.examples if measure.unit in (SHARE, GAIN) else 0.0
+    share = min(max(no_image, 0.0), 1.0)
+    bound = share * (1 - share) / real.examples if measure.unit in (SHARE, CHANCE_NORMALISED) else 0.0
     sampled = real.groups >= FEW_GROUPS
     df = real.groups - 1 if sampled else real.examples - max(real.groups, 1)
     own = 0.0 if np.isnan(real.se_sampling) else real.se_sampling**2
@@ -159,14 +165,14 @@ def blank_caveat(analysis: Analysis, cell: Cell | None) -> str:
     """What to mind where the recommended cell is not shown to need its images; empty where it is, or was not asked."""
     if analysis.record.language is None or cell is None:
         return ""
-    found = sights(analysis).get((cell.id, analysis.objective.name))
-    if found is None or (blank := found.controls.get(ImageControl.BLANK)) is None:
+    found = image_dependence(analysis).get((cell.id, analysis.objective.name))
+    if found is None or (blank := found.no_image_baselines.get(NoImage.BLANK)) is None:
         asked = "has no control on blank images"
         return f"Whether {cell.name} looks at the image is not known: the study {asked}."
     unit = analysis.objective.unit
     size = f"{unit.size(blank.difference)} between real and blank images"
     if blank.verdict == Verdict.BETTER:
-        other = found.controls.get(ImageControl.SHUFFLED)
+        other = found.no_image_baselines.get(NoImage.SHUFFLED)
         if other is None or other.verdict == Verdict.BETTER:
             return ""
         return (
@@ -188,24 +194,24 @@ def blank_caveat(analysis: Analysis, cell: Cell | None) -> str:
     )
 
 
-def sight_sentence(analysis: Analysis, cell: Cell | None) -> str:
+def image_dependence_sentence(analysis: Analysis, cell: Cell | None) -> str:
     """For the first screen: by how much real images beat both controls; empty where they do not."""
-    found = sights(analysis).get((cell.id, analysis.objective.name)) if cell is not None else None
+    found = image_dependence(analysis).get((cell.id, analysis.objective.name)) if cell is not None else None
     if found is None or found.word != LOOKS:
         return ""
     unit = analysis.objective.unit
-    parts = [f"{unit.size(c.difference)} against {kind} images" for kind, c in found.controls.items()]
+    parts = [f"{unit.size(c.difference)} against {kind} images" for kind, c in found.no_image_baselines.items()]
     return f"Does it look at the image? {found.cell.name} does: {' and '.join(parts)}."
 
 
-def sights_json(analysis: Analysis) -> list[dict[str, Any]]:
+def image_dependence_json(analysis: Analysis) -> list[dict[str, Any]]:
     """Plain values."""
     return [
         {
-            "cell": sight.cell.id,
-            "measure": sight.measure.name,
-            "real": asdict(sight.real),
-            "guess": sight.measure.chance,
+            "cell": dependence.cell.id,
+            "measure": dependence.measure.name,
+            "real": asdict(dependence.real),
+            "guess": dependence.measure.chance,
             "controls": {
                 kind: {
                     "score": asdict(c.score),
@@ -213,9 +219,9 @@ def sights_json(analysis: Analysis) -> list[dict[str, Any]]:
                     "p": c.p,
                     "verdict": c.verdict,
                 }
-                for kind, c in sight.controls.items()
+                for kind, c in dependence.no_image_baselines.items()
             },
-            "word": sight.word,
+            "word": dependence.word,
         }
-        for sight in sights(analysis).values()
+        for dependence in image_dependence(analysis).values()
     ]

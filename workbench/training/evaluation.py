@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fusion_workbench.datamodules.conversations.batches import padded_prompts
-from fusion_workbench.modules.encoders.encoder import both
-from fusion_workbench.schema.names import ImageControl, statistic_column, task_metric
+from fusion_workbench.modules.encoders.encoder import height_width
+from fusion_workbench.schema.names import NoImage, statistic_column, task_metric
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.prepare import Parts
 
@@ -33,7 +33,7 @@ _GREY = 127
 
 
 @dataclass
-class Answers:
+class SplitPredictions:
     """What a model said to the questions of a split.
 
     Attributes:
@@ -91,7 +91,7 @@ class Answers:
         )
 
 
-class Asker:
+class Evaluator:
     """Asks one model.
 
     Args:
@@ -106,7 +106,7 @@ class Asker:
         self.language = parts.language
         self.metrics = {task.name: task.metric for task in self.language.tasks}
 
-    def ask(self, split: str, images: str = REAL) -> Answers:
+    def ask(self, split: str, images: str = REAL) -> SplitPredictions:
         """Answers to the questions of ``split``, with their own images or in their place a control's."""
         self.model.eval()
         source = self.parts.conversations
@@ -127,9 +127,9 @@ class Asker:
                 said[place] = answer
         return self._judged(asked, said)
 
-    def _judged(self, asked: list[Conversation], said: list[str]) -> Answers:
+    def _judged(self, asked: list[Conversation], said: list[str]) -> SplitPredictions:
         pairs = list(zip(asked, said, strict=True))
-        return Answers(
+        return SplitPredictions(
             asked,
             said,
             [self.metrics[q.task].score(words, q.references) for q, words in pairs],
@@ -164,7 +164,7 @@ class Asker:
         place = {row: number for number, row in enumerate(real)}
         states = [features.rows(torch.tensor(real))] if real else []
         if len(real) < len(set(rows)) or not rows:
-            height, width = both(encoder.image_size)
+            height, width = height_width(encoder.image_size)
             blank = encoder.encode(np.full((1, height, width, 3), _GREY, np.uint8), self.layers)
             place[-1] = len(real)
             states.append(blank.to(states[0].dtype).cpu() if states else blank)
@@ -172,7 +172,7 @@ class Asker:
         return every[:, [place[row] for row in rows]]
 
 
-_IMAGES = {REAL: Asker._own, ImageControl.BLANK: Asker._blank, ImageControl.SHUFFLED: Asker._shuffled}
+_IMAGES = {REAL: Evaluator._own, NoImage.BLANK: Evaluator._blank, NoImage.SHUFFLED: Evaluator._shuffled}
 
 
 def _parquet(rows: list[dict[str, Any]], dtypes: Mapping[str, str]) -> bytes:

@@ -21,14 +21,14 @@ from numpy.typing import ArrayLike
 
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, mean_squares
-from fusion_workbench.reports.statistics.outcomes import Floats, codes
+from fusion_workbench.reports.statistics.example_scores import Floats, codes
 from fusion_workbench.schema.study import Cell
 
 _DRAWS = 400
 
 
 @dataclass(frozen=True)
-class Inflation:
+class WinnersCurse:
     """The luck of the pick.
 
     Attributes:
@@ -41,16 +41,16 @@ class Inflation:
 
     winner: Cell
     score: float
-    inflation: float
+    winners_curse: float
     winners: tuple[tuple[str, float], ...]
     candidates: int
 
 
-def inflation(analysis: Analysis) -> Inflation | None:
+def winners_curse(analysis: Analysis) -> WinnersCurse | None:
     """Of the pick on the primary measure; None below two replicates or two cells."""
     measure = analysis.objective
     ranked = analysis.ranked(measure.name)
-    found = {c.id: o for c in ranked if (o := analysis.outcomes(c.id, measure.name, "val")) is not None}
+    found = {c.id: o for c in ranked if (o := analysis.example_scores(c.id, measure.name, "val")) is not None}
     if len(found) < 2:
         return None
     shared = sorted(set.intersection(*(set(o.examples) for o in found.values())))
@@ -65,7 +65,7 @@ def inflation(analysis: Analysis) -> Inflation | None:
     order = np.argsort(-shares)
     winners = tuple((list(found)[i], float(shares[i])) for i in order if shares[i] > 0)
     best = next(c for c in ranked if c.id in found)
-    return Inflation(best, analysis.validation[best.id, measure.name], max(gap, 0.0), winners, len(found))
+    return WinnersCurse(best, analysis.validation[best.id, measure.name], max(gap, 0.0), winners, len(found))
 
 
 def optimism(
@@ -119,10 +119,10 @@ def _excess(means: Floats) -> float:
     return float(parts @ [*repeats, repeats[0] * repeats[1]]) / total if total > 0 else 1.0
 
 
-def inflation_json(found: Inflation | None) -> dict[str, Any] | None:
+def winners_curse_json(found: WinnersCurse | None) -> dict[str, Any] | None:
     """Plain values; None where nothing was picked."""
     if found is None:
         return None
     winners = [{"cell": cell, "share": share} for cell, share in found.winners]
-    plain = {"winner": found.winner.id, "score": found.score, "inflation": found.inflation}
+    plain = {"winner": found.winner.id, "score": found.score, "inflation": found.winners_curse}
     return plain | {"winners": winners, "candidates": found.candidates}

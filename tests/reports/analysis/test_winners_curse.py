@@ -10,7 +10,7 @@ from synthetic_study import cell_id, planted
 
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.pick_luck import inflation, inflation_json, optimism
+from fusion_workbench.reports.analysis.winners_curse import optimism, winners_curse, winners_curse_json
 
 BEST_OF_20 = 1.867  # expected largest of twenty standard normal draws
 
@@ -91,32 +91,32 @@ def scores(mean: float, seed: int, replicates: int = 5) -> np.ndarray:
 def test_the_winner_and_its_rivals_are_named() -> None:
     close = {L5: {"read": scores(0.5, 1)}, L12: {"read": scores(0.2, 2)}, CONCAT: {"read": scores(0.505, 3)}}
     analysis = Analysis(planted(close))
-    found = inflation(analysis)
+    found = winners_curse(analysis)
     assert found is not None
     assert found.winner == analysis.ranked("read")[0]
     assert found.score == analysis.validation[found.winner.id, "read"]
     assert found.candidates == 3
     assert {cell for cell, _ in found.winners} == {cell_id(L5), cell_id(CONCAT)}
     assert sum(share for _, share in found.winners) == pytest.approx(1)
-    assert found.inflation > 0
+    assert found.winners_curse > 0
     said = " ".join(answer(analysis).checks)
     assert "Picking the best of 3 makes its validation score look better than it is by about" in said
-    plain = inflation_json(found)
+    plain = winners_curse_json(found)
     assert plain is not None
     assert plain["winner"] == found.winner.id
-    assert inflation_json(None) is None
+    assert winners_curse_json(None) is None
 
 
 def test_where_less_is_better_the_lowest_is_picked() -> None:
     errors = {L5: {"count": scores(1.5, 1)}, L12: {"count": scores(0.7, 2)}, CONCAT: {"count": scores(2.0, 3)}}
-    found = inflation(Analysis(planted(errors, directions={"count": "minimize"})))
+    found = winners_curse(Analysis(planted(errors, directions={"count": "minimize"})))
     assert found is not None
     assert found.winner.id == cell_id(L12)
     assert found.winners == ((cell_id(L12), 1.0),)
-    assert found.inflation < 0.01
+    assert found.winners_curse < 0.01
 
 
 def test_of_one_cell_or_one_replicate_there_is_none() -> None:
-    assert inflation(Analysis(planted({L5: {"read": scores(0.5, 1)}}))) is None
+    assert winners_curse(Analysis(planted({L5: {"read": scores(0.5, 1)}}))) is None
     single = {L5: {"read": scores(0.5, 1, 1)}, L12: {"read": scores(0.2, 2, 1)}}
-    assert inflation(Analysis(planted(single))) is None
+    assert winners_curse(Analysis(planted(single))) is None

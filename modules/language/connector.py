@@ -14,7 +14,7 @@ from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.fusion import Fusion, build
 from fusion_workbench.modules.fusion.base import Grid
 from fusion_workbench.modules.language.injection import INJECTIONS, InjectionSetting, build_injection
-from fusion_workbench.modules.language.visual import Adapter, VisualInput
+from fusion_workbench.modules.language.visual import LanguageConnector, VisualInput
 from fusion_workbench.modules.optim import others
 from fusion_workbench.modules.projector import Projector
 
@@ -22,7 +22,7 @@ __all__ = ["Adapter", "AdapterConfig", "FusedAdapter", "VisualInput", "build_ada
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class ConnectorConfig:
     """Everything that shapes an adapter; plain values, so that it is saved beside the weights.
 
     Attributes:
@@ -47,7 +47,7 @@ class AdapterConfig:
     output_rms: float = 0.0
 
 
-class FusedAdapter(Adapter):
+class FusedConnector(LanguageConnector):
     """Any fusion strategy and its projector: one token sequence for each image, nothing injected."""
 
     def __init__(self, fuser: Fusion, projector: nn.Module) -> None:
@@ -68,7 +68,7 @@ class FusedAdapter(Adapter):
         }
 
 
-def build_adapter(config: AdapterConfig) -> Adapter:
+def build_connector(config: ConnectorConfig) -> LanguageConnector:
     """A fresh adapter.
 
     Raises:
@@ -82,10 +82,10 @@ def build_adapter(config: AdapterConfig) -> Adapter:
         projector.normalise = config.projector_norm
     if config.output_rms:
         match_scale(projector, fuser.out_dim, config.output_rms)
-    return FusedAdapter(fuser, projector)
+    return FusedConnector(fuser, projector)
 
 
-def _injection(config: AdapterConfig) -> Adapter:
+def _injection(config: ConnectorConfig) -> LanguageConnector:
     """A strategy that injects; each of its projectors starts at the same scale."""
     setting = InjectionSetting(config.selection, config.dim, config.width, config.depth, config.projector)
     injection = build_injection(config.strategy, setting, config.options)
@@ -96,11 +96,11 @@ def _injection(config: AdapterConfig) -> Adapter:
     return injection
 
 
-def seeded_adapter(config: AdapterConfig, seed: int) -> Adapter:
+def seeded_connector(config: ConnectorConfig, seed: int) -> LanguageConnector:
     """An adapter whose initialisation is a function of ``seed`` alone; the caller's random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_adapter(config)
+        return build_connector(config)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from test_look import Done, done
+from test_token_maps import Done, done
 
 from fusion_workbench.datamodules.features import LiveFeatures
 from fusion_workbench.modules.similarity import hsic

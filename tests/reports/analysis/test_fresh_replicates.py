@@ -15,8 +15,12 @@ from synthetic_study import Key, cell_id, copy_database, planted, tiny, tried_ag
 from fusion_workbench.reports import ReportPaths, write_report
 from fusion_workbench.reports.analysis.answer import Answer, answer
 from fusion_workbench.reports.analysis.comparison import Analysis
+from fusion_workbench.reports.analysis.fresh_replicates import (
+    FreshReplicates,
+    fresh_replicates_json,
+    judge_fresh_replicates,
+)
 from fusion_workbench.reports.analysis.planning import planning
-from fusion_workbench.reports.analysis.trial import Confirmation, confirmation, trial_json
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import holm, noise
@@ -54,9 +58,9 @@ def study(
     return tried_again(record, again, winner, CONCAT, **({"stands_for": STANDS} | more))
 
 
-def judged(record: StudyRecord) -> tuple[Analysis, Confirmation, Answer]:
+def judged(record: StudyRecord) -> tuple[Analysis, FreshReplicates, Answer]:
     analysis = Analysis(record)
-    trial = confirmation(analysis)
+    trial = judge_fresh_replicates(analysis)
     assert trial is not None
     return analysis, trial, answer(analysis)
 
@@ -95,12 +99,17 @@ def test_the_level_is_shared_between_both_parts() -> None:
     first = FIRST | {CONCAT: 0.503}
     record = study(fresh, first)
     analysis, trial, _ = judged(record)
-    for part, outcomes, pairs in (
-        (trial.analysis, record.confirmed, [(CONCAT, L5), (CONCAT, L12)]),
-        (analysis, record.outcomes, [(a, b) for a in first for b in (L5, L12) if a not in (b, L12)]),
+    for part, example_scores, pairs in (
+        (trial.analysis, record.fresh_example_scores, [(CONCAT, L5), (CONCAT, L12)]),
+        (analysis, record.example_scores, [(a, b) for a in first for b in (L5, L12) if a not in (b, L12)]),
     ):
         raw = [
-            float(noise(outcomes[cell_id(a), "read", "test"].scores - outcomes[cell_id(b), "read", "test"].scores).p())
+            float(
+                noise(
+                    example_scores[cell_id(a), "read", "test"].scores
+                    - example_scores[cell_id(b), "read", "test"].scores
+                ).p()
+            )
             for a, b in pairs
         ]
         corrected = dict(zip(pairs, holm(raw) / 0.5, strict=True))
@@ -120,7 +129,7 @@ def test_a_plan_that_keeps_nothing_for_them_is_judged_without_them() -> None:
     record = study({L5: 0.5, L12: 0.2, CONCAT: 0.5})
     assert record.plan is not None
     analysis = Analysis(replace(record, plan=replace(record.plan, confirm=(), confirm_share=0.0)))
-    assert confirmation(analysis) is None
+    assert judge_fresh_replicates(analysis) is None
     said = answer(analysis)
     assert said.settled
     assert "fresh" not in said.lead
@@ -233,12 +242,12 @@ def paths(uri: str, tmp_path_factory: pytest.TempPathFactory) -> ReportPaths:
 def test_a_tracked_study_is_read_as_it_was_written(uri: str) -> None:
     record = read_study(uri, "tried")
     assert record.fresh_replicates == tuple(f"c{n}" for n in range(5))
-    trial = confirmation(Analysis(record))
+    trial = judge_fresh_replicates(Analysis(record))
     assert trial is not None
     assert trial.winner is not None
     assert trial.winner.id == cell_id(FUSER)  # lucky
     assert {left.layer for left in trial.left_out} == {3, 6, 12}
-    plain = trial_json(trial)
+    plain = fresh_replicates_json(trial)
     assert plain["ended"] == 5
     assert {f.name for f in fields(Contender)} - {"cell"} <= {*plain["contenders"][0]}
 

@@ -16,7 +16,7 @@ from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
 from fusion_workbench.reports.analysis.plain import cell_json, comparison_json
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import Estimate
-from fusion_workbench.schema.names import BASELINES, CONTROLS, MATCHED, OVERALL, Budget, Role
+from fusion_workbench.schema.names import BASELINES, MATCHED_CONTROLS, MATCHED_STRATEGY, OVERALL, Budget, Role
 from fusion_workbench.schema.study import Cell, Contender
 
 
@@ -40,7 +40,7 @@ def picks(analysis: Analysis) -> Picks | None:
     ranked = analysis.ranked(analysis.objective.name)
     if not ranked:
         return None
-    fused = [cell for cell in ranked if not cell.single and cell.strategy != MATCHED]
+    fused = [cell for cell in ranked if not cell.single and cell.strategy != MATCHED_STRATEGY]
     baselines = {key: analysis.record.cell(cell) for key, cell in analysis.baselines.items()}
     return Picks(ranked[0], fused[0] if fused else None, baselines)
 
@@ -54,7 +54,7 @@ class LeftOut:
     contribution: Estimate
 
 
-class Confirmation:
+class FreshReplicates:
     """What the fresh replicates show.
 
     Args:
@@ -78,9 +78,11 @@ class Confirmation:
         self.fusion = role(Role.FUSION)
         measures = [task.name for task in record.tasks] + [OVERALL]
         baselines = {key: c.cell.id for c in record.contenders for key in c.stands_for}
-        controls = {(m, Budget(b).control): c.cell.id for c in record.contenders for b in c.controls for m in measures}
+        controls = {
+            (m, Budget(b).control_name): c.cell.id for c in record.contenders for b in c.controls for m in measures
+        }
         judged: set[tuple[str, str]] = {(cell.id, b) for cell in (self.winner, self.fusion) if cell for b in BASELINES}
-        judged |= {(self.fusion.id, b) for b in CONTROLS if self.fusion}
+        judged |= {(self.fusion.id, b) for b in MATCHED_CONTROLS if self.fusion}
         self.analysis = Analysis(fresh, baselines | controls, judged)
         self.left_out = tuple(self._left_out())
 
@@ -93,7 +95,10 @@ class Confirmation:
         """A cell against every baseline and control, measure by measure."""
         found = self.analysis.comparisons
         return tuple(
-            c for m in self.analysis.measures for b in BASELINES + CONTROLS if (c := found.get((m.name, b, cell.id)))
+            c
+            for m in self.analysis.measures
+            for b in BASELINES + MATCHED_CONTROLS
+            if (c := found.get((m.name, b, cell.id)))
         )
 
     def _left_out(self) -> Iterator[LeftOut]:
@@ -101,19 +106,19 @@ class Confirmation:
             if contender.without is None or self.fusion is None:
                 continue
             for measure in self.analysis.measures:
-                worth = self.analysis.difference(self.fusion.id, contender.cell.id, measure.name)
-                if worth is not None:
-                    yield LeftOut(contender.without, measure.name, worth)
+                contribution = self.analysis.difference(self.fusion.id, contender.cell.id, measure.name)
+                if contribution is not None:
+                    yield LeftOut(contender.without, measure.name, contribution)
 
 
 @lru_cache(maxsize=8)
-def confirmation(analysis: Analysis) -> Confirmation | None:
+def judge_fresh_replicates(analysis: Analysis) -> FreshReplicates | None:
     """None where no fresh replicate was started."""
     fresh = analysis.record.fresh()
-    return None if fresh is None else Confirmation(analysis.record, fresh)
+    return None if fresh is None else FreshReplicates(analysis.record, fresh)
 
 
-def trial_json(found: Confirmation | None) -> dict[str, Any]:
+def fresh_replicates_json(found: FreshReplicates | None) -> dict[str, Any]:
     """Plain values; of a study without fresh replicates, empty ones."""
     judged = {c.id: c for c in (found.winner, found.fusion) if c} if found else {}
     return {
