@@ -25,7 +25,7 @@ def points_inside(boxes: Floats, draws: Sequence[np.random.RandomState]) -> Floa
 
     Args:
         boxes: ``[N, G, 4]``.
-        draws: a random stream an image, so that a point depends on nothing but its image and its place in it.
+        draws: one random stream per image, so that a point depends on nothing but its image and its place in it.
     """
     shares = np.stack([draw.uniform(0.25, 0.75, (*boxes.shape[1:2], 2)) for draw in draws])
     points: Floats = (boxes[..., :2] + shares * (boxes[..., 2:] - boxes[..., :2])).astype(np.float32)

@@ -24,14 +24,14 @@ def build_source(name: str, options: Mapping[str, Any], folders: Mapping[str, Pa
         WorkbenchError: an unknown source or option, or an option of the wrong type or value.
     """
     cls = SOURCES.find(name)
-    known = {f.name: f for f in fields(cls.options)}
+    fields_of = {f.name: f for f in fields(cls.options)}
     for key, value in options.items():
-        if key not in known:
-            raise WorkbenchError(f"source.options: unknown key '{key}' of '{name}'.{nearest(key, known)}")
-        wanted = type(_default(known[key]))
-        whole = wanted is float and type(value) is int
-        if type(value) is not wanted and not whole:
-            raise WorkbenchError(f"source.options.{key} is {value!r}; it must be of type {wanted.__name__}.")
+        if key not in fields_of:
+            raise WorkbenchError(f"source.options: unknown key '{key}' of '{name}'.{nearest(key, fields_of)}")
+        expected = type(_default(fields_of[key]))
+        is_int_for_float = expected is float and type(value) is int
+        if type(value) is not expected and not is_int_for_float:
+            raise WorkbenchError(f"source.options.{key} is {value!r}; it must be of type {expected.__name__}.")
     return cls(cls.options(**options), folders)  # type: ignore[call-arg]
 
 

@@ -42,7 +42,7 @@ class AblationDataModule(L.LightningDataModule):
     """Batches ``{"features": [layers, B, tokens, dim], "index": int64 [B], **targets}``.
 
     Features come from the store, or live from the encoder once the batch is on the module's device (then the
-    loaders themselves yield ``"images"``, uint8 ``[B, H, W, 3]``, in the place of ``"features"``).
+    loaders themselves yield ``"images"``, uint8 ``[B, H, W, 3]``, instead of ``"features"``).
 
     With a ``chat`` the examples are the conversations of the source, and batches are::
 
@@ -68,7 +68,7 @@ class AblationDataModule(L.LightningDataModule):
         eval_batch_size: of validation and test; ``batch_size`` by default.
         num_workers: processes that fetch batches. The store needs none; live images may gain.
         chat: makes ids of conversations; the source is then a :class:`ConversationSource`.
-        group_by_length: fill training batches with conversations of about one length
+        group_by_length: make training batches of conversations of about one length
             (:class:`LengthGroupedOrder`).
 
     Raises:

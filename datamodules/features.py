@@ -38,7 +38,7 @@ class SplitFeatures(ABC):
 
     @abstractmethod
     def rows(self, index: Tensor) -> Tensor:
-        """Images ``index`` (int64 ``[B]``) → ``[layers, B, tokens, dim]``, the layers in the order asked for.
+        """Images ``index`` (int64 ``[B]``) → ``[layers, B, tokens, dim]``, the layers in the order requested.
 
         In the store's dtype on the CPU, or as the encoder returns them.
         """

@@ -28,12 +28,12 @@ class TrainingLoader:
     A run that was stopped after some step of an epoch and is resumed sees exactly the batches that were left.
     :class:`AblationDataModule` keeps :meth:`state_dict` in the checkpoint (of the process of rank 0; the place is
     that of all) and hands it back as ``resumption``. Lightning would do the same with a loader that has a state, but
-    forgets to where a schedule has asked it for the number of steps. This is no ``DataLoader``, so Lightning puts no
-    sampler of its own in the place of ours.
+    forgets to where a schedule has read the number of steps from it. This is no ``DataLoader``, so Lightning puts no
+    sampler of its own instead of ours.
 
     Args:
         examples: gives whole batches (``__getitems__``).
-        sampler: the batches; Lightning tells it the epoch.
+        sampler: the batches; Lightning sets its epoch.
         num_workers: processes that fetch batches.
         resumption: where to begin; shared, as Lightning may open several loaders before it trains.
 
@@ -60,8 +60,8 @@ class TrainingLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing below runs before the first batch is asked for, and by then Lightning, which makes
-        # iterators early, has told the sampler the epoch.
+        # A generator: nothing below runs before the first batch is fetched, and by then Lightning, which makes
+        # iterators early, has set the sampler's epoch.
         epoch = self.sampler.epoch
         left, self._resumption.state = self._resumption.state, None
         first = left["batches"] if left is not None and left["epoch"] == epoch else 0

@@ -40,7 +40,7 @@ class LengthGroupedOrder:
     """A permutation in which the examples of a batch are about equally long, so that little of it is padding.
 
     Megabatches are drawn at random and sorted by length; the batches cut from them come in random order, as in
-    LLaVA's ``group_by_modality_length``. Examples with and without images stay apart, but for one batch an epoch at
+    LLaVA's ``group_by_modality_length``. Examples with and without images stay apart, but for one batch per epoch at
     most, made of what is left of both. What fills no batch comes last, and is drawn at random too, so no
     length is favoured when it is dropped.
 
@@ -69,10 +69,10 @@ class LengthGroupedOrder:
         batches: list[list[int]] = []
         left: list[int] = []
         for kind in self.kinds:
-            drawn = _shuffled(kind, generator)
-            whole = len(drawn) - len(drawn) % self.batch_size
-            left += drawn[whole:]
-            for mega in _chunks(drawn[:whole], self.megabatch * self.batch_size):
+            shuffled = _shuffled(kind, generator)
+            in_batches = len(shuffled) - len(shuffled) % self.batch_size
+            left += shuffled[in_batches:]
+            for mega in _chunks(shuffled[:in_batches], self.megabatch * self.batch_size):
                 batches += _chunks(sorted(mega, key=lambda n: -self.lengths[n]), self.batch_size)
         left = _shuffled(left, generator)
         if len(left) >= self.batch_size:

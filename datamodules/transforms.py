@@ -21,7 +21,7 @@ def load_image(path: Path) -> Pixels:
     """An image file as RGB, uint8 ``[H, W, 3]``; see :func:`decode`.
 
     Raises:
-        WorkbenchError: the file is missing, is not an image, is cut off, or is too large to be one in earnest.
+        WorkbenchError: the file is missing, is not an image, is truncated, or is too large to be one in earnest.
     """
     try:
         with path.open("rb") as file:

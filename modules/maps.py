@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PERCENTILES = (1.0, 99.0)  # of each component, which become black and full colour; what lies beyond is cut
+PERCENTILES = (1.0, 99.0)  # of each component, which become black and full colour; what lies beyond is clipped
 LEAST_REACH = 0.01  # of shares: what differs less is not stretched to full contrast
 _OVERSAMPLED = 16  # directions followed to find three; with the iterations below exact to what a colour can show
 _ITERATIONS = 8
@@ -27,13 +27,13 @@ class ColourMaps:
 
 
 @torch.no_grad()
-def pca_rgb(tokens: Tensor, percentiles: tuple[float, float] = PERCENTILES) -> ColourMaps:
+def pca_rgb(tokens: Tensor) -> ColourMaps:
     """Colours of tokens ``[B, T, C]``, the first component red, the second green, the third blue.
 
     Every token is first normalised without parameters, as the projector does, so that colours show what is read and a
     few tokens of large norm do not take a component for themselves. A component's sign is such that its third moment is
-    positive: the rarer side is the bright one. Each component is scaled by its own ``percentiles``. A component that
-    has no spread (constant tokens, fewer than three channels) is mid-grey.
+    positive: the rarer side is the bright one. Each component is scaled by its own :data:`PERCENTILES`. A component
+    that has no spread (constant tokens, fewer than three channels) is mid-grey.
     """
     images, cells, channels = tokens.shape
     flat = F.layer_norm(tokens.detach().double().cpu(), (channels,)).flatten(0, 1)
@@ -50,7 +50,7 @@ def pca_rgb(tokens: Tensor, percentiles: tuple[float, float] = PERCENTILES) -> C
             explained[k] = float(strength[k].square() / total)
             shown[:, k] = left[:, k] * strength[k] if explained[k] > 1e-9 else 0.0
     shown = shown * torch.where(shown.pow(3).sum(0) < 0, -1.0, 1.0)
-    scaled = torch.stack([_to_unit_interval(component, percentiles) for component in shown.unbind(1)], dim=1)
+    scaled = torch.stack([_to_unit_interval(component) for component in shown.unbind(1)], dim=1)
     colours = (scaled * 255).round().to(torch.uint8).view(images, cells, 3)
     return ColourMaps(colours, (explained[0], explained[1], explained[2]))
 
@@ -85,17 +85,17 @@ def on_grid(tokens: Tensor, token_map: Tensor, cells: int) -> Tensor:
     ``token_map`` ``[T_out]`` names the cell of each token, -1 for none. Where several tokens stand for a cell, their
     mean; a cell that no token stands for is zero.
     """
-    known = token_map >= 0
-    place: Tensor = token_map[known]
-    summed = tokens.new_zeros(tokens.shape[0], cells, tokens.shape[2]).index_add_(1, place, tokens[:, known])
+    on_a_cell = token_map >= 0
+    place: Tensor = token_map[on_a_cell]
+    summed = tokens.new_zeros(tokens.shape[0], cells, tokens.shape[2]).index_add_(1, place, tokens[:, on_a_cell])
     count = torch.bincount(place, minlength=cells).clamp_min(1).to(tokens.dtype)
     mean: Tensor = torch.div(summed, count[:, None])
     return mean
 
 
-def _to_unit_interval(component: Tensor, percentiles: tuple[float, float]) -> Tensor:
-    """To [0, 1] by percentiles; a half where there is no spread."""
-    ends = torch.tensor(percentiles, dtype=component.dtype) / 100
+def _to_unit_interval(component: Tensor) -> Tensor:
+    """To [0, 1] by :data:`PERCENTILES`; a half where there is no spread."""
+    ends = torch.tensor(PERCENTILES, dtype=component.dtype) / 100
     low, high = torch.quantile(component, ends).tolist()
     if high - low < 1e-12:
         low, high = float(component.min()), float(component.max())  # a single odd token is still seen

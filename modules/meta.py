@@ -14,7 +14,7 @@ T = TypeVar("T")
 def on_meta(make: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """``make(*args, **kwargs)`` with every tensor that it makes on PyTorch's meta device.
 
-    Whatever ``make`` refuses, it refuses here too: so it is told before any work what cannot be built.
+    Whatever ``make`` refuses, it refuses here too: so what cannot be built is reported before any work.
     """
     with torch.device("meta"):
         return make(*args, **kwargs)

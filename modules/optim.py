@@ -27,7 +27,7 @@ Parts = Mapping[str, Sequence[nn.Parameter]]
 class Recipe:
     """AdamW with linear warm-up and half a cosine down to zero.
 
-    Nothing decays, warms up or is clipped unless it is asked for: the defaults of a study stand in its configuration
+    Nothing decays, warms up or is clipped by default: the defaults of a study stand in its configuration
     alone.
 
     Attributes:

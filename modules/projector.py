@@ -36,7 +36,7 @@ class Projector(nn.Module):
 
     Args:
         kind: one of :data:`PROJECTORS`.
-        hidden: where given, the map is an MLP with a middle so wide, in place of the kind's own (the matched control).
+        hidden: where given, the map is an MLP with a middle so wide, instead of the kind's own (the matched control).
         normalise: False: the tokens are mapped as they are, which is LLaVA's own projector; for weights that were
             trained so.
 

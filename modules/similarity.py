@@ -35,7 +35,7 @@ class MinibatchCKA:
 
     @torch.no_grad()
     def add(self, features: Tensor) -> None:
-        """One minibatch ``[layers, n, dim]`` of the same n ≥ 4 examples; for the CPU, n² numbers a layer.
+        """One minibatch ``[layers, n, dim]`` of the same n ≥ 4 examples; for the CPU, n² numbers per layer.
 
         Raises:
             ValueError: fewer examples, or another number of layers.
@@ -71,7 +71,7 @@ def hsic(features: Tensor) -> Tensor:
 
 
 def sample_tokens(features: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Of ``[layers, B, T, dim]`` up to ``most`` tokens an image, drawn without repeats: ``[layers, B · most, dim]``.
+    """Of ``[layers, B, T, dim]`` up to ``most`` tokens per image, drawn without repeats: ``[layers, B · most, dim]``.
 
     The same places are taken in every layer; each image has its own.
     """

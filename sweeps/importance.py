@@ -102,11 +102,11 @@ def _ped_anova(
     evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile)
     with warnings.catch_warnings():  # few cells of a kind: the report says on how many it rests
         warnings.simplefilter("ignore")
-        found = optuna.importance.get_param_importances(
+        importances = optuna.importance.get_param_importances(
             study, evaluator=evaluator, params=list(distributions), normalize=False
         )
-    total = sum(found.values())
-    return {name: value / total if total > 0 else 0.0 for name, value in found.items()}
+    total = sum(importances.values())
+    return {name: value / total if total > 0 else 0.0 for name, value in importances.items()}
 
 
 def _read(layer: int, cells: Sequence[ScoredCell]) -> float:

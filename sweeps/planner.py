@@ -1,4 +1,4 @@
-"""The planner: Optuna decides which cells are tried next; it is told what came out.
+"""The planner: Optuna decides which cells are tried next; it is given the values.
 
 A space that fits the budget is enumerated whole; a larger one is sampled, the strategies taking turns so that each
 gets the same number of trials. A cell that was tried before is answered from memory and never trained twice.
@@ -66,7 +66,7 @@ class Planner:
         for trial in self.study.get_trials(deepcopy=False):
             self._adopt(trial)
 
-    # --- asking -------------------------------------------------------------------------------------------------
+    # --- ask and tell -------------------------------------------------------------------------------------------
 
     def ask(self, most: int) -> list[Proposal]:
         """Up to ``most`` cells that still need a value, those of an interrupted run first; empty when all is done."""
@@ -111,16 +111,16 @@ class Planner:
         return list(chosen.values())
 
     def scored_cells(self) -> list[tuple[Cell, float]]:
-        """Every cell with a value, and that value: what Optuna was told first, so of the search where there was one."""
+        """Every cell with a value, and that value: the first that Optuna got, so of the search where there was one."""
         values = ((cell, self._values.get(cell.id)) for cell in self._cells.values())
         return [(cell, value) for cell, value in values if value is not None]
 
     def layers(self) -> list[int]:
         """Every layer that any cell of the study can read."""
-        known = {layer for cell in self._cells.values() for layer in cell.selection.layers}
+        layers = {layer for cell in self._cells.values() for layer in cell.selection.layers}
         if not self.exhaustive:
-            known |= set(self.space.queries) | {c for q in self.space.queries for c in self.space.below(q)}
-        return sorted(known)
+            layers |= set(self.space.queries) | {c for q in self.space.queries for c in self.space.below(q)}
+        return sorted(layers)
 
     def representatives(self) -> dict[str, Cell]:
         """One cell for each family (strategy, options, alias): the first that the study names, or of its space."""
@@ -238,7 +238,7 @@ class Planner:
         return Proposal(trial.number, cell)
 
     def _adopt(self, trial: FrozenTrial) -> None:
-        """Take up a trial of an earlier session: its value if it has one, its cell if it was cut off."""
+        """Take up a trial of an earlier session: its value if it has one, its cell if it was interrupted."""
         cell = self._decode(trial.params)
         if cell is None:
             if trial.state in (TrialState.RUNNING, TrialState.WAITING):

@@ -163,8 +163,8 @@ def build_space(study: StudyConfig, depth: int, traits: Mapping[str, Traits]) ->
     cells: dict[str, Cell] = {}
 
     def add(cell: Cell, *baselines: str) -> None:
-        known = cells.get(cell.id, cell)
-        cells[cell.id] = replace(known, baselines=tuple(dict.fromkeys((*known.baselines, *baselines))))
+        present = cells.get(cell.id, cell)
+        cells[cell.id] = replace(present, baselines=tuple(dict.fromkeys((*present.baselines, *baselines))))
 
     for strategy in study.strategies:
         for selection in (_parse(selection, depth) for selection in strategy.selections or study.selections):

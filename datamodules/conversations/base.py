@@ -1,4 +1,4 @@
-"""What a language model is taught and asked: turns of text about images."""
+"""What a language model is trained and evaluated on: turns of text about images."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class Conversation:
     """Turns, user and assistant in alternation, about zero or more images.
 
     Attributes:
-        id: of the example in the outcomes; with ``task`` unique within a split.
-        turns: the assistant's are taught; of a question (validation, test) the last is, and is not shown to the model.
+        id: of the example in the per-example scores; with ``task`` unique within a split.
+        turns: the assistant's are trained on; of a question (validation, test) the last is the answer, which the model
+            is not shown.
         images: rows of the split's images, in the order of the :data:`IMAGE` words; empty for text alone.
         group: what a split must not cut through: photograph, document.
         task: the kind of question; names the measure in the report.
@@ -60,23 +61,23 @@ class Conversation:
 class ConversationSource(Source):
     """A source whose samples are images, and which has conversations about them.
 
-    Encoder and feature store see the images alone, a row each, so whatever holds for any source holds here.
+    Encoder and feature store see the images alone, one row each, so whatever holds for any source holds here.
     """
 
     @abstractmethod
     def conversations(self, split: str) -> Sequence[Conversation]:
-        """What is taught (train) or asked (val, test) in a split."""
+        """What a split is trained (train) or evaluated (val, test) on."""
 
     @abstractmethod
     def metrics(self) -> Mapping[str, str]:
         """Task → name of the answer metric that judges it, such as ``{"read": "exact_match"}``."""
 
-    def words(self, split: str) -> str:
+    def text_fingerprint(self, split: str) -> str:
         """sha256 over the conversations of a split; the images are in :meth:`fingerprint`."""
         sha = hashlib.sha256()
         for c in self.conversations(split):
-            said = [[turn.role, turn.text] for turn in c.turns]
-            sha.update(json.dumps([c.id, c.task, c.group, c.images, c.answers, said]).encode() + b"\n")
+            turns = [[turn.role, turn.text] for turn in c.turns]
+            sha.update(json.dumps([c.id, c.task, c.group, c.images, c.answers, turns]).encode() + b"\n")
         return sha.hexdigest()
 
     def targets(self, split: str) -> dict[str, Array]:

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 class ConversationBatches(Dataset[Batch]):
     """One split of conversations, tokenised once, fetched a whole batch at a time.
 
-    The ids lie side by side in flat arrays, five bytes a token. In training what is longer than ``chat.max_length``
-    is cut, and what cannot be (:meth:`Chat.fit`) is left out; a question of validation or test is always whole.
+    The ids lie side by side in flat arrays, five bytes per token. In training what is longer than ``chat.max_length``
+    is truncated, and what cannot be (:meth:`Chat.fit`) is left out; validation and test are never truncated.
 
     Attributes:
         numbers: of the conversations that are kept, in the source's order.
         lengths: of those, in positions of the language model.
         text_only: which of those show no image.
         left_out: numbers of the conversations that are not trained on.
-        cut: how many of the kept are not whole.
+        truncated: how many of the kept are.
     """
 
     def __init__(self, source: ConversationSource, split: str, chat: Chat, fetch: Fetch, truncated: bool) -> None:

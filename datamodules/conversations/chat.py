@@ -29,7 +29,7 @@ class Encoded:
     Attributes:
         input_ids: :data:`IMAGE_ID` where an image stands.
         labels: as long; the id where loss is taken, :data:`IGNORE` elsewhere. Not shifted.
-        prompt: how many of the first ids come before the last answer; all of them where that was cut off.
+        prompt: how many of the first ids come before the last answer; all of them where that was truncated.
     """
 
     input_ids: tuple[int, ...]
@@ -48,8 +48,8 @@ class Chat:
     between; on nothing else. The turns' words are stripped. The text is tokenised as a whole, as the language
     model knows it from its own training, but for one rule that holds for any tokenizer: what comes before an answer
     has the ids that it has alone. Where the tokenizer would merge across that border (``\\n\\n`` + ``\\n5``), the two
-    sides are tokenised apart. So the ids of :meth:`prompt` are always the first of :meth:`encode`: the model is asked
-    exactly as it was taught.
+    sides are tokenised apart. So the ids of :meth:`prompt` are always the first of :meth:`encode`: the model is
+    evaluated exactly as it was trained.
 
     Words are words: text of a special token inside a turn (``<|im_end|>`` typed by a user) is tokenised as the
     characters it is made of, and so is ``<image>`` in an answer or in a conversation without images.
@@ -109,9 +109,9 @@ class Chat:
         return self._ids_up_to(pieces[:last], literal)[-1]
 
     def fit(self, encoded: Encoded) -> Encoded | None:
-        """``encoded`` cut on the right to ``max_length`` positions; None if that leaves nothing to learn.
+        """``encoded`` truncated on the right to ``max_length`` positions; None if that leaves nothing to learn.
 
-        An image is kept whole or cut off with all that follows it. None also where the images alone fill
+        An image is kept whole or dropped with all that follows it. None also where the images alone fill
         ``max_length``. Nothing changes in an example that fits.
         """
         if encoded.images * self.tokens_per_image >= self.max_length:
@@ -133,9 +133,9 @@ class Chat:
 
     @property
     def pad_id(self) -> int:
-        """What fills up a batch; masked, so any id would do."""
-        known = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
-        return int(next(i for i in known if i is not None))
+        """What pads a batch; masked, so any id would do."""
+        candidates = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
+        return int(next(i for i in candidates if i is not None))
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -159,8 +159,8 @@ class Chat:
         if conversation.images and shown != len(conversation.images):
             raise WorkbenchError(f"{where}: {shown} times '{IMAGE}' for {len(conversation.images)} images.")
 
-        def kept(found: re.Match[str]) -> str:
-            literal.append(found.group())
+        def kept(match: re.Match[str]) -> str:
+            literal.append(match.group())
             return f"{OPEN}literal{len(literal) - 1}{CLOSE}"
 
         words = []
@@ -184,6 +184,6 @@ class Chat:
             if number % 2:
                 part = literal[int(part)]
             if part:
-                found = self._tokenizer(part, add_special_tokens=False, split_special_tokens=bool(number % 2))
-                ids += [IMAGE_ID if i == self._picture else i for i in found["input_ids"]]
+                encoded = self._tokenizer(part, add_special_tokens=False, split_special_tokens=bool(number % 2))
+                ids += [IMAGE_ID if i == self._picture else i for i in encoded["input_ids"]]
         return ids

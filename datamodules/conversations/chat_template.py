@@ -28,7 +28,7 @@ OPEN, CLOSE = "\ue000", "\ue001"
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of the rendered text: taught (an answer and what ends it), or given."""
+    """A stretch of the rendered text: with loss (an answer and what ends it), or without."""
 
     text: str
     in_loss: bool
@@ -37,10 +37,10 @@ class Piece:
 class ChatTemplate:
     """The tokenizer's own chat template, or :data:`PLAIN` where it has none.
 
-    The template is asked once for each shape of conversation, with marks in the place of the turns' words: what
+    The template is rendered once for each shape of conversation, with marks instead of the turns' words: what
     stands between the marks is the template's. So no marker string is ever searched for, and templates that treat
     the last turn differently (Qwen3's empty thinking) come out as they are. Every conversation is then rendered
-    as it is and compared: a template that looks into the words is found out, not guessed at.
+    as it is and compared: a template that looks into the words is detected, not assumed.
 
     Args:
         tokenizer: fast or slow.
@@ -67,7 +67,7 @@ class ChatTemplate:
         self._frames: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {}
 
     def pieces(self, roles: Sequence[str], words: Sequence[str], origin: str) -> list[Piece]:
-        """The rendered conversation, cut where an answer begins and where its end token has been said.
+        """The rendered conversation, cut where an answer begins and where its end token stands.
 
         Spaces between the template's text and an answer belong to the answer (``ASSISTANT:`` + `` yes``), as
         tokenizers put a space at the head of a word. ``words`` are stripped, without :data:`OPEN` but for marks.
@@ -79,47 +79,47 @@ class ChatTemplate:
                 "so it cannot be told what of it is the answer; mend the words, or take a template that keeps them."
             )
         pieces: list[Piece] = []
-        given = ended = ""  # the text since the last answer; what of it was taught with that answer
+        given = ended = ""  # the text since the last answer; what of it belongs to that answer's loss
         for number, (role, text) in enumerate(zip(roles, words, strict=True)):
             given += between[number].removeprefix(ended)
             ended = ""
             if role != ASSISTANT:
                 given += text
                 continue
-            told = given.rstrip(" ")
+            prompt = given.rstrip(" ")
             ended = end if between[number + 1].startswith(end) else ""
-            pieces += [Piece(told, False), Piece(given[len(told) :] + text + ended, True)]
+            pieces += [Piece(prompt, False), Piece(given[len(prompt) :] + text + ended, True)]
             given = ""
         given += between[-1].removeprefix(ended)
         return [*pieces, Piece(given, False)] if given else pieces
 
     def end(self) -> str:
         """The special token that ends an answer."""
-        found = self.special.search(self._frame(("user", ASSISTANT))[1])
-        assert found is not None
-        return found.group()
+        match = self.special.search(self._frame(("user", ASSISTANT))[1])
+        assert match is not None
+        return match.group()
 
     def _frame(self, roles: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
         """The text before, between and after the turns; and what of it ends an answer."""
         if roles in self._frames:
             return self._frames[roles]
         marks = [f"{OPEN}{number}{CLOSE}" for number in range(len(roles))]
-        rest = self._render(roles, marks)
+        remaining = self._render(roles, marks)
         between: list[str] = []
         for mark in marks:
-            before, found, rest = rest.partition(mark)
-            if not found or mark in rest:
+            before, separator, remaining = remaining.partition(mark)
+            if not separator or mark in remaining:
                 raise WorkbenchError(
                     f"the chat template of {self.name} leaves out, repeats or reorders turns of {', '.join(roles)}."
                 )
             between.append(before)
-        ended = self.special.search(rest)
+        ended = self.special.search(remaining)
         if ended is None:
             raise WorkbenchError(
                 f"the chat template of {self.name} ends an answer with no special token, so a model would never "
                 "learn to stop; take a template that does."
             )
-        self._frames[roles] = (*between, rest), rest[: ended.end()]
+        self._frames[roles] = (*between, remaining), remaining[: ended.end()]
         return self._frames[roles]
 
     def _takes_system(self) -> bool:
@@ -142,9 +142,9 @@ class ChatTemplate:
             else:
                 rendered = self.tokenizer.apply_chat_template(messages, tokenize=False)
         except (TemplateError, ValueError, TypeError, KeyError) as error:
-            said = " ".join(str(error).split())
+            message = " ".join(str(error).split())
             raise WorkbenchError(
-                f"the chat template of {self.name} refuses turns of {', '.join(m['role'] for m in messages)}: {said}"
+                f"the chat template of {self.name} refuses turns of {', '.join(m['role'] for m in messages)}: {message}"
             ) from error
         assert isinstance(rendered, str)
         return rendered
@@ -153,9 +153,11 @@ class ChatTemplate:
 def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Matches every special token's text, the longest first."""
     added: Mapping[int, object] = tokenizer.added_tokens_decoder
-    known = {str(token) for token in added.values() if getattr(token, "special", False)}
-    known |= set(tokenizer.all_special_tokens)
-    return re.compile("|".join(re.escape(text) for text in sorted(known - {""}, key=len, reverse=True)) or r"(?!)")
+    special_tokens = {str(token) for token in added.values() if getattr(token, "special", False)}
+    special_tokens |= set(tokenizer.all_special_tokens)
+    return re.compile(
+        "|".join(re.escape(text) for text in sorted(special_tokens - {""}, key=len, reverse=True)) or r"(?!)"
+    )
 
 
 def _filled(between: Sequence[str], words: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
-"""Questions about FineScenes: the same scenes as :mod:`datamodules.sources.finescenes`, asked and answered in words.
+"""Questions about FineScenes: questions and answers in words on the scenes of :mod:`datamodules.sources.finescenes`.
 
 Four kinds of question about each scene, exact because the scenes are drawn from a layout: which printed character
 stands at a named place, how many characters there are, in which quarter the handwritten digit lies, and which digit it
-is. Words are drawn from a seed for each scene and kind alone, so a question stays what it is whatever else is asked.
+is. Words are drawn from a seed for each scene and kind alone, so a question does not depend on which others there are.
 """
 
 from __future__ import annotations
@@ -64,8 +64,10 @@ class QuestionKind:
 
 def _read(scene: Layout, size: int, draw: np.random.RandomState) -> tuple[str, str]:
     """A glyph that a place names without doubt; where no place does, the place that does so best."""
-    found = [(place, *_first(place, scene)) for place in PLACES]
-    clear = [entry for entry in found if entry[2] >= MARGIN * size] or [max(found, key=lambda entry: entry[2])]
+    candidates = [(place, *_first(place, scene)) for place in PLACES]
+    clear = [entry for entry in candidates if entry[2] >= MARGIN * size] or [
+        max(candidates, key=lambda entry: entry[2])
+    ]
     place, glyph, _ = clear[int(draw.randint(len(clear)))]
     return place.words, CLASSES[glyph.label]
 
@@ -121,7 +123,7 @@ KINDS: Mapping[str, QuestionKind] = {
 
 @dataclass(frozen=True)
 class QuestionsOptions(FineScenesOptions):
-    """Those of FineScenes, and what is asked."""
+    """Those of FineScenes, and those of the questions."""
 
     fewest: int = 2  # so that there is something to count
     kinds: list[str] = field(default_factory=lambda: list(KINDS))
@@ -132,9 +134,9 @@ class QuestionsOptions(FineScenesOptions):
 class FineScenesQuestions(ConversationSource):
     """The source ``finescenes_questions``.
 
-    Training: one conversation a scene, with every kind as a turn, in an order that is drawn. Validation and test: one
-    question a scene and kind, with the scene's ``example_id`` as its id and the kind as its task. Images, identity and
-    fingerprint are those of FineScenes with the same options, so stored features serve probes and language models.
+    Training: one conversation per scene, with every kind as a turn, in an order that is drawn. Validation and test: one
+    question per scene and kind, with the scene's ``example_id`` as its id and the kind as its task. Images, identity
+    and fingerprint are those of FineScenes with the same options, so stored features serve probes and language models.
 
     Raises:
         WorkbenchError: options that no scene can meet; an unknown, repeated or missing kind.
@@ -197,10 +199,10 @@ class FineScenesQuestions(ConversationSource):
         return [Conversation(id_, tuple(turns), (row,), group, origin=f"{WORDS} {id_}")]
 
     def _questions(self, split: str, row: int, id_: str, group: str) -> list[Conversation]:
-        asked = [(kind, *self.question_and_answer(split, row, kind)) for kind in self.kinds]
+        questions = [(kind, *self.question_and_answer(split, row, kind)) for kind in self.kinds]
         return [
             Conversation(id_, _turns(question, answer, True), (row,), group, kind, (answer,), f"{WORDS} {id_} {kind}")
-            for kind, question, answer in asked
+            for kind, question, answer in questions
         ]
 
     def question_and_answer(self, split: str, index: int, kind: str) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 The images of :mod:`.sources.planted` carry two letters. The first, one of a, b, c, is planted in one layer of the
 encoder, the second, one of x, y, z, in another. Each letter is a kind of question of its own, so a model that reads one
-of the two layers alone answers one kind and guesses at the other.
+of the two layers alone answers one kind and is at chance on the other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WORDS = {"first": "abc", "second": "xyz"}
 
 @register_source("planted_questions")
 class PlantedQuestions(Planted, ConversationSource):
-    """A conversation an image in training, a turn a letter; in validation and test a question an image and letter."""
+    """In training one conversation per image, one turn per letter; else one question per image and letter."""
 
     options = PlantedOptions
 
@@ -66,12 +66,12 @@ class PlantedQuestions(Planted, ConversationSource):
         return [Conversation(name, tuple(turns), (row,), name)]
 
     def _questions(self, row: int, name: str, label: int) -> list[Conversation]:
-        asked = []
+        questions = []
         for kind in WORDS:
             question, answer = _turns(kind, label)
             shown = Turn(USER, f"{IMAGE}\n{question.text}")
-            asked.append(Conversation(name, (shown, answer), (row,), name, kind, (answer.text,)))
-        return asked
+            questions.append(Conversation(name, (shown, answer), (row,), name, kind, (answer.text,)))
+        return questions
 
 
 def _turns(kind: str, label: int) -> tuple[Turn, Turn]:

@@ -20,7 +20,7 @@ class RowEntry:
 
     line: int
     number: int
-    found: object | BadRow
+    value: object | BadRow
 
 
 def read_entries(path: Path) -> Iterator[RowEntry]:
@@ -50,14 +50,14 @@ def _lines(path: Path) -> Iterator[RowEntry]:
 
 def _parsed(raw: bytes) -> object | BadRow:
     try:
-        found: object = json.loads(raw.decode())
+        value: object = json.loads(raw.decode())
     except UnicodeDecodeError:
         return BadRow("not UTF-8", "the line holds bytes that are not UTF-8")
     except ValueError as error:
         return BadRow("not JSON", f"{getattr(error, 'msg', error)}")
     except RecursionError:
         return BadRow("not JSON", "nested too deeply")
-    return found
+    return value
 
 
 def _array(path: Path) -> Iterator[RowEntry]:
@@ -72,18 +72,18 @@ def _array(path: Path) -> Iterator[RowEntry]:
     while not text.startswith("]", at):
         line, counted, number = line + text.count("\n", counted, at), at, number + 1
         try:
-            found, end = decoder.raw_decode(text, at)
+            value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise _broken(path, line, number, getattr(error, "msg", "nested too deeply")) from None
-        yield RowEntry(line, number, found)
+        yield RowEntry(line, number, value)
         at = _skip(text, end)
         if text.startswith(",", at):
             at = _skip(text, at + 1)
         elif not text.startswith("]", at):
             raise _broken(path, line + text.count("\n", counted, at), number, "no comma or closing bracket after it")
-    rest = _skip(text, at + 1)
-    if rest != len(text):
-        raise _broken(path, 1 + text.count("\n", 0, rest), number, "something follows the closing bracket")
+    after = _skip(text, at + 1)
+    if after != len(text):
+        raise _broken(path, 1 + text.count("\n", 0, after), number, "something follows the closing bracket")
 
 
 def _skip(text: str, at: int) -> int:

@@ -48,10 +48,10 @@ def hold_out(groups: Sequence[str], rows: Mapping[str, int], seed: int) -> list[
             sizes[group] = sizes.get(group, 0) + 1
     order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}|{group}".encode()).digest())
     split_of: dict[str, str] = {}
-    for split, wanted in rows.items():
+    for split, size in rows.items():
         taken = 0
         for group in order:
-            if group not in split_of and taken + sizes[group] <= wanted:
+            if group not in split_of and taken + sizes[group] <= size:
                 split_of[group] = split
                 taken += sizes[group]
         left = [group for group in order if group not in split_of]

@@ -38,7 +38,7 @@ class HubOptions(RowOptions):
     test: str = ""
     image: list[str] = field(default_factory=lambda: ["image"])  # columns; of images, of lists of them, of paths
     images: str = ""  # folder of a column of paths; empty: path
-    conversations: str = ""  # column of turns; in the place of question and answers
+    conversations: str = ""  # column of turns; instead of question and answers
     question: str = "question"
     answers: str = "answers"  # a word, or a list of all right ones
     id: str = ""
@@ -100,12 +100,12 @@ class HubDataset(RowSource):
     def _columns(self, table: Any) -> Any:
         chosen = self.chosen
         words = [chosen.conversations] if chosen.conversations else [chosen.question, chosen.answers]
-        wanted = [*chosen.image, *words, *filter(None, [chosen.id, chosen.task, chosen.group])]
-        for column in wanted:
+        columns = [*chosen.image, *words, *filter(None, [chosen.id, chosen.task, chosen.group])]
+        for column in columns:
             if column not in table.column_names:
                 raise WorkbenchError(f"{chosen.path} has no column '{column}'.{nearest(column, table.column_names)}")
         # As Arrow, images are the bytes or the path that are kept: nothing is opened, or fetched, before we look at it.
-        return table.select_columns(list(dict.fromkeys(wanted))).with_format("arrow")
+        return table.select_columns(list(dict.fromkeys(columns))).with_format("arrow")
 
     def read(self) -> dict[str, list[LocatedRow]]:
         return {split: self._read(split, table) for split, table in self.tables.items()}
@@ -115,10 +115,10 @@ class HubDataset(RowSource):
         quarantine = Quarantine(name, self._lists / f"{name.strip('./').replace('/', '--')}{LISTED}", seen=len(table))
         good: list[LocatedRow] = []
         rows = (row for batch in table.iter(_BATCH) for row in batch.to_pylist())
-        for at, found in enumerate(rows):
+        for at, record in enumerate(rows):
             try:
-                keys = [self._key(ImageLocation(split, at, *place), data) for place, data in self._images(found)]
-                row = parse_row(self._row(found, keys), self.chosen.image_first)
+                keys = [self._key(ImageLocation(split, at, *place), data) for place, data in self._images(record)]
+                row = parse_row(self._row(record, keys), self.chosen.image_first)
             except BadRow as bad:
                 quarantine.add(at + 1, at + 1, bad)
             else:
@@ -135,25 +135,25 @@ class HubDataset(RowSource):
             return Path(self.chosen.quarantine)
         return platformdirs.user_cache_path("fusion-workbench", appauthor=False) / "quarantine"
 
-    def _row(self, found: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
+    def _row(self, record: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
         """A row of the dataset in LLaVA's format."""
         chosen = self.chosen
         named = {"id": chosen.id, "task": chosen.task, "group": chosen.group}
-        row = {key: found[column] for key, column in named.items() if column}
+        row = {key: record[column] for key, column in named.items() if column}
         row["image"] = keys
         if chosen.conversations:
-            turns = found[chosen.conversations]
+            turns = record[chosen.conversations]
             return {**row, "conversations": _unpaired(turns) if isinstance(turns, list) else turns}
-        answers = _answers(found[chosen.answers])
-        asked = {"from": "human", "value": found[chosen.question]}
-        return {**row, "conversations": [asked], "answers": answers}
+        answers = _answers(record[chosen.answers])
+        question = {"from": "human", "value": record[chosen.question]}
+        return {**row, "conversations": [question], "answers": answers}
 
     # --- images -------------------------------------------------------------------------------------------------
 
-    def _images(self, found: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int], bytes]]:
+    def _images(self, record: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int], bytes]]:
         """Column and number in it → bytes, of every image of a row."""
         for column in self.chosen.image:
-            value = found[column]
+            value = record[column]
             for number, image in enumerate(value if isinstance(value, list) else [value]):
                 if image is not None:
                     yield (column, number), self._bytes(image)
@@ -191,9 +191,9 @@ class HubDataset(RowSource):
 
     def picture(self, key: str) -> Pixels:
         where = self._where[key]
-        (found,) = self.tables[where.split][where.row].to_pylist()
+        (record,) = self.tables[where.split][where.row].to_pylist()
         try:
-            data = next(data for place, data in self._images(found) if place == (where.column, where.number))
+            data = next(data for place, data in self._images(record) if place == (where.column, where.number))
         except BadRow as bad:
             raise WorkbenchError(f"{bad.detail}.") from None
         if hashlib.sha256(data).hexdigest() != key:
@@ -241,7 +241,7 @@ def _unpaired(turns: list[Any]) -> list[Any]:
     return out
 
 
-def _answers(found: object) -> object:
+def _answers(answers: object) -> object:
     """One answer, a list of them, or of ``{"answer": …}`` as in VQAv2, as a list."""
-    listed = found if isinstance(found, list) else [found]
+    listed = answers if isinstance(answers, list) else [answers]
     return [one["answer"] if isinstance(one, dict) and "answer" in one else one for one in listed]

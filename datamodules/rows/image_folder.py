@@ -59,7 +59,7 @@ class ImageFolder:
         self.shown = root
         self.root = os.path.realpath(root)
         self._within = self.root.rstrip(os.sep) + os.sep
-        self._folders: dict[str, str] = {}  # as named → real path, asked of the disk once
+        self._folders: dict[str, str] = {}  # as named → real path, resolved once
 
     def find(self, name: str) -> ImageFile:
         """The file that ``name`` means. A link may point elsewhere in the folder, and never out of it.
@@ -106,7 +106,7 @@ def has_header(path: Path) -> None:
     """A look at both ends of a file; see :func:`check_image`.
 
     Raises:
-        BadRow: it is no image, is cut off, or is too large to be one in earnest.
+        BadRow: it is no image, is truncated, or is too large to be one in earnest.
     """
     try:
         with path.open("rb") as file:
@@ -116,10 +116,10 @@ def has_header(path: Path) -> None:
 
 
 def check_image(file: IO[bytes], name: str) -> None:
-    """An image by its first bytes, and not cut off by its last ones; decoded where these leave doubt.
+    """An image by its first bytes, and not truncated by its last ones; decoded where these leave doubt.
 
     Raises:
-        BadRow: it is no image, is cut off, or is too large to be one in earnest.
+        BadRow: it is no image, is truncated, or is too large to be one in earnest.
     """
     try:
         with Image.open(file) as image:

@@ -64,13 +64,13 @@ class Llava(RowSource):
         place = Path(self.chosen.quarantine) if self.chosen.quarantine else None
         good: dict[str, list[LocatedRow]] = {}
         for split, file in self.files.items():
-            found = read_file(file, self.folder, self.chosen.image_first, self.chosen.verify, place)
-            where = found.quarantine.write()
-            found.quarantine.refuse_above(self.chosen.bad_rows, where)
-            if found.quarantine.rows:
-                print_notice(f"{found.quarantine.summary()}; {where}")
-            good[split] = found.rows
-            self._found |= found.images
+            rows_read = read_file(file, self.folder, self.chosen.image_first, self.chosen.verify, place)
+            where = rows_read.quarantine.write()
+            rows_read.quarantine.refuse_above(self.chosen.bad_rows, where)
+            if rows_read.quarantine.rows:
+                print_notice(f"{rows_read.quarantine.summary()}; {where}")
+            good[split] = rows_read.rows
+            self._found |= rows_read.images
         return good
 
     def picture(self, key: str) -> Pixels:
@@ -110,15 +110,15 @@ def read_file(file: Path, folder: ImageFolder, image_first: bool, verify: str, l
     for entry in read_entries(file):
         quarantine.seen += 1
         try:
-            if isinstance(entry.found, BadRow):
-                raise entry.found
-            row = parse_row(entry.found, image_first)
-            found = [folder.find(name) for name in row.images]
+            if isinstance(entry.value, BadRow):
+                raise entry.value
+            row = parse_row(entry.value, image_first)
+            files = [folder.find(name) for name in row.images]
         except BadRow as bad:
             quarantine.add(entry.line, entry.number, bad)
             continue
-        images |= {image.name: image for image in found}
-        read.append((RowEntry(entry.line, entry.number, None), row, tuple(image.name for image in found)))
+        images |= {image.name: image for image in files}
+        read.append((RowEntry(entry.line, entry.number, None), row, tuple(image.name for image in files)))
     if not quarantine.seen:
         raise WorkbenchError(f"{file} holds no rows.")
     bad_images = _bad_images(folder, list(images), verify)

@@ -17,7 +17,7 @@ LISTED = ".quarantine.jsonl"  # after the name of the file whose bad rows are li
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A row that was left out, as a line of the list tells it."""
+    """A row that was left out, as a line of the list has it."""
 
     file: str
     line: int
@@ -85,10 +85,10 @@ class Quarantine:
 
 def overlap(splits: Sequence[tuple[str, set[str]]]) -> str:
     """Which images stand in two splits, in a few words; empty: none."""
-    found = [
+    overlaps = [
         f"{len(both):,} of {later} are in {earlier} too, such as {min(both)}"
         for i, (later, images) in enumerate(splits)
         for earlier, others in splits[:i]
         if (both := images & others)
     ]
-    return "; ".join(found)
+    return "; ".join(overlaps)

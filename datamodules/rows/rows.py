@@ -49,7 +49,7 @@ class ConversationRow:
     group: str = ""
 
 
-def parse_row(found: object, image_first: bool = True) -> ConversationRow:
+def parse_row(record: object, image_first: bool = True) -> ConversationRow:
     """A row as it stands in the file → turns.
 
     Args:
@@ -63,19 +63,19 @@ def parse_row(found: object, image_first: bool = True) -> ConversationRow:
     Raises:
         BadRow: no object, no turns, roles out of turn, an empty turn, as many images as ``<image>`` words it has not.
     """
-    if not isinstance(found, dict):
-        raise BadRow("not an object", f"the row is {_short(found)}; it must be an object with 'conversations'")
-    answers = _answers(found)
-    images = _images(found.get("image"))
-    turns = place_images(_turns(found.get("conversations"), answers), len(images), image_first)
+    if not isinstance(record, dict):
+        raise BadRow("not an object", f"the row is {_short(record)}; it must be an object with 'conversations'")
+    answers = _answers(record)
+    images = _images(record.get("image"))
+    turns = place_images(_turns(record.get("conversations"), answers), len(images), image_first)
     return ConversationRow(
-        id=_word(found, "id", "question_id"),
+        id=_word(record, "id", "question_id"),
         images=images,
         turns=tuple(turns),
         answers=answers,
-        task=_word(found, "task", "category") or "answer",
-        metric=_word(found, "metric"),
-        group=_word(found, "group"),
+        task=_word(record, "task", "category") or "answer",
+        metric=_word(record, "metric"),
+        group=_word(record, "group"),
     )
 
 
@@ -101,10 +101,10 @@ def _first(turn: Turn) -> Turn:
     return Turn(turn.role, f"{IMAGE}\n{turn.text.replace(IMAGE, '').strip()}".rstrip())
 
 
-def _turns(found: object, answers: Sequence[str]) -> list[Turn]:
-    if not isinstance(found, list) or not found:
-        raise BadRow("no conversations", f"'conversations' is {_short(found)}; it must be a list of turns")
-    turns = [_turn(turn, number) for number, turn in enumerate(found, 1)]
+def _turns(turns_read: object, answers: Sequence[str]) -> list[Turn]:
+    if not isinstance(turns_read, list) or not turns_read:
+        raise BadRow("no conversations", f"'conversations' is {_short(turns_read)}; it must be a list of turns")
+    turns = [_turn(turn, number) for number, turn in enumerate(turns_read, 1)]
     if turns[0].role == ASSISTANT:
         turns = turns[1:]
     if turns and turns[-1].role == USER and answers:
@@ -119,11 +119,11 @@ def _turns(found: object, answers: Sequence[str]) -> list[Turn]:
     return turns
 
 
-def _turn(found: object, number: int) -> Turn:
-    keys = next((keys for keys in KEYS if keys[0] in found), None) if isinstance(found, dict) else None
-    if not isinstance(found, dict) or keys is None:
-        raise BadRow("no conversations", f"turn {number} is {_short(found)}; it must have 'from' and 'value'")
-    role, text = found[keys[0]], found.get(keys[1])
+def _turn(record: object, number: int) -> Turn:
+    keys = next((keys for keys in KEYS if keys[0] in record), None) if isinstance(record, dict) else None
+    if not isinstance(record, dict) or keys is None:
+        raise BadRow("no conversations", f"turn {number} is {_short(record)}; it must have 'from' and 'value'")
+    role, text = record[keys[0]], record.get(keys[1])
     if not isinstance(role, str) or role not in ROLES:
         raise BadRow("roles", f"turn {number} is from {_short(role)}; it must be 'human' or 'gpt'")
     if not isinstance(text, str) or not text.strip():
@@ -131,16 +131,16 @@ def _turn(found: object, number: int) -> Turn:
     return Turn(ROLES[role], _whole(text, "turn", number))
 
 
-def _images(found: object) -> tuple[str, ...]:
-    names = [] if found is None else found if isinstance(found, list) else [found]
+def _images(images: object) -> tuple[str, ...]:
+    names = [] if images is None else images if isinstance(images, list) else [images]
     for name in names:
         if not isinstance(name, str) or not name.strip():
-            raise BadRow("image path", f"'image' is {_short(found)}; it must be a path, or a list of paths")
+            raise BadRow("image path", f"'image' is {_short(images)}; it must be a path, or a list of paths")
     return tuple(names)
 
 
-def _answers(found: Mapping[str, Any]) -> tuple[str, ...]:
-    listed = found.get("answers")
+def _answers(record: Mapping[str, Any]) -> tuple[str, ...]:
+    listed = record.get("answers")
     if listed is None:
         return ()
     words = [str(a) if type(a) in (int, float) else a for a in listed] if isinstance(listed, list) else []
@@ -149,10 +149,10 @@ def _answers(found: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(_whole(word, "an answer") for word in words)
 
 
-def _word(found: Mapping[str, Any], *keys: str) -> str:
+def _word(record: Mapping[str, Any], *keys: str) -> str:
     """The first of ``keys`` that is there; numbers as words."""
     for key in keys:
-        value = found.get(key)
+        value = record.get(key)
         if value is None:
             continue
         if type(value) not in (str, int, float):

@@ -50,7 +50,7 @@ class LocatedRow:
 
 @dataclass(frozen=True)
 class RowSplit:
-    """One split, ready to be read: a sample an image, in the order in which the rows first show them."""
+    """One split, ready to be read: one sample per image, in the order in which the rows first show them."""
 
     images: tuple[str, ...]  # key of each sample
     groups: tuple[str, ...]  # of each sample
@@ -107,8 +107,8 @@ class RowSource(ConversationSource):
         if not 0 <= index < len(here.images):
             raise IndexError(f"sample {index} of {len(here.images)} in '{split}'")
         try:
-            found = self.picture(here.images[index])
-            return squared(found, self.rows.size, self.rows.padding, self.rows.background)
+            pixels = self.picture(here.images[index])
+            return squared(pixels, self.rows.size, self.rows.padding, self.rows.background)
         except WorkbenchError as error:
             raise WorkbenchError(f"{here.shown_by[index]}: {error}") from None
 
@@ -122,7 +122,7 @@ class RowSource(ConversationSource):
         return self._split_of(split).conversations
 
     def metrics(self) -> Mapping[str, str]:
-        """Of every task that validation or test asks."""
+        """Of every task of validation and test."""
         val, test = self._split_of("val").metrics, self._split_of("test").metrics
         for task in val.keys() & test.keys():
             if val[task] != test[task]:
@@ -135,8 +135,8 @@ class RowSource(ConversationSource):
     def splits(self) -> dict[str, RowSplit]:
         """Those that hold anything."""
         with _no_garbage_collection():
-            found = self._held_out(self.read())
-            made = {split: self._split(split, found[split]) for split in SPLITS if found.get(split)}
+            rows = self._held_out(self.read())
+            made = {split: self._split(split, rows[split]) for split in SPLITS if rows.get(split)}
         shared = overlap([(split, set(made[split].images)) for split in made])
         if shared:
             print_notice(f"note: images in two splits, which makes {self.name}'s scores too good: {shared}")
@@ -150,21 +150,21 @@ class RowSource(ConversationSource):
             )
         return self.splits[split]
 
-    def _held_out(self, found: dict[str, list[LocatedRow]]) -> dict[str, list[LocatedRow]]:
-        train = found["train"]
+    def _held_out(self, rows: dict[str, list[LocatedRow]]) -> dict[str, list[LocatedRow]]:
+        train = rows["train"]
         shares = {"val": self.rows.val_share, "test": self.rows.test_share}
         shown = sum(bool(located.keys) for located in train)
-        wanted = {
+        sizes = {
             split: min(self.rows.most, int(share * shown))
             for split, share in shares.items()
-            if split not in found and share > 0
+            if split not in rows and share > 0
         }
-        if not wanted:
-            return found
-        parts: dict[str, list[LocatedRow]] = {"train": [], **{split: [] for split in wanted}}
-        for located, split in zip(train, hold_out(_groups(train), wanted, self.rows.seed), strict=True):
+        if not sizes:
+            return rows
+        parts: dict[str, list[LocatedRow]] = {"train": [], **{split: [] for split in sizes}}
+        for located, split in zip(train, hold_out(_groups(train), sizes, self.rows.seed), strict=True):
             parts[split].append(located)
-        return {**found, **parts}
+        return {**rows, **parts}
 
     def _split(self, split: str, rows: Sequence[LocatedRow]) -> RowSplit:
         groups = _groups(rows)
@@ -189,8 +189,8 @@ class RowSource(ConversationSource):
                 )
             id_ = _unique(row.id or f"{split}-{at:06d}", row.task, used)
             images = tuple(number[key] for key in located.keys)
-            said = Conversation(id_, row.turns, images, group or id_, row.task, row.answers, located.origin)
-            conversations.append(said)
+            conversation = Conversation(id_, row.turns, images, group or id_, row.task, row.answers, located.origin)
+            conversations.append(conversation)
         return RowSplit(tuple(number), tuple(group_of), tuple(shown_by), tuple(conversations), metrics)
 
 

@@ -51,7 +51,7 @@ class Source(ABC):
 
     @abstractmethod
     def identity(self, split: str) -> pd.DataFrame:
-        """A row a sample: ``example_id``, ``group``, and what else tells samples apart."""
+        """One row per sample: ``example_id``, ``group``, and what else distinguishes samples."""
 
     @abstractmethod
     def classes(self) -> dict[str, list[str]]:

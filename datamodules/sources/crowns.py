@@ -1,7 +1,7 @@
 """Tree crowns: four real aerial photographs with 951 boxes drawn by hand, cut into tiles.
 
 The photographs come with DeepForest (Weinstein et al., Remote Sensing 2019, 11(11) 1309; MIT licence): airborne images
-of the National Ecological Observatory Network, 0.1 m a pixel, at Yellowstone (two), Ordway-Swisher (Florida) and
+of the National Ecological Observatory Network, 0.1 m per pixel, at Yellowstone (two), Ordway-Swisher (Florida) and
 Soaproot Saddle (California). Whole photographs go to training, validation or test, so nothing of a test photograph is
 ever seen before. Four photographs are few: what a study finds here holds for these photographs.
 """
@@ -63,7 +63,7 @@ class Tile:
 class Crowns(Source):
     """The source ``crowns``. A tile is placed at random around a crown drawn at random, so each holds one at least.
 
-    A crown counts in a tile when half of its box lies in it, and its box is cut off at the tile's edge.
+    A crown counts in a tile when half of its box lies in it, and its box is clipped at the tile's edge.
 
     Targets, with G the most crowns of a tile: ``segment.box`` and ``locate.box`` float32 [N, G, 4] (x1, y1, x2, y2 in
     [0, 1]), ``segment.valid`` and ``locate.valid`` bool [N, G], ``locate.point`` float32 [N, G, 2] (a point in the
@@ -92,17 +92,17 @@ class Crowns(Source):
 
         return assets.ensure("crowns")["crowns"]
 
-    @functools.cache  # noqa: B019 - one source a process
+    @functools.cache  # noqa: B019 - one source per process
     def photograph(self, name: str) -> Array:
         """A photograph, uint8 ``[H, W, 3]``."""
         return load_image(self.folder / f"{name}.png")
 
-    @functools.cache  # noqa: B019 - one source a process
+    @functools.cache  # noqa: B019 - one source per process
     def crowns(self, name: str) -> Array:
         """The crowns of a photograph, int64 ``[crowns, 4]`` (x1, y1, x2, y2 in pixels), from its Pascal VOC file."""
-        found = ElementTree.parse(self.folder / f"{name}.xml").getroot().iterfind("object/bndbox")
+        boxes = ElementTree.parse(self.folder / f"{name}.xml").getroot().iterfind("object/bndbox")
         corners = ("xmin", "ymin", "xmax", "ymax")
-        return np.array([[int(box.findtext(corner, "0")) for corner in corners] for box in found], np.int64)
+        return np.array([[int(box.findtext(corner, "0")) for corner in corners] for box in boxes], np.int64)
 
     @property
     def image_size(self) -> int:
@@ -133,7 +133,7 @@ class Crowns(Source):
         return Tile(name, left, top, int(draw.randint(4)), bool(draw.randint(2)))
 
     def boxes(self, tile: Tile) -> list[Box]:
-        """The crowns that count in a tile, cut off at its edge and turned with it."""
+        """The crowns that count in a tile, clipped at its edge and turned with it."""
         span = self.chosen.span
         crowns = self.crowns(tile.photograph).astype(np.float64)
         inside = (crowns - [tile.left, tile.top, tile.left, tile.top]).clip(0, span)

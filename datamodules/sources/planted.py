@@ -58,10 +58,10 @@ class Planted(Source):
         return hashlib.sha256(f"{self.version} {split} {self.sizes[split]} {self.seed}".encode()).hexdigest()
 
     def image(self, split: str, index: int) -> Array:
-        drawn = self._drawn(split, index)
+        pixels = self._drawn(split, index)
         image = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
-        image[0, 0, 0] = drawn[0] % CLASSES
-        image[0, 1:3] = np.frombuffer(drawn[1:7], dtype=np.uint8).reshape(2, 3)
+        image[0, 0, 0] = pixels[0] % CLASSES
+        image[0, 1:3] = np.frombuffer(pixels[1:7], dtype=np.uint8).reshape(2, 3)
         return image
 
     def targets(self, split: str) -> dict[str, Array]:
@@ -78,7 +78,7 @@ class Planted(Source):
     def _drawn(self, split: str, index: int) -> bytes:
         """32 bytes that decide everything of one image. 252 = 28 · 9 makes the classes equally likely."""
         for attempt in range(100):
-            drawn = hashlib.sha256(f"{self.version} {split} {index} {self.seed} {attempt}".encode()).digest()
-            if drawn[0] < 252:
-                return drawn
+            digest = hashlib.sha256(f"{self.version} {split} {index} {self.seed} {attempt}".encode()).digest()
+            if digest[0] < 252:
+                return digest
         raise AssertionError("a byte above 251 a hundred times")

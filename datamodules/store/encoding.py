@@ -58,7 +58,7 @@ class EncodingPass:
     """The images of one shard, and the layers of them that have to be encoded."""
 
     split: str
-    shards: tuple[Shard, ...]  # of the same images, a layer each
+    shards: tuple[Shard, ...]  # of the same images, one per layer
 
     @property
     def images(self) -> range:
@@ -100,7 +100,7 @@ def encode_passes(
                 batch.copy_(_checked(encoder.encode(images, todo.layers).to(dtype), batch, images, encoder))
                 advance(len(images))
             if written:
-                written[-1].result()  # a full disk is told here
+                written[-1].result()  # a full disk is reported here
             written.append(writer.submit(write, todo, states))
         return sum(future.result() for future in written)
 

@@ -56,8 +56,8 @@ def list_stores(root: Path) -> list[StoreUsage]:
     """Every store below ``root``, the largest first; none where there is no such folder."""
     if not root.is_dir():
         return []
-    found = [usage(folder) for folder in root.iterdir() if _KEY.fullmatch(folder.name) and folder.is_dir()]
-    return sorted(found, key=lambda store: (-store.bytes, store.key))
+    stores = [usage(folder) for folder in root.iterdir() if _KEY.fullmatch(folder.name) and folder.is_dir()]
+    return sorted(stores, key=lambda store: (-store.bytes, store.key))
 
 
 def usage(folder: Path) -> StoreUsage:
@@ -105,14 +105,14 @@ def remove_store(root: Path, key: str) -> None:
 
 
 def lock(root: Path, key: str) -> FileLock:
-    """Held by whoever writes to the store ``key``."""
+    """Held by the process that writes to the store ``key``."""
     return FileLock(root / f"{key}.lock")
 
 
 def _existing(root: Path, key: str) -> Path:
-    known = [store.key for store in list_stores(root)]
-    if key not in known:
-        raise WorkbenchError(f"there is no store '{key}' in {root}.{nearest(key, known)}")
+    keys = [store.key for store in list_stores(root)]
+    if key not in keys:
+        raise WorkbenchError(f"there is no store '{key}' in {root}.{nearest(key, keys)}")
     return root / key
 
 

@@ -198,7 +198,7 @@ _intact: dict[Path, tuple[Stamp, str]] = {}  # what this process has hashed: a c
 def damaged(shards: Iterable[Shard], index: SplitIndex, *, rehash: bool = False) -> list[Shard]:
     """Those of ``shards`` whose bytes are not what the index says, or that are gone; it may not know others.
 
-    Every file is hashed once a process; ``rehash`` hashes it again.
+    Every file is hashed once per process; ``rehash`` hashes it again.
     """
 
     def wrong(shard: Shard) -> bool:
@@ -211,15 +211,15 @@ def damaged(shards: Iterable[Shard], index: SplitIndex, *, rehash: bool = False)
 
 def _checksum_holds(path: Path, checksum: str, rehash: bool) -> bool:
     try:
-        known = (stamp(path), checksum)
-        if not rehash and _intact.get(path) == known:
+        current = (stamp(path), checksum)
+        if not rehash and _intact.get(path) == current:
             return True
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:  # gone, or the disk cannot read it
         return False
-    if found == checksum:
-        _intact[path] = known
+    if actual == checksum:
+        _intact[path] = current
         return True
     return False
 

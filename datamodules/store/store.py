@@ -93,7 +93,7 @@ class FeatureStore:
         encoder: frozen; run only for what is missing.
         source: where the images come from.
         dtype: ``torch.bfloat16`` or ``torch.float32``.
-        shard_size: images a shard, at most; fewer where that would pass 64 MiB.
+        shard_size: images per shard, at most; fewer where that would pass 64 MiB.
         console: for notices and the progress bar; stderr by default.
 
     Raises:
@@ -138,7 +138,7 @@ class FeatureStore:
     # --- planning -------------------------------------------------------------------------------------------
 
     def plan(self, layers: Sequence[int], splits: Sequence[str] = SPLITS) -> StorePlan:
-        """What would have to be encoded, and whether the disk holds it. Hashes what is there, once a process.
+        """What would have to be encoded, and whether the disk holds it. Hashes what is there, once per process.
 
         Raises:
             WorkbenchError: a layer that the encoder does not have.
@@ -148,21 +148,21 @@ class FeatureStore:
                 raise WorkbenchError(f"layer {layer} does not exist; the encoder has 0 to {self.encoder.depth}.")
         passes: list[EncodingPass] = []
         damaged: list[Shard] = []
-        wanted = 0
+        requested = 0
         for split in splits:
             index = self._index(split)
             ranges = self._shards(split, layers)
             bad = disk.damaged([shard for shards in ranges for shard in shards], index)
             damaged += bad
             for shards in ranges:
-                wanted += len(shards)
+                requested += len(shards)
                 lacking = tuple(s for s in shards if s.name not in index.checksums or s in bad)
                 if lacking:
                     passes.append(EncodingPass(split, lacking))
         missing = [shard for todo in passes for shard in todo.shards]
         needed = sum(shard.images * self._image_bytes + _HEADER_BYTES for shard in missing)
         free = disk.bytes_free(self.folder)
-        return StorePlan(self.folder, tuple(passes), wanted - len(missing), tuple(damaged), needed, free)
+        return StorePlan(self.folder, tuple(passes), requested - len(missing), tuple(damaged), needed, free)
 
     def _shards(self, split: str, layers: Sequence[int]) -> list[list[Shard]]:
         """Run of images → a shard for each of ``layers``."""
@@ -279,8 +279,8 @@ class FeatureStore:
     def _map(self, shard: Shard) -> Tensor:
         """Mapped once for as long as the file is the same one."""
         stamp = disk.stamp(shard.path)
-        known, states = self._mapped.get(shard, (None, None))
-        if states is None or known != stamp:
+        checksum, states = self._mapped.get(shard, (None, None))
+        if states is None or checksum != stamp:
             states = disk.map_shard(shard)
             self._mapped[shard] = (stamp, states)
         return states

@@ -1,4 +1,4 @@
-"""A kind of question as a task of a study: what is asked, how it is judged, what guessing is worth."""
+"""A kind of question as a task of a study: its metric and its chance baseline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from fusion_workbench.modules.answers.metrics import AnswerMetric
 
 CANDIDATES = 20  # so many of the most frequent answers are tried as the constant answer
-FITTED = 300  # on at most so many of the taught questions
+FITTED = 300  # on at most so many of the training questions
 
 
 class AnswerTask:
@@ -45,26 +45,26 @@ class AnswerTask:
         """The metric, on ``scored`` or on the same, of the constant answer that does best on ``training_answers``.
 
         Tried are the most frequent answers, on a fixed draw of the questions where there are very many; of equals the
-        more frequent wins. 0 where nothing is taught or nothing is scored.
+        more frequent wins. 0 where there are no training answers or nothing is scored.
         """
         counts = Counter(answer for answers in training_answers for answer in answers)
         candidates = sorted(counts, key=lambda answer: (-counts[answer], answer))[:CANDIDATES]
         fitted = (
             training_answers if len(training_answers) <= FITTED else random.Random(0).sample(training_answers, FITTED)
         )
-        asked = training_answers if scored is None else scored
-        if not candidates or not asked:
+        evaluated = training_answers if scored is None else scored
+        if not candidates or not evaluated:
             return 0.0
         best = (
             max(candidates, key=lambda answer: self._score_of_constant(answer, fitted))
             if candidates[1:]
             else candidates[0]
         )
-        return self._score_of_constant(best, asked)
+        return self._score_of_constant(best, evaluated)
 
-    def _score_of_constant(self, answer: str, asked: Sequence[Sequence[str]]) -> float:
+    def _score_of_constant(self, answer: str, evaluated: Sequence[Sequence[str]]) -> float:
         """The metric of always answering so; each distinct question is judged once."""
-        kinds = Counter(tuple(answers) for answers in asked)
+        kinds = Counter(tuple(answers) for answers in evaluated)
         scores: list[float] = []
         statistics: dict[str, list[float]] = {}
         for answers, count in kinds.items():
@@ -79,7 +79,7 @@ class AnswerTask:
         return (value - self.chance) / span if span else 0.0
 
     def value(self, scores: Tensor, items: Tensor, statistics: Mapping[str, Tensor]) -> float:
-        """The metric of any examples from their outcomes, ``[N]`` each; nan for no items."""
+        """The metric of any examples from their scores, items and statistics, ``[N]`` each; nan for no items."""
         if self.ratio is None:
             return float((scores.double() * items).sum() / items.sum())
         return self.metric.value(scores.tolist(), {key: values.tolist() for key, values in statistics.items()})

@@ -1,4 +1,4 @@
-"""The frozen vision encoder: a transformers vision model, read at exactly the layers that are asked for.
+"""The frozen vision encoder: a transformers vision model, read at exactly the layers that are requested.
 
 What sets families of encoders apart is in :mod:`modules.encoders.families`; nothing in this file knows a family's name.
 """
@@ -120,7 +120,7 @@ class VisionEncoder(nn.Module):
         """Hidden states of ``layers`` for uint8 images ``[B, H, W, 3]`` → ``[layers, B, tokens, dim]``.
 
         Patch tokens only: prefix tokens are split off by the config's count. Blocks deeper than the deepest layer that
-        is asked for do not run. Under bf16 autocast the residual stream keeps the dtype that transformers gives it.
+        is requested do not run. Under bf16 autocast the residual stream keeps the dtype that transformers gives it.
         """
         return self.hidden_states(self.normalise(images), layers)
 
@@ -172,15 +172,18 @@ def height_width(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _size(wanted: int | Sequence[int], config: Any, patch: int, name: str) -> Size:
+def _size(requested: int | Sequence[int], config: Any, patch: int, name: str) -> Size:
     """The size to encode at, an int for squares. Raises WorkbenchError for one that is no multiple of the patch."""
-    sides = [wanted or _trained_size(config, patch)] * 2 if isinstance(wanted, int) else [int(side) for side in wanted]
+    if isinstance(requested, int):
+        sides = [requested or _trained_size(config, patch)] * 2
+    else:
+        sides = [int(side) for side in requested]
     if len(sides) != 2 or any(side % patch or side < patch for side in sides):
         right = [max(patch, round(side / patch) * patch) for side in sides]
         example = right[0] if len(set(right)) == 1 else right
         raise WorkbenchError(
-            f"encoder.image_size is {wanted}; {name} has patches of {patch} px, so it must be a multiple of {patch}, "
-            f"such as {example}, or [height, width] of such."
+            f"encoder.image_size is {requested}; {name} has patches of {patch} px, so it must be a multiple of "
+            f"{patch}, such as {example}, or [height, width] of such."
         )
     return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
 

@@ -1,7 +1,7 @@
 """Families of encoders: what sets one apart from another, as rows of a table.
 
-Nothing else in the workbench knows a family's name. A family that has no row is not guessed: :func:`explain_unknown` runs its
-architecture once without weights and says which row it would need.
+Nothing else in the workbench knows a family's name. A family that has no row is not assumed: :func:`explain_unknown`
+runs its architecture once without weights and says which row it would need.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Family:
         prefix_words: the same in words, for the documents.
         final_norm: a norm follows the last block, so that last_hidden_state is not hidden_states[-1].
         positions: how it knows places, in words; every row here takes other sizes and rectangles.
-        interpolate: another size than the trained one has to be asked for (``interpolate_pos_encoding``).
+        interpolate: another size than the trained one must be requested (``interpolate_pos_encoding``).
         inputs: from normalised pixels ``[B, 3, H, W]`` to the model's keyword arguments.
         tower: the part of ``model_class`` that is read; empty: all of it.
         sound: the tokens are a sequence in time, a grid of one row; the inputs are the model's own.
@@ -228,7 +228,7 @@ def read(model: nn.Module, family: Family, inputs: Mapping[str, Any], layers: Se
     Args:
         model: an instance of the family's class.
         inputs: the model's own keyword arguments, pixels or sound.
-        prefix: how many tokens to cut off in front.
+        prefix: how many tokens to drop in front.
 
     Raises:
         WorkbenchError: the model gave another number of hidden states than it has blocks: the row is wrong.
@@ -249,7 +249,7 @@ def read(model: nn.Module, family: Family, inputs: Mapping[str, Any], layers: Se
 
 
 class _StopForward(Exception):
-    """The deepest layer that was asked for is there."""
+    """The deepest layer that was requested is there."""
 
 
 def _states_up_to(model: nn.Module, blocks: nn.ModuleList, inputs: Mapping[str, Any], deepest: int) -> list[Tensor]:
@@ -282,18 +282,18 @@ def _states_up_to(model: nn.Module, blocks: nn.ModuleList, inputs: Mapping[str, 
 def explain_unknown(config: Any, name: str) -> str:
     """What a model of an unknown family looks like, found by running its architecture without weights."""
     kind = config.model_type
-    known = f"encoder '{name}' is of the family '{kind}', which is not known.{nearest(kind, FAMILIES)}"
+    problem = f"encoder '{name}' is of the family '{kind}', which is not known.{nearest(kind, FAMILIES)}"
     try:
-        found = _run_without_weights(getattr(config, "vision_config", config))
+        facts = _run_without_weights(getattr(config, "vision_config", config))
     except Exception as error:  # an architecture may fail in any way; then that is the answer
-        return f"{known} Run without weights, it fails as a vision encoder ({type(error).__name__}: {error})."
+        return f"{problem} Run without weights, it fails as a vision encoder ({type(error).__name__}: {error})."
     row = (
-        f"Family('{found['class']}', '{found['blocks']}', prefix_tokens=lambda config: {found['prefix']}, "
-        f"interpolate={found['interpolate']})"
+        f"Family('{facts['class']}', '{facts['blocks']}', prefix_tokens=lambda config: {facts['prefix']}, "
+        f"interpolate={facts['interpolate']})"
     )
     return (
-        f"{known} Run without weights, {found['class']} gives {found['states']} hidden states of {found['tokens']} "
-        f"tokens for {found['cells']} patches, so {found['prefix']} prefix tokens. If that is right, this makes it "
+        f"{problem} Run without weights, {facts['class']} gives {facts['states']} hidden states of {facts['tokens']} "
+        f"tokens for {facts['cells']} patches, so {facts['prefix']} prefix tokens. If that is right, this makes it "
         f"known: register_family('{kind}', {row})."
     )
 

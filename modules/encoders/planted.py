@@ -50,8 +50,8 @@ class PlantedEncoder(VisionEncoder):
         self.precision, self.revision, self.pinned = "float32", None, True
         self.family_name = "planted"
         self._facts = facts
-        drawn = torch.Generator().manual_seed(int(facts["seed"]))
-        vectors = torch.randn(len(self.signal), _WAYS, self.dim, generator=drawn)
+        generator = torch.Generator().manual_seed(int(facts["seed"]))
+        vectors = torch.randn(len(self.signal), _WAYS, self.dim, generator=generator)
         vectors -= vectors.mean(1, keepdim=True)
         self.register_buffer("vectors", facts["strength"] * nn.functional.normalize(vectors, dim=-1))
 
@@ -82,8 +82,8 @@ class PlantedEncoder(VisionEncoder):
     def _noise(self, image: Tensor, tokens: int) -> Tensor:
         """``[depth + 1, tokens, dim]``, the same whenever the image is the same."""
         seed = functools.reduce(lambda number, byte: number * 256 + byte, image[:, 0, 1:3].T.reshape(-1).tolist(), 0)
-        drawn = torch.Generator().manual_seed(seed)
-        return torch.randn(self.depth + 1, tokens, self.dim, generator=drawn)
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(self.depth + 1, tokens, self.dim, generator=generator)
 
     def autocast(self) -> nullcontext[None]:
         return nullcontext()

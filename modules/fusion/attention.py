@@ -29,7 +29,7 @@ POOLED = 7  # places on a side, PVTv2's; a shorter side keeps its own length
 
 
 class Deformable(DeformableAttention):
-    """Deformable attention that also tells where it looks."""
+    """Deformable attention that also describes its sampling locations."""
 
     @torch.no_grad()
     def describe(
@@ -103,7 +103,7 @@ class GlobalAttention(nn.Module):
 
 
 class LinearSRA(GlobalAttention):
-    """Global attention to ``GELU(LN(W · pool(x)))`` in place of x, with 49 places of each level.
+    """Global attention to ``GELU(LN(W · pool(x)))`` instead of x, with 49 places of each level.
 
     W is PVTv2's 1×1 convolution. Pooling and affine maps change places freely, so the affine part of the tokens' norm
     is folded into W.

@@ -105,10 +105,10 @@ def name_of(target: str) -> str:
     """The registered name of ``target``, a name or ``module:Class``. Raises WorkbenchError as :func:`check_target`."""
     if ":" not in target:
         return spec_of(target).name
-    found = class_of(target)
-    if not issubclass(found, Fusion):
-        raise WorkbenchError(f"'{target}' is not a subclass of fusion_workbench.modules.fusion.Fusion but {found!r}.")
-    return spec_of_class(found).name
+    cls = class_of(target)
+    if not issubclass(cls, Fusion):
+        raise WorkbenchError(f"'{target}' is not a subclass of fusion_workbench.modules.fusion.Fusion but {cls!r}.")
+    return spec_of_class(cls).name
 
 
 def class_of(target: str) -> type[Any]:
@@ -124,21 +124,23 @@ def class_of(target: str) -> type[Any]:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever a user's module raises when it is run
         raise WorkbenchError(f"the module of '{target}' does not import: {type(error).__name__}: {error}") from error
-    found: Any = module
+    target_object: Any = module
     for part in path.split("."):
-        if not hasattr(found, part):
+        if not hasattr(target_object, part):
             raise WorkbenchError(
-                f"'{target}': {found.__name__} has no '{part}'.{nearest(part, _strategies_in(module))}"
+                f"'{target}': {target_object.__name__} has no '{part}'.{nearest(part, _strategies_in(module))}"
             )
-        found = getattr(found, part)
-    if not isinstance(found, type):
-        raise WorkbenchError(f"'{target}' is not a subclass of fusion_workbench.modules.fusion.Fusion but {found!r}.")
-    return found
+        target_object = getattr(target_object, part)
+    if not isinstance(target_object, type):
+        raise WorkbenchError(
+            f"'{target}' is not a subclass of fusion_workbench.modules.fusion.Fusion but {target_object!r}."
+        )
+    return target_object
 
 
 def _strategies_in(module: Any) -> list[str]:
     """Names of the module's strategies and injections: what may have been meant."""
-    classes = {name: found for name, found in vars(module).items() if isinstance(found, type)}
+    classes = {name: member for name, member in vars(module).items() if isinstance(member, type)}
     return [k for k, v in classes.items() if issubclass(v, torch.nn.Module) and not inspect.isabstract(v)]
 
 

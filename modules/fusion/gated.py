@@ -55,8 +55,8 @@ class Gated(Fusion):
         self.check(features, grid)
         shares = self._shares(normalise(features, self.options.layer_norm)).float().flatten(1)  # [M + 1, B·T]
         mean, spread = shares.mean(1).tolist(), shares.std(1, correction=0).tolist()
-        found = {f"weight/layer_{layer}": value for layer, value in zip(self.uses, mean, strict=True)}
-        return found | {f"weight_spread/layer_{layer}": v for layer, v in zip(self.uses, spread, strict=True)}
+        weights = {f"weight/layer_{layer}": value for layer, value in zip(self.uses, mean, strict=True)}
+        return weights | {f"weight_spread/layer_{layer}": v for layer, v in zip(self.uses, spread, strict=True)}
 
     def _shares(self, layers: Tensor) -> Tensor:
         """``[M + 1, B, T, dim] → [M + 1, B, T]``, a softmax over the layers."""

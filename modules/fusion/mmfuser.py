@@ -96,11 +96,11 @@ class MMFuser(Fusion):
         ``attention_share/layer_k``: mean over images, queries and heads; the shares of the levels sum to 1.
         ``sampling_offset_rms_cells``: root mean square distance of the samples from their cell, where deformable.
         """
-        found = self.inspect(features, grid)
-        shares = found["attention"].mean(1).tolist()
+        arrays = self.inspect(features, grid)
+        shares = arrays["attention"].mean(1).tolist()
         named = {f"{ATTENTION_SHARE}{k}": s for k, s in zip(self.selection.levels, shares, strict=True)}
-        if "offsets" in found:
-            named["sampling_offset_rms_cells"] = float(found["offsets"].square().mean().sqrt())
+        if "offsets" in arrays:
+            named["sampling_offset_rms_cells"] = float(arrays["offsets"].square().mean().sqrt())
         return named
 
     @torch.no_grad()
@@ -112,8 +112,8 @@ class MMFuser(Fusion):
         self.check(features, grid)
         query, tokens = self._normalised(features)
         shares, offsets = self.cross_attn.describe(query, tokens, grid, self.query_norm, self.feat_norm)
-        found = {"attention": shares.mean((0, 1)).T, "regions": shares.mean(2)}
-        return found if offsets is None else found | {"offsets": offsets}
+        arrays = {"attention": shares.mean((0, 1)).T, "regions": shares.mean(2)}
+        return arrays if offsets is None else arrays | {"offsets": offsets}
 
     def _normalised(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Query ``[B, T, dim]`` and levels ``[B, M·T, dim]`` with mean 0 and variance 1.

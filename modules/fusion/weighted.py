@@ -51,5 +51,5 @@ class Weighted(Fusion):
     def diagnose(self, features: Tensor, grid: Grid) -> dict[str, float]:
         """``weight/layer_k``: the softmax weights, which sum to 1; ``scale``: γ."""
         shares = self.weight.float().softmax(0).tolist()
-        found = {f"weight/layer_{layer}": share for layer, share in zip(self.uses, shares, strict=True)}
-        return found | {"scale": float(self.log_gamma.exp())}
+        weights = {f"weight/layer_{layer}": share for layer, share in zip(self.uses, shares, strict=True)}
+        return weights | {"scale": float(self.log_gamma.exp())}

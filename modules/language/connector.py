@@ -23,7 +23,7 @@ __all__ = ["Adapter", "AdapterConfig", "FusedAdapter", "VisualInput", "build_ada
 
 @dataclass(frozen=True)
 class ConnectorConfig:
-    """Everything that shapes an adapter; plain values, so that it is saved beside the weights.
+    """Everything that shapes a connector; plain values, so that it is saved beside the weights.
 
     Attributes:
         strategy: a fusion strategy, or one that injects into the decoder.
@@ -69,7 +69,7 @@ class FusedConnector(LanguageConnector):
 
 
 def build_connector(config: ConnectorConfig) -> LanguageConnector:
-    """A fresh adapter.
+    """A freshly initialised connector.
 
     Raises:
         WorkbenchError: an unknown strategy, option or projector, or no levels for a strategy that reads them.
@@ -97,7 +97,7 @@ def _injection(config: ConnectorConfig) -> LanguageConnector:
 
 
 def seeded_connector(config: ConnectorConfig, seed: int) -> LanguageConnector:
-    """An adapter whose initialisation is a function of ``seed`` alone; the caller's random state is left as it was."""
+    """A connector whose initialisation is a function of ``seed`` alone; the caller's random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_connector(config)

@@ -164,8 +164,8 @@ def _every_block(case: _Case) -> Iterator[str]:
         given = injection(case.stack(grid)[list(injection.uses)], grid)
         before = case.logits(given)
         for block in given.injected:
-            rest = {key: value for key, value in given.injected.items() if key != block}
-            change = float((case.logits(VisualInput(given.tokens, rest)) - before).abs().max())
+            others = {key: value for key, value in given.injected.items() if key != block}
+            change = float((case.logits(VisualInput(given.tokens, others)) - before).abs().max())
             if not change > 1e-6:
                 yield f"without what block {block} is given the logits are the same ({change:.1g})"
 

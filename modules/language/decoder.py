@@ -50,7 +50,7 @@ class Decoder(nn.Module):
         width: channels of a token.
         depth: number of blocks.
         injector: what adds to the hidden states of its blocks; one, whoever shares the decoder.
-        ends: ids that end an answer besides the model's own; those of the chat template by which it is taught, whose
+        ends: ids that end an answer besides the model's own; those of the chat template by which it is trained, whose
             end token (``<|im_end|>``) a base model's tokenizer need not know as one.
     """
 
@@ -145,7 +145,7 @@ class Decoder(nn.Module):
 
     @property
     def pad_id(self) -> int:
-        """What fills up generated rows; where the tokenizer names none, what ends them."""
+        """What pads generated rows; where the tokenizer names none, what ends them."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if pad is not None else (self.stop_ids or [0])[0]
 
@@ -225,7 +225,7 @@ class Decoder(nn.Module):
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def checkpoint_gradients(self) -> None:
-        """Run each block again in the backward pass in place of keeping its activations (arXiv 1604.06174)."""
+        """Run each block again in the backward pass instead of keeping its activations (arXiv 1604.06174)."""
         how = {"use_reentrant": False}  # the reentrant form loses gradients of inputs that are given by name
         if hasattr(self.model, "activation_checkpointing_enable"):  # the name from transformers 5.23 on
             self.model.activation_checkpointing_enable(how)
@@ -314,10 +314,10 @@ class Decoder(nn.Module):
             for name, module in self.model.named_modules()
             if id(module) in inside and (isinstance(module, nn.Linear) or _is_conv1d(module))
         ]
-        known = sorted({name.rpartition(".")[2] for name in names})
+        names_of_maps = sorted({name.rpartition(".")[2] for name in names})
         for target in named:
-            if target not in known:
-                raise WorkbenchError(f"LoRA target '{target}' is not in the language model's blocks: {known}.")
+            if target not in names_of_maps:
+                raise WorkbenchError(f"LoRA target '{target}' is not in the language model's blocks: {names_of_maps}.")
         return [name for name in names if not named or name.rpartition(".")[2] in named]
 
     def _without_lora(self, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Answers in words: batched, filled up on the left, with the key-value cache of transformers' ``generate``."""
+"""Answers in words: batched, padded on the left, with the key-value cache of transformers' ``generate``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _END = None
 def generate_ids(decoder: Decoder, spliced: Spliced, max_new_tokens: int, streamer: Any = None) -> Tensor:
     """The most likely next tokens, one after the other, int64 ``[B, at most max_new_tokens]``.
 
-    Rows that have ended are filled up with the pad id.
+    Rows that have ended are padded with the pad id.
 
     Args:
-        spliced: prompts, filled up on the left.
+        spliced: prompts, padded on the left.
         streamer: what is given each token as it comes (transformers' ``BaseStreamer``); for one prompt.
     """
     from transformers import GenerationConfig
@@ -79,19 +79,19 @@ def stream(decoder: Decoder, spliced: Spliced, max_new_tokens: int) -> Iterator[
     thread = Thread(target=run, daemon=True)
     thread.start()
     ids: list[int] = []
-    said = ""
+    yielded = ""
     while (item := queue.get()) is not _END:
         if isinstance(item, BaseException):
             raise item
         ids += item
         text = decode(decoder, torch.tensor([ids]))[0]
-        if text.startswith(said) and not text.endswith("�"):  # a letter may be half there
-            if piece := text[len(said) :]:
+        if text.startswith(yielded) and not text.endswith("�"):  # a letter may be half there
+            if piece := text[len(yielded) :]:
                 yield piece
-            said = text
+            yielded = text
     thread.join()
-    if ids and (rest := decode(decoder, torch.tensor([ids]))[0][len(said) :]):
-        yield rest
+    if ids and (tail := decode(decoder, torch.tensor([ids]))[0][len(yielded) :]):
+        yield tail
 
 
 class _QueueStreamer:

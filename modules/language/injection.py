@@ -82,7 +82,7 @@ class InjectionSetting:
 
 
 class Injection(LanguageConnector):
-    """Base of all injections: an adapter that fills ``injected``.
+    """Base of all injections: a connector that fills ``injected``.
 
     Attributes:
         uses: the layers that :meth:`forward` expects, in its order; the query last.
@@ -125,8 +125,8 @@ class Injection(LanguageConnector):
     def diagnose(self, features: Tensor, grid: Grid) -> dict[str, float]:
         """Root mean square of what each block is given, and of the input tokens, for the report."""
         visual = self(features, grid)
-        found = {f"injected_rms/block_{block}": _rms(tokens) for block, tokens in visual.injected.items()}
-        return {"tokens_rms": _rms(visual.tokens), **found}
+        diagnostics = {f"injected_rms/block_{block}": _rms(tokens) for block, tokens in visual.injected.items()}
+        return {"tokens_rms": _rms(visual.tokens), **diagnostics}
 
     def flops(self, grid: Grid, batch: int = 1) -> int:
         """Forward floating-point operations of ``batch`` images, counted by :func:`modules.cost.flops`.

@@ -18,7 +18,7 @@ def shard(model: LightningModule, blocks: Iterable[nn.Module], mesh: DeviceMesh)
 
     A decoder block is gathered while it runs and scattered again. Everything else is gathered for the whole of a
     training step, as one unit: the embeddings, which are read outside the decoder's own forward and may be the output
-    map as well, the final norm and the adapter, which a batch of text alone passes by on one device and not on
+    map as well, the final norm and the connector, which a batch of text alone passes by on one device and not on
     another. What is trained must be of one type, float32; what is frozen may be of any.
 
     Args:

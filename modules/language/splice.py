@@ -62,8 +62,8 @@ def splice(
 ) -> Spliced:
     """Replace every image word by the tokens of its image.
 
-    Rows are cut on the right at ``max_length``. An image is never cut: a row ends before the first image that does
-    not fit whole, and what follows that image is left out too.
+    Rows are truncated on the right at ``max_length``, never within an image: a row ends before the first image that
+    does not fit whole, and what follows that image is left out too.
 
     Args:
         input_ids: int64 ``[B, L]``, with ``IMAGE_ID`` where an image stands; padded on either side.
@@ -71,7 +71,7 @@ def splice(
         labels: int64 ``[B, L]``, or None where nothing is learned.
         tokens: ``[N, T', width]``, the images in the order of their words, row by row; N may be 0.
         embed: word embeddings, ``int64 [P] → [P, width]``.
-        side: where rows are filled up: right in training, left in generation.
+        side: where rows are padded: right in training, left in generation.
         max_length: tokens of a row; 0: no limit.
 
     Raises:
@@ -116,14 +116,14 @@ def splice(
     lookup[row, column] = entry
     source[row, column] = torch.where(image, which, -1)
     mask = lookup > 0
-    taught = _filled(input_ids, length, IGNORE)
+    new_labels = _filled(input_ids, length, IGNORE)
     if labels is not None:
-        taught[row, column] = torch.where(image, IGNORE, labels.flatten()[place])
+        new_labels[row, column] = torch.where(image, IGNORE, labels.flatten()[place])
     return Spliced(
         inputs_embeds=table[lookup],
         attention_mask=mask,
         position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-        labels=taught,
+        labels=new_labels,
         visual=source >= 0,
         source=source,
         truncated=truncated,

@@ -1,4 +1,4 @@
-"""The visual language model: adapter and decoder as one LightningModule, in the manner of LLaVA."""
+"""The vision-language model: connector and decoder as one LightningModule, in the manner of LLaVA."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ Batch = Mapping[str, Tensor]
 
 
 class VisionLanguageModel(L.LightningModule):
-    """Features → adapter → image tokens among the words → decoder.
+    """Features → connector → image tokens among the words → decoder.
 
     A batch holds ``input_ids`` int64 ``[B, L]`` (``IMAGE_ID`` where an image stands), ``labels`` int64 ``[B, L]``
     (-100 where nothing is learned), ``attention_mask`` bool ``[B, L]`` and ``features [layers, N, T, dim]`` of its N
     images in the order of their words.
 
     Args:
-        adapter: trained.
+        connector: trained.
         decoder: frozen, with LoRA or in full, as it is handed in.
         grid: rows and columns of the encoder's tokens.
         recipe: how the parts are trained; by default as MMFuser's first stage.
-        layers: what the first axis of the features holds; by default the layers that the adapter uses.
+        layers: what the first axis of the features holds; by default the layers that the connector uses.
         max_length: tokens of a row, images included; 0: no limit (:func:`modules.language.splice.splice`).
 
     Raises:
-        WorkbenchError: the adapter uses a layer that is not among ``layers``.
+        WorkbenchError: the connector uses a layer that is not among ``layers``.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class VisionLanguageModel(L.LightningModule):
         self.max_length = max_length
         held = tuple(connector.uses if layers is None else layers)
         if missing := [layer for layer in connector.uses if layer not in held]:
-            raise WorkbenchError(f"the adapter reads layers {missing}, and the features hold {list(held)}.")
+            raise WorkbenchError(f"the connector reads layers {missing}, and the features hold {list(held)}.")
         self._rows = [held.index(layer) for layer in connector.uses]
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that
         self._random: Tensor | None = None
@@ -111,11 +111,11 @@ class VisionLanguageModel(L.LightningModule):
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of every answer token ``[P]``, and the row it is of, int64 ``[P]``."""
         spliced = self.spliced(batch)
-        positions, wanted = spliced.positions()
+        positions, targets = spliced.positions()
         logits = self.decoder(spliced.inputs_embeds, spliced.attention_mask, spliced.position_ids, positions)
         if not torch.is_grad_enabled():
             self.clear_injected()  # else after the backward pass, in which checkpointed blocks run again
-        losses = F.cross_entropy(logits, wanted, reduction="none")
+        losses = F.cross_entropy(logits, targets, reduction="none")
         return losses, positions // spliced.labels.shape[1]
 
     def loss_per_example(self, batch: Batch) -> Tensor:
@@ -144,7 +144,7 @@ class VisionLanguageModel(L.LightningModule):
         return loss
 
     def _zero_loss(self) -> Tensor | float:
-        """0, that hangs on every trained parameter of the adapter."""
+        """0, with a gradient for every trained parameter of the connector."""
         return sum(p.sum() for p in self.connector.parameters() if p.requires_grad) * 0.0
 
     def on_after_backward(self) -> None:
@@ -189,7 +189,7 @@ class VisionLanguageModel(L.LightningModule):
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def trained_names(self) -> set[str]:
-        """Names in the state dict of what is trained: the adapter, and of the decoder what has gradients."""
+        """Names in the state dict of what is trained: the connector, and of the decoder what has gradients."""
         held = self.decoder.named_parameters(remove_duplicate=False)  # a tied map has two names
         learned = {f"decoder.{name}" for name, p in held if p.requires_grad}
         return learned | {f"adapter.{name}" for name in self.connector.state_dict()}
@@ -204,11 +204,11 @@ class VisionLanguageModel(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises WorkbenchError for a checkpoint of another model."""
-        wanted = self.trained_names()
+        expected = self.trained_names()
         # Where the model is sharded its strategy has loaded the weights, and taken them out, before.
-        held = set(checkpoint.get("state_dict", wanted))
-        if wrong := sorted(held ^ wanted):
-            state = "does not hold" if wrong[0] in wanted else "holds"
+        held = set(checkpoint.get("state_dict", expected))
+        if wrong := sorted(held ^ expected):
+            state = "does not hold" if wrong[0] in expected else "holds"
             raise WorkbenchError(
                 f"the checkpoint is of another model or another way of training it: it {state} {wrong[0]} "
                 f"({len(wrong)} names differ)."

@@ -1,8 +1,8 @@
-"""The bank: the variants of one replicate, trained side by side on one stream of batches.
+"""The probe bank: the variants of one replicate, trained side by side on one stream of batches.
 
-Every member owns its probe, optimizer, schedule, random state and fate. What happens to one (it diverges, is pruned,
-runs out of memory) leaves the others as they would have been, and a bank of one is the ordinary Lightning run: a
-variant ends with the same weights whoever stands beside it, bitwise on the CPU.
+Every probe run has its own probe, optimizer, schedule, random state and status. What happens to one (it diverges,
+is pruned, runs out of memory) leaves the others as they would have been, and a bank of one is the ordinary Lightning
+run: a variant ends with the same weights whichever runs are beside it, bitwise on the CPU.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ProbeRunConfig:
 
 @dataclass
 class Evaluation:
-    """Per-example outcomes of one split, in the order of the split."""
+    """Per-example scores of one split, in the order of the split."""
 
     index: Tensor  # [N]
     scores: dict[str, Tensor]  # task → [N]
@@ -49,13 +49,13 @@ class Evaluation:
 
 
 class ProbeRun:
-    """A variant in training: its own module, optimizer, randomness, history and fate."""
+    """A variant in training: its own module, optimizer, random state, history and status."""
 
     def __init__(self, config: ProbeRunConfig, tasks: Sequence[Task]) -> None:
         self.config = config
         self.probe: Probe = seeded_probe(config.probe, tasks, config.init_seed)
         self.status: str | None = None  # None while it trains
-        self.history: list[dict[str, float]] = []  # one dict an epoch
+        self.history: list[dict[str, float]] = []  # one dict per epoch
         self.evaluations: dict[str, Evaluation] = {}
         self.diagnostics: dict[str, float] = {}
         self.inside: dict[str, Tensor] = {}  # what the fuser does, as arrays: Fusion.inspect without its regions
@@ -75,7 +75,7 @@ class ProbeRun:
         return self.status is None
 
     def stop(self, status: str) -> None:
-        """Take the member out of training; its gradients and optimizer state are let go by the bank."""
+        """End its training and clear its gradients; the bank clears the optimizer's state."""
         if self.running:
             self.status = status
             for parameter in self.probe.parameters():
@@ -100,7 +100,7 @@ class ProbeRun:
 
     @contextmanager
     def own_randomness(self, device: torch.device | None = None) -> Iterator[None]:
-        """Dropout draws from the member's own state, on ``device`` too, so that neighbours cannot shift it."""
+        """Dropout draws from the run's own state, on ``device`` too, so that neighbours cannot shift it."""
         outside = torch.get_rng_state()
         torch.set_rng_state(self.rng_state)
         try:
@@ -130,8 +130,8 @@ class FusionBank(L.LightningModule):
     """K probes, one pass over the data.
 
     Args:
-        members: what to train; all read layers among ``layers``.
-        tasks: read off the same fused tokens by every member.
+        configs: what to train; all read layers among ``layers``.
+        tasks: read off the same fused tokens in every run.
         layers: the order of ``batch["features"]``'s first axis.
         grid: rows and columns of the tokens.
     """
@@ -201,7 +201,7 @@ class FusionBank(L.LightningModule):
 
     @contextmanager
     def _timed(self, probe_run: ProbeRun) -> Iterator[None]:
-        """The member's own share of the clock: on CUDA the device's, which is still at work when a step is launched."""
+        """The run's own share of the clock: on CUDA the device's, which is still at work when a step is launched."""
         if self.device.type != "cuda":
             start = time.perf_counter()
             yield
@@ -214,7 +214,7 @@ class FusionBank(L.LightningModule):
         probe_run.marks.append((begun, ended))
 
     def on_train_epoch_end(self) -> None:
-        """Runs after the epoch's validation: closes the epoch's row and takes out whoever diverged."""
+        """Runs after the epoch's validation: closes the epoch's row and stops the runs that diverged."""
         optimizers = _listed(self.optimizers())
         for number, probe_run in enumerate(self.probe_runs):
             probe_run.read_marks()
@@ -264,8 +264,8 @@ class FusionBank(L.LightningModule):
                 if probe_run.status in (None, Status.FINISHED):
                     own, fuser = features[list(self._rows[number])], probe_run.probe.fuser
                     probe_run.diagnostics = fuser.diagnose(own, self.grid)
-                    found = fuser.inspect(own, self.grid)
-                    probe_run.inside = {key: value.float().cpu() for key, value in found.items() if key != "regions"}
+                    arrays = fuser.inspect(own, self.grid)
+                    probe_run.inside = {key: value.float().cpu() for key, value in arrays.items() if key != "regions"}
 
     def on_test_epoch_end(self) -> None:
         self._close("test")
@@ -285,12 +285,12 @@ class FusionBank(L.LightningModule):
         self._split_scores = []
 
     def _features(self, batch: dict[str, Tensor]) -> Tensor:
-        """``[layers, B, T, dim]`` in the dtype of the weights; converted once for all members."""
+        """``[layers, B, T, dim]`` in the dtype of the weights; converted once for all runs."""
         return batch["features"].to(next(self.probes[0].parameters()).dtype)
 
 
 class _SplitScores:
-    """Outcomes of one member over one split, batch by batch."""
+    """Per-example scores of one run over one split, batch by batch."""
 
     def __init__(self, tasks: Sequence[Task], device: torch.device) -> None:
         self.tasks = tasks
@@ -348,7 +348,7 @@ def objective(metrics: Mapping[str, float], tasks: Sequence[Measured]) -> float:
     """One number to search by, more is better: the mean of the tasks' primary metrics.
 
     Metrics in one unit are averaged as they are. Where units differ (a share and an absolute error) each is first
-    turned into its gain over chance, 0 for chance and 1 for perfect, or the largest number would decide alone.
+    normalised by chance, 0 for chance and 1 for perfect, or the largest number would decide alone.
     """
     values = {task.name: metrics[task_metric(task.name, task.metric_name)] for task in tasks}
     if len({(task.unit, task.direction) for task in tasks}) > 1:

@@ -30,7 +30,7 @@ class Task(ABC):
         metric_name, direction, unit: of the primary metric; ``unit`` is ``share`` (of 1) or ``count``.
         perfect: the primary metric of a model that is always right.
         ratio: two of :meth:`statistics` whose sums' quotient the primary metric is; None: it is a mean over items.
-        chance: the primary metric, on the training images, of the best guess that does not look at the image.
+        chance: the primary metric, on the training images, of the best prediction without the image.
     """
 
     name: ClassVar[str]
@@ -48,7 +48,7 @@ class Task(ABC):
         self.chance = self.chance_baseline(targets or {})
 
     def chance_baseline(self, targets: Targets, scored: Targets | None = None) -> float:
-        """The metric of a guess that looks at no image, fitted to ``targets`` and scored on ``scored``, or on the same.
+        """The metric of the best prediction without images, fitted to ``targets``, scored on ``scored`` or the same.
 
         Equally likely classes, unless a task knows better.
         """
@@ -71,7 +71,7 @@ class Task(ABC):
         return {}
 
     def value(self, scores: Tensor, items: Tensor, statistics: Mapping[str, Tensor]) -> float:
-        """The primary metric of any examples, from their outcomes alone: so it can be resampled. nan for no items."""
+        """The primary metric of any examples, from their scores alone: so it can be resampled. nan for no items."""
         return float((scores.double() * items).sum() / items.sum())
 
     @abstractmethod

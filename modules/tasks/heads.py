@@ -14,6 +14,10 @@ from fusion_workbench.modules.tasks.base import Batch
 
 Grid = tuple[int, int]
 
+FINE = 4  # points per side of a cell at which the coverage by boxes is measured
+QUERIES = 4  # of attentive pooling
+HEADS = 4  # of the reader of points
+
 
 def box_weights(boxes: Tensor, grid: Grid) -> Tensor:
     """How much of each box lies in each token: ``[B, G, 4]`` → ``[B, G, h·w]``, rows sum to 1."""
@@ -30,19 +34,19 @@ def box_weights(boxes: Tensor, grid: Grid) -> Tensor:
     return flat / flat.sum(-1, keepdim=True).clamp_min(1e-9)
 
 
-def coverage(boxes: Tensor, valid: Tensor, grid: Grid, fine: int = 4) -> Tensor:
+def coverage(boxes: Tensor, valid: Tensor, grid: Grid) -> Tensor:
     """The share of each token's cell that lies in any box: ``[B, G, 4]``, ``[B, G]`` → ``[B, h, w]``.
 
-    Measured at ``fine × fine`` points a cell.
+    Measured at ``FINE × FINE`` points per cell.
     """
-    rows, columns = grid[0] * fine, grid[1] * fine
+    rows, columns = grid[0] * FINE, grid[1] * FINE
     y = (torch.arange(rows, device=boxes.device) + 0.5) / rows
     x = (torch.arange(columns, device=boxes.device) + 0.5) / columns
     x1, y1, x2, y2 = boxes.unsqueeze(-2).unbind(-1)  # [B, G, 1] each
     down = (y >= y1) & (y < y2) & valid.unsqueeze(-1)  # [B, G, rows]
     across = (x >= x1) & (x < x2)  # [B, G, columns]
     inside = (down.unsqueeze(-1) & across.unsqueeze(-2)).any(1)  # [B, rows, columns]
-    return F.avg_pool2d(inside.float().unsqueeze(1), fine).squeeze(1)
+    return F.avg_pool2d(inside.float().unsqueeze(1), FINE).squeeze(1)
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -104,16 +108,16 @@ class TokenReader(nn.Module):
 class AttentivePooling(nn.Module):
     """Learned queries pool the tokens, two layers classify: ``[B, T, width] → [B, classes]``.
 
-    Each of ``queries`` learned vectors attends over all tokens (softmax of scaled dot products); what they gather is
-    put side by side.
+    Each of :data:`QUERIES` learned vectors attends over all tokens (softmax of scaled dot products); what they gather
+    is put side by side.
     """
 
-    def __init__(self, width: int, hidden: int, classes: int, queries: int = 4) -> None:
+    def __init__(self, width: int, hidden: int, classes: int) -> None:
         super().__init__()
         self.scale = width**-0.5
-        self.query = nn.Parameter(torch.randn(queries, width))
+        self.query = nn.Parameter(torch.randn(QUERIES, width))
         self.norm = nn.LayerNorm(width)
-        self.layers = nn.Sequential(nn.Linear(queries * width, hidden), nn.GELU(), nn.Linear(hidden, classes))
+        self.layers = nn.Sequential(nn.Linear(QUERIES * width, hidden), nn.GELU(), nn.Linear(hidden, classes))
 
     def forward(self, tokens: Tensor, batch: Batch, grid: Grid) -> Tensor:
         attention = torch.softmax(tokens @ self.query.T * self.scale, dim=1)  # [B, T, queries]
@@ -132,15 +136,14 @@ class PointReader(nn.Module):
 
     START = -2.0  # softplus(-2) = 0.13: boxes begin at a quarter of the image
 
-    def __init__(self, width: int, hidden: int, points: str, heads: int = 4) -> None:
+    def __init__(self, width: int, hidden: int, points: str) -> None:
         super().__init__()
         self.points = points
-        self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.query = nn.Linear(width, heads * 16)
-        self.key = nn.Linear(width, heads * 16)
-        self.bias = nn.Sequential(nn.Linear(2, 32), nn.GELU(), nn.Linear(32, heads))
-        self.layers = nn.Sequential(nn.Linear((1 + heads) * width, hidden), nn.GELU(), nn.Linear(hidden, 4))
+        self.query = nn.Linear(width, HEADS * 16)
+        self.key = nn.Linear(width, HEADS * 16)
+        self.bias = nn.Sequential(nn.Linear(2, 32), nn.GELU(), nn.Linear(32, HEADS))
+        self.layers = nn.Sequential(nn.Linear((1 + HEADS) * width, hidden), nn.GELU(), nn.Linear(hidden, 4))
         nn.init.constant_(self.layers[-1].bias, self.START)  # type: ignore[arg-type]
 
     def forward(self, tokens: Tensor, batch: Batch, grid: Grid) -> Tensor:
@@ -150,8 +153,8 @@ class PointReader(nn.Module):
         maps = cells.mT.unflatten(2, grid)
         here = F.grid_sample(maps, (2 * points - 1).unsqueeze(1), align_corners=False, padding_mode="border")
         here = here.squeeze(2).mT  # [B, G, width]
-        query = self.query(here).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, G, 16]
-        key = self.key(cells).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        query = self.query(here).unflatten(-1, (HEADS, -1)).transpose(1, 2)  # [B, heads, G, 16]
+        key = self.key(cells).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         offsets = centres(grid, cells) - points.unsqueeze(2)  # [B, G, T, 2]
         scores = query @ key.mT / 4 + self.bias(offsets * max(grid)).permute(0, 3, 1, 2)  # [B, heads, G, T]
         gathered = scores.softmax(-1) @ cells.unsqueeze(1)  # [B, heads, G, width]

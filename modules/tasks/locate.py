@@ -35,8 +35,10 @@ class Locate(Task):
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         valid = batch["locate.valid"]
-        found, true = logits.float(), batch["locate.box"]
-        each = _L1 * F.l1_loss(found, true, reduction="none").sum(-1) + _GIOU * (1 - generalised_iou(found, true))
+        predicted, true = logits.float(), batch["locate.box"]
+        each = _L1 * F.l1_loss(predicted, true, reduction="none").sum(-1) + _GIOU * (
+            1 - generalised_iou(predicted, true)
+        )
         return (each * valid).sum() / valid.sum().clamp_min(1)
 
     def scores(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

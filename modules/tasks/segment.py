@@ -48,10 +48,10 @@ class Segment(Task):
         return score, torch.ones(len(score), dtype=torch.long, device=score.device)
 
     def statistics(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        found, true = logits > 0, self._share(logits, batch) >= FOREGROUND
+        predicted, true = logits > 0, self._share(logits, batch) >= FOREGROUND
         return {
-            "intersection": (found & true).flatten(1).sum(1).float(),
-            "union": (found | true).flatten(1).sum(1).float(),
+            "intersection": (predicted & true).flatten(1).sum(1).float(),
+            "union": (predicted | true).flatten(1).sum(1).float(),
         }
 
     def value(self, scores: Tensor, items: Tensor, statistics: Mapping[str, Tensor]) -> float:

@@ -81,13 +81,15 @@ def hostile_language() -> StudyRecord:
     """The same as a study of language models, whose name, stages, questions and answers mean harm too."""
     record = hostile()
     metrics = {f"control/{kind}/{task.name}": 0.4 for kind in ("blank", "shuffled") for task in record.tasks}
-    said = {cell.id: CellAnswer("".join(ALL), score) for cell, score in zip(record.cells[:2], (0.5, 1.0), strict=True)}
-    questions = tuple(Question(word, word, word, (word, word), said) for word in ALL)
+    answers = {
+        cell.id: CellAnswer("".join(ALL), score) for cell, score in zip(record.cells[:2], (0.5, 1.0), strict=True)
+    }
+    questions = tuple(Question(word, word, word, (word, word), answers) for word in ALL)
     return replace(
         record,
         runs=tuple(replace(run, metrics={**run.metrics, **metrics}) for run in record.runs),
         language=LanguageModel("".join(ALL), SCRIPT, 5, 5, 5, ALL, SCRIPT),
-        shown_questions=ShownQuestions(dict.fromkeys(said, SCRIPT), questions),
+        shown_questions=ShownQuestions(dict.fromkeys(answers, SCRIPT), questions),
     )
 
 

@@ -45,7 +45,7 @@ def truth(task: str, strategy: str, levels: Sequence[int], query: int) -> float:
 
 @dataclass
 class Synthetic:
-    """What to write. ``fate`` maps (cell key, replicate) to an outcome other than finished.
+    """What to write. ``fate`` maps (cell key, replicate) to a status other than finished.
 
     With ``confirm`` it tracks a plan and trains what validation picks again, as the workbench does; fresh replicates
     are c0, c1, …; ``luck`` is what the study's own replicates show of a cell beyond its truth, on both splits.
@@ -102,8 +102,8 @@ def label(key: Key) -> str:
 class _Writer:
     def __init__(self, study: Synthetic, client: MlflowClient) -> None:
         self.study, self.client = study, client
-        found = client.get_experiment_by_name(study.experiment)
-        self.experiment = found.experiment_id if found else client.create_experiment(study.experiment)
+        experiment = client.get_experiment_by_name(study.experiment)
+        self.experiment = experiment.experiment_id if experiment else client.create_experiment(study.experiment)
         self.id = sha256(study.name.encode()).hexdigest()[:16]
         self.difficulty = {
             split: np.random.default_rng([7, i]).normal(0, 0.22, study.examples)
@@ -150,8 +150,8 @@ class _Writer:
 
         study = self.study
         self._files(parent, {"plan.json": self._plan(None)})
-        found = find_picks(self.client.tracking_uri, self.id)
-        assert found is not None
+        picks = find_picks(self.client.tracking_uri, self.id)
+        assert picks is not None
         contenders: dict[Key, dict[str, Any]] = {}
 
         def entry(key: Key) -> dict[str, Any]:
@@ -159,18 +159,18 @@ class _Writer:
             return contenders.setdefault(key, self._variant(key) | plain)
 
         keys = {cell_id(key): key for key in study.planned_keys()}
-        entry(keys[found.winner.id])["roles"].append("winner")
-        if found.fusion is not None:
-            entry(keys[found.fusion.id])["roles"].append("fusion")
-        for pair, cell in found.baselines.items():
+        entry(keys[picks.winner.id])["roles"].append("winner")
+        if picks.fusion is not None:
+            entry(keys[picks.fusion.id])["roles"].append("fusion")
+        for pair, cell in picks.baselines.items():
             entry(keys[cell.id])["stands_for"].append(list(pair))
-        if found.fusion is not None:
-            strategy, levels, query = keys[found.fusion.id]
+        if picks.fusion is not None:
+            strategy, levels, query = keys[picks.fusion.id]
             for budget in ("parameters", "flops"):
                 entry(("matched", levels, query, budget))["controls"].append(budget)  # type: ignore[arg-type]
             for layer in (*levels, query):
-                rest = [n for n in (*levels, query) if n != layer]
-                key = (strategy if rest[:-1] else "deep_only", tuple(rest[:-1]), rest[-1])
+                others = [n for n in (*levels, query) if n != layer]
+                key = (strategy if others[:-1] else "deep_only", tuple(others[:-1]), others[-1])
                 entry(key)["without"] = layer
         trained = study.confirm[-1] if study.fresh is None else study.fresh
         for number in range(trained):
@@ -185,8 +185,8 @@ class _Writer:
         from fusion_workbench.schema.plan import plan_hash
 
         plan = full_plan(PlanConfig(confirm=list(self.study.confirm)), list(ITEMS), self.study.replicates)
-        known = {"hash": plan_hash(plan), "plan": plan, "first": plan, "changes": []}
-        return json.dumps(known | {"stopped": None, "confirmed": confirmed}).encode()
+        registered = {"hash": plan_hash(plan), "plan": plan, "first": plan, "changes": []}
+        return json.dumps(registered | {"stopped": None, "confirmed": confirmed}).encode()
 
     def _descriptions(self) -> dict[str, bytes]:
         study = self.study
@@ -509,11 +509,11 @@ def planted(
         for task, values in by_task.items():
             examples = tuple(f"{i:05d}" for i in range(values.shape[1]))
             example_scores[cell_id(key), task, "test"] = ExampleScores(replicates, examples, values)
-            wanted = (validation or {}).get(key, {}).get(task, float(values.mean()))
+            validated = (validation or {}).get(key, {}).get(task, float(values.mean()))
             example_scores[cell_id(key), task, "val"] = ExampleScores(
-                replicates, examples, values - values.mean() + wanted
+                replicates, examples, values - values.mean() + validated
             )
-            means[task] = wanted
+            means[task] = validated
         sign = {task: -1 if (directions or {}).get(task) == "minimize" else 1 for task in tasks}
         metrics = {f"val/{task}/accuracy": value for task, value in means.items()}
         metrics["val/objective"] = float(np.mean([sign[task] * value for task, value in means.items()]))
@@ -562,11 +562,11 @@ def tried_again(
     """
     number = len(next(iter(next(iter(scores.values())).values())))
     fresh = tuple(f"c{r}" for r in range(number))
-    known = {c.id: c for c in record.cells}
+    cells = {c.id: c for c in record.cells}
     contenders, runs, example_scores = [], [], {}
     for key, by_task in scores.items():
         name = cell_id(key)
-        cell = known.get(name) or Cell(name, *key[:3], label(key), chosen_lr=0.003)
+        cell = cells.get(name) or Cell(name, *key[:3], label(key), chosen_lr=0.003)
         roles = [word for word, who in (("winner", winner), ("fusion", fusion)) if who == key]
         pairs = tuple((stands_for or {}).get(key, ()))
         contenders.append(

@@ -15,7 +15,7 @@ WIDTH, DEPTH = 32, 3
 
 
 def tiny_tokenizer() -> Any:
-    """``<pad>`` 0, ``<end>`` 1 (ends an answer), ``<unk>`` 2, then a token a character."""
+    """``<pad>`` 0, ``<end>`` 1 (ends an answer), ``<unk>`` 2, then one token per character."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = {token: number for number, token in enumerate([*SPECIAL, *CHARACTERS])}

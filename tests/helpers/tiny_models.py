@@ -1,4 +1,4 @@
-"""Small whole models on disk: a CLIP tower, a Llama and an adapter, for the tests of what loads them."""
+"""Small whole models on disk: a CLIP tower, a Llama and a connector, for the tests of what loads them."""
 
 from __future__ import annotations
 

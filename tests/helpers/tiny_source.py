@@ -61,7 +61,7 @@ class TinySource:
 
 
 class Counting:
-    """An encoder that remembers what it was asked to do."""
+    """An encoder that records its calls."""
 
     def __init__(self, encoder: VisionEncoder, fingerprint: str | None = None) -> None:
         self.encoder = encoder

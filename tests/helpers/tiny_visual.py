@@ -40,11 +40,11 @@ class Chat:
 
     def batch(self, turns: Sequence[tuple[str, str]], first_image: int = 0) -> dict[str, Tensor]:
         """Of ``(question, answer)``; images are numbered through, from ``first_image``."""
-        asked = [self.ids(question) for question, _ in turns]
-        said = [[*self.ids(answer), self.tokenizer.eos_token_id] for _, answer in turns]
-        batch = self._padded([q + a for q, a in zip(asked, said, strict=True)])
-        taught = self._padded([[IGNORE] * len(q) + a for q, a in zip(asked, said, strict=True)])
-        batch["labels"] = torch.where(batch["attention_mask"], taught["input_ids"], IGNORE)
+        questions = [self.ids(question) for question, _ in turns]
+        answers = [[*self.ids(answer), self.tokenizer.eos_token_id] for _, answer in turns]
+        batch = self._padded([q + a for q, a in zip(questions, answers, strict=True)])
+        labels = self._padded([[IGNORE] * len(q) + a for q, a in zip(questions, answers, strict=True)])
+        batch["labels"] = torch.where(batch["attention_mask"], labels["input_ids"], IGNORE)
         return batch | {"features": self.features(batch["input_ids"], first_image)}
 
     def prompts(self, turns: Sequence[tuple[str, str]], first_image: int = 0) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ def tiny_model(
     recipe: Recipe = MMFUSER_LLAVA,
     decoder: Decoder | None = None,
 ) -> VisionLanguageModel:
-    """Seeded adapter and decoder; features as :class:`Chat` makes them."""
+    """Seeded connector and decoder; features as :class:`Chat` makes them."""
     decoder = decoder or tiny_decoder(family)
     config = ConnectorConfig(strategy, Selection((1, 2), 3), dim=DIM, width=decoder.width, depth=decoder.depth)
     return VisionLanguageModel(seeded_connector(config, seed), decoder, GRID, recipe, layers=LAYERS)

@@ -56,7 +56,7 @@ def read_questions(file: Path, folder: Path | None) -> list[QuestionRow]:
     found = []
     for entry in read_entries(file):
         try:
-            found.append(_question(entry.found, entry.number, images))
+            found.append(_question(entry.value, entry.number, images))
         except BadRow as error:
             raise WorkbenchError(f"{file}:{entry.line}: {error}.") from None
     if not found:

@@ -65,7 +65,7 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
         probes=config.probes,
         controls=config.controls,
     )
-    words = {split: parts.conversations.words(split) for split in ("train", "val", "test")}
+    words = {split: parts.conversations.text_fingerprint(split) for split in ("train", "val", "test")}
     described = tracked.plain(stages, words, config.max_new_tokens)
     return {Artifact.LANGUAGE_MODEL: to_json(described)}
 
@@ -76,7 +76,7 @@ def check_conversations(parts: Parts, ledger: Ledger) -> None:
     Raises:
         WorkbenchError: the conversations are not those of the study's earlier runs.
     """
-    now = {split: parts.conversations.words(split) for split in ("train", "val", "test")}
+    now = {split: parts.conversations.text_fingerprint(split) for split in ("train", "val", "test")}
     before = ledger.fact("words")
     if before is not None and before != now:
         changed = ", ".join(split for split in now if before.get(split) != now[split])

@@ -17,14 +17,14 @@ def similarity(prediction: str, answer: str) -> float:
 
     The edit distance is Levenshtein's, by torchmetrics.
     """
-    said, right = (" ".join(text.lower().split()) for text in (prediction, answer))
-    if said == right:
+    predicted, right = (" ".join(text.lower().split()) for text in (prediction, answer))
+    if predicted == right:
         return 1.0
-    longest = max(len(said), len(right))
-    if (Counter(said) & Counter(right)).total() < THRESHOLD * longest:  # no more letters than these can stay
+    longest = max(len(predicted), len(right))
+    if (Counter(predicted) & Counter(right)).total() < THRESHOLD * longest:  # no more letters than these can stay
         return 0.0
-    found = 1 - float(edit_distance([said], [right])) / longest
-    return found if found >= THRESHOLD else 0.0
+    value = 1 - float(edit_distance([predicted], [right])) / longest
+    return value if value >= THRESHOLD else 0.0
 
 
 @register_metric("anls")

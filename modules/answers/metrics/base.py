@@ -35,7 +35,7 @@ class AnswerMetric(ABC):
         return {}
 
     def value(self, scores: Sequence[float], statistics: Mapping[str, Sequence[float]]) -> float:
-        """The metric of any examples, from their outcomes alone; nan for none.
+        """The metric of any examples, from their per-example scores alone; nan for none.
 
         A ratio whose denominator is 0 is 0, as in torchmetrics.
         """

@@ -1,4 +1,4 @@
-"""Boxes said in words: RefCOCO's precision at an IoU of one half."""
+"""Boxes written in words: RefCOCO's precision at an IoU of one half."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]", re.ASCII)
 
 def parse_box(text: str) -> Box | None:
     """The first ``[left, top, right, bottom]`` in ``text``; None where there is none."""
-    found = _BOX.search(text)
-    if not found:
+    match = _BOX.search(text)
+    if not match:
         return None
-    left, top, right, bottom = map(float, found.groups())
+    left, top, right, bottom = map(float, match.groups())
     return (left, top, right, bottom) if all(map(math.isfinite, (left, top, right, bottom))) else None
 
 
@@ -54,7 +54,7 @@ def _area(box: Box) -> float:
 
 @register_metric("box_iou50")
 class BoxIoU50(AnswerMetric):
-    """Whether the box that is said covers a right one with an IoU of at least one half. No box is wrong.
+    """Whether the predicted box covers a right one with an IoU of at least one half. No box is wrong.
 
     Boxes are written ``[x1, y1, x2, y2]``, top left and bottom right, as in LLaVA's instructions; answers and
     predictions in the same units, so pad the answers (:func:`to_square`) if the images are padded.
@@ -64,6 +64,8 @@ class BoxIoU50(AnswerMetric):
     source = "RefCOCO (Yu et al., ECCV 2016, arXiv 1608.00272); written as in LLaVA-1.5 (arXiv 2310.03744)"
 
     def score(self, prediction: str, answers: Sequence[str]) -> float:
-        said = parse_box(prediction)
+        predicted = parse_box(prediction)
         right = (parse_box(answer) for answer in answers)
-        return float(said is not None and any(box_iou(said, box) >= THRESHOLD for box in right if box is not None))
+        return float(
+            predicted is not None and any(box_iou(predicted, box) >= THRESHOLD for box in right if box is not None)
+        )

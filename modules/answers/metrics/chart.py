@@ -32,7 +32,7 @@ class RelaxedAccuracy(AnswerMetric):
 
 
 def _close(prediction: str, answer: str) -> bool:
-    said, right = number(prediction), number(answer)
-    if said is not None and right:
-        return abs(said - right) <= TOLERANCE * abs(right)
+    predicted, right = number(prediction), number(answer)
+    if predicted is not None and right:
+        return abs(predicted - right) <= TOLERANCE * abs(right)
     return prediction.strip().lower() == answer.strip().lower()

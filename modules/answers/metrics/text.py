@@ -1,4 +1,4 @@
-"""Answers that must be said as they are, or must be somewhere in what is said."""
+"""Answers that a prediction must equal, or must contain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OPENING = " \"'`“”‘’«»([{"
 _CLOSING = " \"'`“”‘’«»)]}.,;:!?…"
 
 
-@lru_cache(2**14)  # the same answers are judged again for every guess and every variant
+@lru_cache(2**14)  # the same answers are judged again for every constant answer and every variant
 def normalise_text(text: str) -> str:
     """``text`` in one case, white space as single spaces, without quotes and brackets around it and without what ends a
     sentence.
@@ -31,23 +31,23 @@ class ExactMatch(AnswerMetric):
     source = "ours; GQA's accuracy (Hudson and Manning, CVPR 2019) on plain text"
 
     def score(self, prediction: str, answers: Sequence[str]) -> float:
-        said = normalise_text(prediction)
-        return float(any(said == normalise_text(answer) for answer in answers))
+        predicted = normalise_text(prediction)
+        return float(any(predicted == normalise_text(answer) for answer in answers))
 
 
 @register_metric("ocrbench")
 class Containment(AnswerMetric):
-    """OCRBench: whether a right answer is part of what was said, in lower case, line breaks being spaces.
+    """OCRBench: whether a right answer is part of the prediction, in lower case, line breaks being spaces.
 
-    An empty answer would be part of everything: it counts only where nothing was said.
+    An empty answer would be part of everything: it counts only where the prediction is empty.
     """
 
     title = "contains the answer (OCRBench)"
     source = "OCRBench (Liu et al., arXiv 2305.07895), OCRBench/example.py in Yuliang-Liu/MultimodalOCR"
 
     def score(self, prediction: str, answers: Sequence[str]) -> float:
-        said = self.fold(prediction)
-        return float(any(folded in said if (folded := self.fold(answer)) else not said for answer in answers))
+        predicted = self.fold(prediction)
+        return float(any(folded in predicted if (folded := self.fold(answer)) else not predicted for answer in answers))
 
     def fold(self, text: str) -> str:
         return text.lower().strip().replace("\n", " ")

@@ -36,7 +36,7 @@ _REPAIRED = {wrong: word for word in _CONTRACTIONS.split() for wrong in _without
 _REPAIRED["somebody'd"] = "somebodyd"  # the published table has it the wrong way round, and so must we
 
 
-@lru_cache(2**14)  # the same answers are judged again for every guess and every variant
+@lru_cache(2**14)  # the same answers are judged again for every constant answer and every variant
 def normalise(text: str) -> str:
     """An answer as LLaVA and the VQA challenge compare it.
 
@@ -67,8 +67,8 @@ class VqaAccuracy(AnswerMetric):
     source = "VQA (Antol et al., ICCV 2015), as https://visualqa.org/evaluation.html computes it"
 
     def score(self, prediction: str, answers: Sequence[str]) -> float:
-        said = normalise(prediction)
-        agreeing = sum(said == normalise(answer) for answer in answers)
+        predicted = normalise(prediction)
+        agreeing = sum(predicted == normalise(answer) for answer in answers)
         people = len(answers)
         if people <= FULL:
             return float(agreeing > 0)

@@ -35,11 +35,11 @@ class YesNoF1(AnswerMetric):
 
     def statistics(self, prediction: str, answers: Sequence[str]) -> dict[str, float]:
         """Of the first answer: 2TP, 2TP + FP + FN, and whether the model and the truth say yes."""
-        said, true = says_yes(prediction), bool(answers) and says_yes(answers[0])
+        predicted, true = says_yes(prediction), bool(answers) and says_yes(answers[0])
         return {
-            "twice_hits": 2.0 * (said and true),
-            "hits_and_calls": float(said + true),
-            "said_yes": float(said),
+            "twice_hits": 2.0 * (predicted and true),
+            "hits_and_calls": float(predicted + true),
+            "said_yes": float(predicted),
             "true_yes": float(true),
         }
 
@@ -47,10 +47,10 @@ class YesNoF1(AnswerMetric):
         """POPE's other columns; 0 where a denominator is."""
         count = len(scores)
         hits = sum(map(float, statistics["twice_hits"])) / 2
-        said, true = (sum(map(float, statistics[name])) for name in ("said_yes", "true_yes"))
+        predicted, true = (sum(map(float, statistics[name])) for name in ("said_yes", "true_yes"))
         return {
             "accuracy": sum(map(float, scores)) / count if count else 0.0,
-            "precision": hits / said if said else 0.0,
+            "precision": hits / predicted if predicted else 0.0,
             "recall": hits / true if true else 0.0,
-            "yes_share": said / count if count else 0.0,
+            "yes_share": predicted / count if count else 0.0,
         }

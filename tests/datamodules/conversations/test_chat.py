@@ -25,7 +25,7 @@ def talk(*words: str, images: tuple[int, ...] = ()) -> Conversation:
 
 
 def spelt(chat: Chat, encoded: Encoded) -> list[tuple[str, bool]]:
-    """Every token with whether it is taught."""
+    """Every token with whether loss is taken on it."""
     assert len(encoded.input_ids) == len(encoded.labels)
     for i, label in zip(encoded.input_ids, encoded.labels, strict=True):
         assert label in (i, IGNORE)
@@ -34,7 +34,7 @@ def spelt(chat: Chat, encoded: Encoded) -> list[tuple[str, bool]]:
 
 
 def marked(text: str) -> list[tuple[str, bool]]:
-    """``a b +c``: tokens, those with a plus taught; ``·`` is a space and ``↵`` a line break."""
+    """``a b +c``: tokens, those with a plus in the loss; ``·`` is a space and ``↵`` a line break."""
     tokens = [token.replace("·", " ").replace("↵", "\n") for token in text.split()]
     return [(token.removeprefix("+"), token.startswith("+")) for token in tokens]
 
@@ -77,7 +77,7 @@ def test_chatml_of_several_turns() -> None:
 
 
 def test_llama2_token_by_token() -> None:
-    """The space before an answer is in its first token, and the one before the end token is said too."""
+    """The space before an answer is in its first token, and the one before the end token is in the loss too."""
     chat = llama2()
     assert spelt(chat, chat.encode(talk("what is it", "a cat", "is it", "no"))) == marked(
         "<s> [INST] ▁what ▁is ▁it ▁[/INST] +▁a +▁cat +▁ +</s> <s> [INST] ▁is ▁it ▁[/INST] +▁no +▁ +</s>"
@@ -142,7 +142,7 @@ _BYTES = Chat(by_bytes(CHATML, "a 7\n\n assistant", **CHATML_TOKENS), 100, 4, sy
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(_SAID, _SAID), min_size=1, max_size=3))
 def test_whatever_is_said(said: list[tuple[str, str]]) -> None:
-    """Nothing is lost, nothing said is a control token, the answers are taught, and a prompt is what was taught."""
+    """Nothing is lost, nothing said is a control token, the answers are in the loss, and a prompt is as in training."""
     conversation = talk(*(words for pair in said for words in pair))
     encoded = _BYTES.encode(conversation)
     start, end = (_BYTES._tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>"))
@@ -162,7 +162,7 @@ def test_whatever_is_said(said: list[tuple[str, str]]) -> None:
 
 
 def test_the_last_answer_may_be_treated_differently() -> None:
-    """Qwen 3's empty thought before the last answer is given, not taught, and is part of the prompt."""
+    """Qwen 3's empty thought before the last answer is given, not in the loss, and is part of the prompt."""
     chat = Chat(by_bytes(THINKING, "assistant <think>\n\n</think>\n\n", **CHATML_TOKENS), 100, 4)
     conversation = talk("what", "a", "is it", "no")
     encoded = chat.encode(conversation)

@@ -157,10 +157,10 @@ def test_an_array_is_read_element_by_element_with_its_lines(
     path = tmp_path_factory.mktemp("rows") / "rows.json"
     path.write_text(text, encoding="utf-8-sig" if bom else "utf-8")
     entries = list(read_entries(path))
-    assert [json.dumps(e.found) for e in entries] == [json.dumps(v) for v in values]
+    assert [json.dumps(e.value) for e in entries] == [json.dumps(v) for v in values]
     lines = text.split("\n")
     for entry in entries:  # its line begins with what it begins with
-        assert indent is None or lines[entry.line - 1][1:2] == json.dumps(entry.found)[:1]
+        assert indent is None or lines[entry.line - 1][1:2] == json.dumps(entry.value)[:1]
 
 
 def test_lines_that_are_no_json_are_bad_rows(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_lines_that_are_no_json_are_bad_rows(tmp_path: Path) -> None:
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": \n"\xff"\n[[' + b"[" * 100_000 + b'\n{"a": 2}')
     entries = list(read_entries(path))
     assert [(e.line, e.number) for e in entries] == [(1, 1), (3, 2), (4, 3), (5, 4), (6, 5)]
-    assert [e.found.reason if isinstance(e.found, BadRow) else e.found for e in entries] == [
+    assert [e.value.reason if isinstance(e.value, BadRow) else e.value for e in entries] == [
         {"a": 1}, "not JSON", "not UTF-8", "not JSON", {"a": 2},
     ]  # fmt: skip
 

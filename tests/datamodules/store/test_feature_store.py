@@ -26,7 +26,7 @@ from fusion_workbench.datamodules.store.listing import list_stores, lock, remove
 from fusion_workbench.datamodules.store.store import FeatureStore
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
 
-SIZE = 8  # images a shard: train has 22 images in 3 shards, val 9 in 2, test 10 in 2
+SIZE = 8  # images per shard: train has 22 images in 3 shards, val 9 in 2, test 10 in 2
 LAYERS = (0, 1, 3)
 
 

@@ -1,4 +1,4 @@
-"""Tasks of questions: chance, gain, and a metric from outcomes."""
+"""Tasks of questions: chance baseline, chance-normalised score, and a metric from per-example scores."""
 
 from __future__ import annotations
 

@@ -466,7 +466,7 @@ def test_parts_hold_every_parameter_once() -> None:
 
 
 def test_costs_are_those_of_the_projectors() -> None:
-    """Two linear maps a token for each of the four layers; FLOPs 2 a parameter of theirs but biases."""
+    """Two linear maps per token for each of the four layers; FLOPs 2 per parameter of theirs but biases."""
     injection = build_injection("deepstack", SETTING)
     assert sum(parameter.numel() for parameter in injection.parameters()) == 4 * (DIM + 1 + WIDTH + 1) * WIDTH
     assert injection.flops(GRID, batch=3) == 3 * 6 * 4 * 2 * (DIM + WIDTH) * WIDTH

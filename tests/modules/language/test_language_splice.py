@@ -17,12 +17,12 @@ from fusion_workbench.core.tokens import IGNORE, IMAGE_ID
 from fusion_workbench.modules.language.decoder import Decoder
 from fusion_workbench.modules.language.splice import Spliced, splice
 
-T = 3  # tokens an image
+T = 3  # tokens per image
 I = IMAGE_ID  # noqa: E741 — rows below read as they look
 
 
 def batch(rows: list[list[int]], side: str = "right", extra: int = 0) -> tuple[Tensor, Tensor]:
-    """Ids and mask of ``rows``, filled up on ``side`` to the longest and ``extra`` more."""
+    """Ids and mask of ``rows``, padded on ``side`` to the longest and ``extra`` more."""
     length = max(map(len, rows)) + extra
     ids, mask = torch.zeros(len(rows), length, dtype=torch.int64), torch.zeros(len(rows), length, dtype=torch.bool)
     for number, row in enumerate(rows):

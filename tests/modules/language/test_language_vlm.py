@@ -24,7 +24,7 @@ from fusion_workbench.modules.optim import Recipe
 CHAT = Chat()
 
 
-# --- adapter -----------------------------------------------------------------------------------------------------
+# --- connector --------------------------------------------------------------------------------------------------
 
 
 def config(strategy: str = "mmfuser", **changes: Any) -> ConnectorConfig:

@@ -1,4 +1,4 @@
-"""Contract 3: a bank is as many solo runs, and what happens to one member leaves the others untouched."""
+"""Contract 3: a bank is as many solo runs, and what happens to one run leaves the others untouched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks: geometry, heads that learn, and outcomes that give the primary metric back."""
+"""Tasks: geometry, heads that learn, and per-example scores that give the primary metric back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.modules.probes.bank import objective
-from fusion_workbench.modules.tasks import TASKS, Count, Digit, Locate, Read, Segment, Task, build_task
+from fusion_workbench.modules.tasks import TASKS, Count, Digit, Locate, Read, Segment, Task, build_task, register_task
 from fusion_workbench.modules.tasks.heads import box_iou, box_weights, centres, coverage, generalised_iou
 
 GRID, WIDTH = (4, 6), 16
@@ -182,3 +182,15 @@ def test_the_objective_does_not_mix_units() -> None:
 def test_a_task_that_a_source_cannot_serve_is_refused(name: str, targets: dict[str, Any], message: str) -> None:
     with pytest.raises(WorkbenchError, match=message):
         build_task(name, {"digit": ["0", "1"]}, targets)
+
+
+def test_a_task_of_an_older_package_is_refused() -> None:
+    """``chance_baseline`` of 0.1 would be ignored in silence."""
+
+    class Old(Digit):
+        def chance_baseline(self, targets: Any, scored: Any = None) -> float:
+            return 0.5
+
+    with pytest.raises(WorkbenchError, match=r"Old\.guess is now called chance_baseline"):
+        register_task("old")(Old)
+    assert "old" not in TASKS
