@@ -68,7 +68,7 @@ def check(
         typer.Option("--images", "-i", help="Folder of its images; default: where it lies.", show_default=False),
     ] = None,
     verify: Annotated[
-        str, typer.Option("--verify", help="How closely images are looked at: exists, header, pixels.")
+        str, typer.Option("--verify", help="How closely images are checked: exists, header, pixels.")
     ] = "header",
     bad_rows: Annotated[
         float, typer.Option("--bad-rows", min=0, max=1, help="Share of bad rows that is let pass.")

@@ -48,7 +48,7 @@ def layers(
     revision: Annotated[str | None, typer.Option("--revision", help="Commit of a Hugging Face name.")] = None,
     families: Annotated[bool, typer.Option("--families", help="Show the families of encoders that are known.")] = False,
 ) -> None:
-    """The layer passport: every layer in every notation, prefix tokens, grid, dim, final norm."""
+    """The layers of an encoder: each in every notation, prefix tokens, grid, dim, final norm."""
     from fusion_workbench.tools.encoders import show, show_families
 
     if families:
@@ -169,7 +169,7 @@ def ui(
 
 @app.command()
 def doctor(workspace: Workspace = DEFAULT_WORKSPACE, uri: Uri = "") -> None:
-    """Check versions, hardware, disk, permissions, assets and tracking; say what to mend."""
+    """Check versions, hardware, disk, permissions, assets and tracking; say what to fix."""
     from fusion_workbench.tools import doctor as doctor_
 
     findings = doctor_.examine(workspace, uri or None)

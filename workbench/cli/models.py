@@ -107,7 +107,7 @@ def predict(
     workspace: Workspace = DEFAULT_WORKSPACE,
     quiet: Quiet = False,
 ) -> None:
-    """Answer a file of questions: {id, question, prediction, answers} a line. What was cut off goes on from there."""
+    """Answer a file of questions: {id, question, prediction, answers} a line. Resumes what was interrupted."""
     from fusion_workbench.models.predict import check_out, identity_of, read_questions
     from fusion_workbench.models.predict import predict as answered
 

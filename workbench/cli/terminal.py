@@ -41,7 +41,7 @@ def terminal() -> Console:
 
 
 def show_deprecations() -> None:
-    """A key by an old name is told in one line, without the place in our code that noticed it."""
+    """Print a deprecated key's warning as one line, without the place in our code that noticed it."""
     from fusion_workbench.config.aliases import DeprecatedKeyWarning
 
     shown = warnings.showwarning

@@ -1,4 +1,4 @@
-"""Old names of keys, which go on working: told once as deprecated, and an error beside the new name."""
+"""Old names of keys, which go on working: reported once as deprecated, and an error beside the new name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fusion_workbench.core.errors import WorkbenchError
 
 
 class DeprecatedKeyWarning(FutureWarning):
-    """A study says a key by a name that it had in an earlier version."""
+    """A study uses the name that a key had in an earlier version."""
 
 
 def rename_keys(plain: dict[str, Any], where: str, strategy: str = "") -> None:

@@ -3,8 +3,8 @@
 A study is known by a hash over its resolved configuration. So that a later key, default or name does not move the hash
 of a study that did not ask for it, every change of the schema is written down in :data:`VERSIONS`, and
 
-* the hash is taken of what version 1 would have written (:func:`as_version_1`): a key that was added later is absent while
-  it has its neutral value, a renamed key has its first name;
+* the hash is taken of what version 1 would have written (:func:`as_version_1`): a key that was added later is absent
+  while it has its neutral value, a renamed key has its first name;
 * a study that was begun under an earlier version keeps that version's defaults (:func:`defaults_before`);
 * an old name goes on working (:mod:`config.aliases`).
 

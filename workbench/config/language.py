@@ -55,7 +55,7 @@ class LoraSettings:
 
 @dataclass
 class LanguageConfig:
-    """The language model behind the connector, how it is taught and how it is asked."""
+    """The language model behind the connector, how it is trained and how it is evaluated."""
 
     name: str = "assets:language-model"  # assets:language-model, a folder, or a Hugging Face name
     revision: str | None = None  # commit of a Hugging Face name
@@ -70,10 +70,10 @@ class LanguageConfig:
     compile: bool = False
     group_by_length: bool = True
     parallel: str = "auto"  # ddp or fsdp where training.devices is above 1
-    checkpoint_every: int = 200  # steps; a run that was cut off goes on from there; 0: from its start
+    checkpoint_every: int = 200  # steps; an interrupted run goes on from there; 0: from its start
     max_new_tokens: int = 16
     eval_batch_size: int = 32
-    val_limit: int = 0  # questions of the validation split that are asked; 0: all
+    val_limit: int = 0  # questions of the validation split that are evaluated; 0: all
     controls: bool = True  # the test questions once more on blank and on shuffled images
     probes: str = ""  # a study of probes over the same cells, for the report to compare with
 

@@ -21,7 +21,7 @@ class FamilyConfig:
 
 @dataclass
 class PlanConfig:
-    """What counts as a result. Its hash is tracked before the first run; what changes later is told."""
+    """What counts as a result. Its hash is registered before the first run; later changes are recorded."""
 
     primary: str = ""  # the measure that decides: a task or overall; empty: overall, or the only task
     families: list[FamilyConfig] = field(default_factory=list)  # empty: primary at 4/5 of the level, others at 1/5

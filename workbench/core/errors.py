@@ -1,4 +1,4 @@
-"""What goes wrong by the user's hand, said in one line."""
+"""Errors that the user caused, in one line each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class WorkbenchError(Exception):
-    """A mistake that the user can mend. Its message says what was wrong, where, and what would be right.
+    """A mistake that the user can fix. Its message says what was wrong, where, and what would be right.
 
     The command line prints it alone, without a traceback, and exits with status 2.
     """

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all.
+"""Atomic files and folders: they appear whole or not at all.
 
 Each is written beside its place under a temporary name and renamed when all is in it, so whoever is killed or runs out
 of disk leaves what was there before. What a kill leaves under a temporary name may be removed: ``*.part`` is a file,
@@ -98,7 +98,7 @@ def explain_writing(path: Path, remedy: str, *kinds: type[Exception]) -> Iterato
         kinds: other errors that mean the same, such as a library's own.
 
     Raises:
-        WorkbenchError: in the place of an OSError.
+        WorkbenchError: instead of an OSError.
     """
     refused: tuple[type[Exception], ...] = (OSError, *kinds)
     try:

@@ -62,7 +62,7 @@ def _read(ref: LayerRef, depth: int) -> int:
 
 
 def notations(layer: int, depth: int) -> dict[str, str]:
-    """Every way of writing ``layer``; the inverse of :func:`parse_layer`, shown in the layer passport."""
+    """Every way of writing ``layer``; the inverse of :func:`parse_layer`, shown by ``workbench layers``."""
     return {
         "hs": f"hs:{layer}",
         "from the end": str(layer - depth - 1),

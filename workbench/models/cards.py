@@ -33,8 +33,8 @@ workbench ask --model this/folder --image photo.jpg "What is in the picture?"
 """
 _KEPT = {
     "named": "was frozen and is not in this folder: it is read by its name",
-    "lora": "was taught by LoRA; the updates are in `language_model/`, in peft's format, the rest is read by its name",
-    "own": "was taught something; its weights are in `language_model/`",
+    "lora": "was trained by LoRA; the updates are in `language_model/`, in peft's format, the rest is read by its name",
+    "own": "was trained in full; its weights are in `language_model/`",
 }
 _GENERAL = "Scores are of heads trained on these tokens; a language model may use them otherwise."
 _COSTS = (
@@ -105,7 +105,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     lines = [
         _front(connector["strategy"], base, "image-text-to-text"),
         f"# {connector['strategy']}, {encoder['encoder']}, {language['name']}\n",
-        f"A language model that sees: hidden states {layers} of `{encoder['encoder']}` ({encoder['family']}, "
+        f"A vision-language model: hidden states {layers} of `{encoder['encoder']}` ({encoder['family']}, "
         f"{encoder['depth']} blocks) by the strategy `{connector['strategy']}`, then a `{connector['projector']}` "
         f"projector of the tokens, {norm}, into `{language['name']}` ({language['model_type']}, "
         f"{language['parameters']:,} parameters), which {_KEPT[language['kept']]}.\n",

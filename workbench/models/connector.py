@@ -20,7 +20,7 @@ from fusion_workbench.models.files import CARD, CONFIG, check_schema, read_confi
 if TYPE_CHECKING:
     from fusion_workbench.modules.connector import Images, VisualConnector
 
-__all__ = ["CARD", "CONFIG", "HEADS", "SCHEMA", "WEIGHTS", "load_connector", "opened", "read_connector_config"]
+__all__ = ["CARD", "CONFIG", "HEADS", "SCHEMA", "WEIGHTS", "load_connector", "load_images", "read_connector_config"]
 
 SCHEMA = 1
 WEIGHTS, HEADS = "model.safetensors", "heads.safetensors"

@@ -124,12 +124,12 @@ def read_connector_file(path: Path) -> PublishedConnector:
     for name in own:
         if name not in wanted and not (fused and name.startswith("0.")):
             raise WorkbenchError(
-                f"{path} holds {prefix}{name}, which no {_called(layout)} has: its projector is "
+                f"{path} holds {prefix}{name}, which no {_layout_name(layout)} has: its projector is "
                 f"{', '.join(sorted(wanted))}."
             )
     for name in sorted(wanted):
         if name not in own:
-            raise WorkbenchError(f"{path} lacks {prefix}{name}, which a {_called(layout)} has.")
+            raise WorkbenchError(f"{path} lacks {prefix}{name}, which a {_layout_name(layout)} has.")
     found = PublishedConnector(
         layout.kind, fuser, {ours: own[theirs] for ours, theirs in layout.projector.items()}, prefix
     )
@@ -223,7 +223,7 @@ def _load(path: Path) -> dict[str, Tensor]:
         ) from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
         first = first_line(error)
-        raise WorkbenchError(f"{path} cannot be read as a file of torch.save, it may be cut off: {first}") from None
+        raise WorkbenchError(f"{path} cannot be read as a file of torch.save, it may be truncated: {first}") from None
     wrong = not isinstance(found, dict) or next(
         (str(key) for key, value in found.items() if not (isinstance(key, str) and _floats(value))), None
     )
@@ -277,5 +277,5 @@ def _check_shapes(found: PublishedConnector, layout: FileLayout, path: Path) -> 
             raise WorkbenchError(f"{path} lacks {found.prefix}{layout.fuser}{name}, which MMFuser has.")
 
 
-def _called(layout: FileLayout) -> str:
+def _layout_name(layout: FileLayout) -> str:
     return f"{'MMFuser' if layout.fuser else 'LLaVA'} connector with a {layout.kind} projector"

@@ -67,7 +67,7 @@ def to_llava(folder: Path, out: Path, encoder: str | None = None, language: str 
     from fusion_workbench.models.stock_llava import to_stock
     from fusion_workbench.modules.language.connector import FusedConnector
 
-    model, read, config = load_parts(folder, "cpu", encoder, language)
+    model, vision, config = load_parts(folder, "cpu", encoder, language)
     connector = model.connector
     if not isinstance(connector, FusedConnector):
         raise WorkbenchError(
@@ -75,15 +75,15 @@ def to_llava(folder: Path, out: Path, encoder: str | None = None, language: str 
             "language model, and stock LLaVA does not."
         )
     tokenizer = model.decoder.tokenizer
-    rows, columns = read.grid()
+    rows, columns = vision.grid()
     chat = Chat(tokenizer, config["chat"]["max_length"], rows * columns, config["chat"]["system"])
     tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
     stock: Any = to_stock(
-        read, connector.fuser, connector.projector, model.decoder, tokenizer.convert_tokens_to_ids(IMAGE)
+        vision, connector.fuser, connector.projector, model.decoder, tokenizer.convert_tokens_to_ids(IMAGE)
     )
     with explain_writing(out, _ELSEWHERE), atomic_folder(out) as made:
         stock.save_pretrained(made)
-        _processor(read, tokenizer, chat, config["images"]).save_pretrained(made)
+        _processor(vision, tokenizer, chat, config["images"]).save_pretrained(made)
     return f"written: {out}, for transformers.LlavaForConditionalGeneration.from_pretrained"
 
 
@@ -119,7 +119,7 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
         _saved_tower(parts.tower, processor, tower)
         encoder = VisionEncoder(str(tower), image_size=0, precision="float32")
         decoder = Decoder(parts.language, tokenizer, "float32", str(folder))
-        _speakable(tokenizer, system)
+        _drop_processor_template(tokenizer, system)
         selection = Selection(tuple(sorted(parts.fuser.selection.levels)), parts.fuser.selection.query)
         connector = ConnectorConfig(
             strategy=parts.strategy,
@@ -132,7 +132,7 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
             grid=encoder.grid(),
             projector_norm=False,
         )
-        described = ModelInfo(
+        info = ModelInfo(
             connector,
             str(folder),
             kept="own",
@@ -142,7 +142,7 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
             own_encoder=True,
             origin={"converted from": f"stock LLaVA {folder}"},
         )
-        _save(FusedConnector(parts.fuser, parts.projector), decoder, encoder, out, described)
+        _save(FusedConnector(parts.fuser, parts.projector), decoder, encoder, out, info)
     return f"written: {out}, the same model as {folder}"
 
 
@@ -165,46 +165,48 @@ def from_connector_file(
     from fusion_workbench.modules.language.decoder import Decoder
     from fusion_workbench.study.encoder_store import load_encoder
 
-    found = read_connector_file(file)
-    read = load_encoder(EncoderConfig(encoder, image_size=0, precision="float32"), progress=False)
-    if found.in_dim % read.dim or (found.fuser and found.in_dim != read.dim):
-        raise WorkbenchError(f"{file} reads tokens of {found.in_dim} channels, and those of {encoder} have {read.dim}.")
-    wanted = found.levels if found.fuser else found.in_dim // read.dim - 1
-    chosen: Sequence[str | int] = levels
-    if not levels and found.fuser and read.depth == PAPER_DEPTH:
-        chosen = PAPER_LEVELS
-    if len(chosen) != wanted:
+    to_published = read_connector_file(file)
+    vision = load_encoder(EncoderConfig(encoder, image_size=0, precision="float32"), progress=False)
+    if to_published.in_dim % vision.dim or (to_published.fuser and to_published.in_dim != vision.dim):
         raise WorkbenchError(
-            f"{file} reads {wanted} levels beside the query, and {len(chosen)} are named; name them with --levels, the "
-            "shallowest first."
+            f"{file} reads tokens of {to_published.in_dim} channels, and those of {encoder} have {vision.dim}."
+        )
+    expected = to_published.levels if to_published.fuser else to_published.in_dim // vision.dim - 1
+    chosen: Sequence[str | int] = levels
+    if not levels and to_published.fuser and vision.depth == PAPER_DEPTH:
+        chosen = PAPER_LEVELS
+    if len(chosen) != expected:
+        raise WorkbenchError(
+            f"{file} reads {expected} levels beside the query, and {len(chosen)} are named; name them with --levels, "
+            "the shallowest first."
         )
     decoder = Decoder.load(language_path(language), precision="float32")
-    if found.width != decoder.width:
+    if to_published.width != decoder.width:
         raise WorkbenchError(
-            f"{file} gives tokens of {found.width} channels, and {language} reads {decoder.width}; it was made for "
+            f"{file} gives tokens of {to_published.width} channels, and {language} reads {decoder.width}; it was made for "
             "another language model."
         )
-    _speakable(decoder.tokenizer, system)
-    strategy, options = _strategy(found.strategy, wanted, found.options)
+    _drop_processor_template(decoder.tokenizer, system)
+    strategy, options = _strategy(to_published.strategy, expected, to_published.options)
     config = ConnectorConfig(
         strategy=strategy,
-        selection=Selection.parse(list(chosen), query, read.depth),
-        dim=read.dim,
+        selection=Selection.parse(list(chosen), query, vision.depth),
+        dim=vision.dim,
         width=decoder.width,
         depth=decoder.depth,
         options=options,
-        projector=found.kind,
-        grid=read.grid(),
+        projector=to_published.kind,
+        grid=vision.grid(),
         projector_norm=False,
     )
     connector = build_connector(config)
     assert isinstance(connector, FusedConnector)
-    load_weights(connector.fuser, found.fuser, str(file))
-    load_weights(connector.projector, found.projector, str(file))
-    described = ModelInfo(
+    load_weights(connector.fuser, to_published.fuser, str(file))
+    load_weights(connector.projector, to_published.projector, str(file))
+    info = ModelInfo(
         config, language, system=system, background=CLIP_MEAN, origin={"converted from": f"connector file {file}"}
     )
-    _save(connector, decoder, read, out, described)
+    _save(connector, decoder, vision, out, info)
     return f"written: {out}, the connector of {file} between {encoder} and {language}"
 
 
@@ -225,13 +227,13 @@ def _strategy(named: str, levels: int, options: dict[str, Any]) -> tuple[str, di
     return ("concat", {"layer_norm": "none"}) if named == "deep_only" and levels else (named, options)
 
 
-def _save(connector: FusedConnector, decoder: Any, encoder: VisionEncoder, out: Path, described: ModelInfo) -> None:
+def _save(connector: FusedConnector, decoder: Any, encoder: VisionEncoder, out: Path, info: ModelInfo) -> None:
     from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
-    save_model(VisionLanguageModel(connector, decoder, encoder.grid()), out, encoder, described)
+    save_model(VisionLanguageModel(connector, decoder, encoder.grid()), out, encoder, info)
 
 
-def _speakable(tokenizer: Any, system: str | None) -> None:
+def _drop_processor_template(tokenizer: Any, system: str | None) -> None:
     """Let go of a chat template that is a processor's (it takes lists, not words), so that LLaVA's own form is used."""
     from fusion_workbench.datamodules.conversations.base import ASSISTANT, USER, Conversation, Turn
     from fusion_workbench.datamodules.conversations.chat import Chat
@@ -258,8 +260,8 @@ def _processor(encoder: VisionEncoder, tokenizer: Any, chat: Chat, images: Mappi
     image_processor = LlavaImageProcessorPil(
         image_mean=encoder.mean, image_std=encoder.std, resample=3, **_SQUARES[images["padding"]](size)
     )
-    said = chat.template.system
-    words = json.dumps(said[0], ensure_ascii=False) if said else "none"
+    system = chat.template.system
+    words = json.dumps(system[0], ensure_ascii=False) if system else "none"
     template = tokenizer.chat_template or PLAIN.replace("{{ beginning }}", "")
     processor: Any = LlavaProcessor
     return processor(

@@ -66,15 +66,15 @@ def export_run(
     Raises:
         WorkbenchError: no such run, study or cell, a run without weights, or a folder that is there already.
     """
-    found = locate(uri, target, experiment)
-    record = found.analysis.record
-    out = out or folder / slug(f"{record.name} {found.cell.label}", keep=".", lower=False)
+    located = locate(uri, target, experiment)
+    record = located.analysis.record
+    out = out or folder / slug(f"{record.name} {located.cell.label}", keep=".", lower=False)
     if out.exists() and not overwrite:
         raise WorkbenchError(f"{out} is there already; give --overwrite to replace it, or another folder with --out.")
     whole = record.language is not None
-    layers = _write_model(found, out) if whole else _write_connector(found, out)
-    model_uri = _log(found, uri, out) if log and not whole else ""
-    return ExportedModel(out, found.run_id, record.name, found.cell.label, layers, model_uri, whole)
+    layers = _write_model(located, out) if whole else _write_connector(located, out)
+    model_uri = _log(located, uri, out) if log and not whole else ""
+    return ExportedModel(out, located.run_id, record.name, located.cell.label, layers, model_uri, whole)
 
 
 def show(console: Console, exported: ExportedModel) -> None:
@@ -94,16 +94,16 @@ def show(console: Console, exported: ExportedModel) -> None:
 # --- a whole model ----------------------------------------------------------------------------------------------
 
 
-def _write_model(found: Located, out: Path) -> tuple[int, ...]:
+def _write_model(located: Located, out: Path) -> tuple[int, ...]:
     """The folder that the run keeps; returns the layers that the model reads."""
-    if not keeps_model(found.client, found.run_id):
+    if not keeps_model(located.client, located.run_id):
         raise WorkbenchError(
-            f"run {found.run_id} keeps no model: only finished replicates do, so there is nothing to export."
+            f"run {located.run_id} keeps no model: only finished replicates do, so there is nothing to export."
         )
     if out.exists() and not is_model_folder(out):
         raise WorkbenchError(f"{out} is no model folder, so it is not replaced; name another folder.")
     with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch, atomic_folder(out) as made:
-        kept = download(found.client, found.run_id, ARTIFACT, scratch)
+        kept = download(located.client, located.run_id, ARTIFACT, scratch)
         config = read_model_config(kept)
         for path in kept.iterdir():
             path.rename(made / path.name)
@@ -113,26 +113,26 @@ def _write_model(found: Located, out: Path) -> tuple[int, ...]:
 # --- a connector ------------------------------------------------------------------------------------------------
 
 
-def _write_connector(found: Located, out: Path) -> tuple[int, ...]:
+def _write_connector(located: Located, out: Path) -> tuple[int, ...]:
     """The folder of a probe's fuser and projector; returns the layers that it reads."""
     if out.exists() and not ((out / CONFIG).is_file() and (out / WEIGHTS).is_file()):
         raise WorkbenchError(f"{out} is not an exported connector, so it is not replaced; name another folder.")
     with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch, atomic_folder(out) as made:
-        trained = download(found.client, found.run_id, Artifact.FUSER_CONFIG, scratch)
-        config = _config(json.loads(trained.read_text(encoding="utf-8")), found)
-        tensors = read_tensors(download(found.client, found.run_id, Artifact.FUSER, scratch))
+        trained = download(located.client, located.run_id, Artifact.FUSER_CONFIG, scratch)
+        config = _config(json.loads(trained.read_text(encoding="utf-8")), located)
+        tensors = read_tensors(download(located.client, located.run_id, Artifact.FUSER, scratch))
         write_tensors(made / WEIGHTS, {k: v for k, v in tensors.items() if not k.startswith("heads.")})
         write_tensors(made / HEADS, {k: v for k, v in tensors.items() if k.startswith("heads.")})
-        write_config(made, config, connector_card(found.analysis, found.cell, config))
+        write_config(made, config, connector_card(located.analysis, located.cell, config))
     return tuple(config["layers"])
 
 
-def _config(trained: Mapping[str, Any], found: Located) -> dict[str, Any]:
+def _config(trained: Mapping[str, Any], located: Located) -> dict[str, Any]:
     """``config.json`` of a connector, from that of its training."""
     from fusion_workbench.core.layers import Selection
     from fusion_workbench.modules.fusion import build
 
-    record, tags = found.analysis.record, found.client.get_run(found.run_id).data.tags
+    record, tags = located.analysis.record, located.client.get_run(located.run_id).data.tags
     levels = list(trained["levels"])
     fuser = build(trained["strategy"], Selection(tuple(levels), trained["query"]), trained["dim"], trained["options"])
     return {
@@ -150,7 +150,7 @@ def _config(trained: Mapping[str, Any], found: Located) -> dict[str, Any]:
         "study": {
             "name": record.name,
             "id": record.study_id,
-            "run": found.run_id,
+            "run": located.run_id,
             "replicate": tags.get(Tag.REPLICATE, ""),
             "commit": record.tags.get(Tag.COMMIT, ""),
             "command": record.tags.get(Tag.COMMAND, ""),
@@ -158,7 +158,7 @@ def _config(trained: Mapping[str, Any], found: Located) -> dict[str, Any]:
     }
 
 
-def _log(found: Located, uri: str, folder: Path) -> str:
+def _log(located: Located, uri: str, folder: Path) -> str:
     """The folder as a model of its run, from code: nothing is pickled. Returns its URI."""
     import mlflow
     import numpy as np
@@ -167,7 +167,7 @@ def _log(found: Located, uri: str, folder: Path) -> str:
 
     from fusion_workbench.models import served
 
-    client, run_id = found.client, found.run_id
+    client, run_id = located.client, located.run_id
     config = read_connector_config(folder)
     tokens = TensorSpec(np.dtype(np.float32), (-1, -1, config["width"]), "tokens")
     before, was = mlflow.get_tracking_uri(), client.get_run(run_id).info

@@ -58,7 +58,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise WorkbenchError(f"{path} cannot be read as safetensors, it may be cut off: {error}.") from None
+        raise WorkbenchError(f"{path} cannot be read as safetensors, it may be truncated: {error}.") from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

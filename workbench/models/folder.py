@@ -1,11 +1,11 @@
-"""A whole visual language model as a folder: written by a study or a conversion, loaded anywhere.
+"""A whole vision-language model as a folder: written by a study or a conversion, loaded anywhere.
 
 ::
 
     config.json             everything needed to build the parts again; see SCHEMA
     adapter.safetensors     fuser and projector, or what injects
     tokenizer/              of the language model, with its chat template
-    language_model/         only where its words were taught something: its weights, or those of LoRA in peft's format
+    language_model/         only where it was trained too: its weights, or those of LoRA in peft's format
     encoder/                only where the encoder has no name to be found by
     README.md               the model card
 
@@ -64,14 +64,14 @@ SavedWeights = Literal["named", "lora", "own"]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model is beside its weights.
+    """What describes a model beside its weights.
 
     Attributes:
         adapter: as it was built.
         language: name of the language model: a folder, a hub name or ``assets:language-model``.
         revision: commit of a hub name.
         kept: what of the language model is written: ``named`` nothing, ``lora`` the low-rank updates, ``own`` all.
-        system: the system's words; see :class:`datamodules.conversations.chat.ChatTemplate`.
+        system: the system prompt; see :class:`datamodules.conversations.chat.ChatTemplate`.
         max_length: positions of a training example.
         padding: how an image becomes a square, one of :data:`datamodules.transforms.PADDINGS`.
         background: of a padded one, red, green, blue.
@@ -104,7 +104,7 @@ def what_to_save(stages: Sequence[str]) -> SavedWeights:
     return "lora" if set(trained) == {"lora"} else "own"
 
 
-def save_model(model: VisionLanguageModel, folder: Path, encoder: VisionEncoder, described: ModelInfo) -> None:
+def save_model(model: VisionLanguageModel, folder: Path, encoder: VisionEncoder, info: ModelInfo) -> None:
     """Write the folder, whole or not at all; one that is there and of this kind is replaced.
 
     Raises:
@@ -113,7 +113,7 @@ def save_model(model: VisionLanguageModel, folder: Path, encoder: VisionEncoder,
     if folder.exists() and not is_model_folder(folder):
         raise WorkbenchError(f"{folder} is there already and is no model folder, so it is not replaced; name another.")
     with explain_writing(folder, "name another folder"), atomic_folder(folder) as made:
-        config = _write(model, made, encoder, described)
+        config = _write(model, made, encoder, info)
         write_config(made, config, model_card(config))
         for file in made.rglob("*.safetensors"):
             file.chmod(0o644)  # transformers too writes for its owner alone
@@ -154,7 +154,7 @@ def connector_config_of(config: Mapping[str, Any]) -> ConnectorConfig:
 
 
 def read_decoder(folder: Path, config: Mapping[str, Any], device: str, name: str | None = None) -> Decoder:
-    """The language model, with what it was taught.
+    """The language model, with its trained weights.
 
     Raises:
         WorkbenchError: it is not there, or another; peft is missing for one with LoRA.
@@ -163,20 +163,20 @@ def read_decoder(folder: Path, config: Mapping[str, Any], device: str, name: str
 
     from fusion_workbench.modules.language.decoder import Decoder, LoraOptions
 
-    wanted = config["language"]
-    own = wanted["kept"] == "own"
-    place = str(folder / LANGUAGE) if own else language_path(name or wanted["name"])
+    language = config["language"]
+    own = language["kept"] == "own"
+    place = str(folder / LANGUAGE) if own else language_path(name or language["name"])
     decoder = Decoder.load(
-        place, None if own or name else wanted["revision"], precision=wanted["precision"], device=device
+        place, None if own or name else language["revision"], precision=language["precision"], device=device
     )
     decoder.tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, trust_remote_code=False)
-    if not own and language_fingerprint(decoder) != wanted["fingerprint"]:
+    if not own and language_fingerprint(decoder) != language["fingerprint"]:
         raise WorkbenchError(
             f"{folder} was trained with another '{place}': its weights or config differ, so the answers would mean "
             "nothing."
         )
-    if wanted["kept"] == "lora":
-        lora = dict(wanted["lora"])
+    if language["kept"] == "lora":
+        lora = dict(language["lora"])
         decoder.add_lora(LoraOptions(**{**lora, "targets": tuple(lora["targets"])}))
         read_lora(decoder, folder / LANGUAGE / UPDATES)
     return decoder
@@ -192,38 +192,38 @@ def load_parts(
     config = read_model_config(folder)
     device = device or default_device()
     own = str(folder / ENCODER) if config["encoder"]["encoder"] == ENCODER else None
-    read = trained_encoder(folder, config["encoder"], encoder or own)
+    vision = trained_encoder(folder, config["encoder"], encoder or own)
     connector = build_connector(connector_config_of(config))
     load_weights(connector, read_tensors(folder / CONNECTOR), str(folder / CONNECTOR))
     decoder = read_decoder(folder, config, device, language)
-    model = VisionLanguageModel(connector, decoder, read.grid())
-    return model.to(device).eval(), read.to(device), config
+    model = VisionLanguageModel(connector, decoder, vision.grid())
+    return model.to(device).eval(), vision.to(device), config
 
 
-def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, described: ModelInfo) -> dict[str, Any]:
+def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, info: ModelInfo) -> dict[str, Any]:
     decoder = model.decoder
     write_tensors(made / CONNECTOR, model.connector.state_dict())
     decoder.tokenizer.save_pretrained(made / TOKENIZER)
     language: dict[str, Any] = {
-        "name": full_name(described.language),
-        "revision": described.revision,
-        "kept": described.kept,
+        "name": full_name(info.language),
+        "revision": info.revision,
+        "kept": info.kept,
         "precision": decoder.precision,
         "model_type": decoder.config.model_type,
         "parameters": sum(value.numel() for value in base_weights(decoder).values()),
         "fingerprint": language_fingerprint(decoder),
     }
-    if described.kept == "lora":
+    if info.kept == "lora":
         (made / LANGUAGE).mkdir()
         write_lora(decoder, made / LANGUAGE)
         language["lora"] = lora_options(decoder)
-    if described.kept == "own":
+    if info.kept == "own":
         decoder.model.save_pretrained(made / LANGUAGE)
         decoder.tokenizer.save_pretrained(made / LANGUAGE)
-    if described.own_encoder:
+    if info.own_encoder:
         shutil.copytree(encoder.name, made / ENCODER)
-    place = ENCODER if described.own_encoder else full_name(encoder.name)
-    connector = described.connector
+    place = ENCODER if info.own_encoder else full_name(encoder.name)
+    connector = info.connector
     plain = {name: value for name, value in vars(connector).items() if name not in ("selection", "options", "grid")}
     return {
         "schema": SCHEMA,
@@ -239,8 +239,8 @@ def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, descr
         "layers": list(model.connector.uses),
         "encoder": {**encoder.encoder_info(), "encoder": place},
         "language": language,
-        "chat": {"system": described.system, "max_length": described.max_length},
-        "images": {"padding": described.padding, "background": list(described.background)},
+        "chat": {"system": info.system, "max_length": info.max_length},
+        "images": {"padding": info.padding, "background": list(info.background)},
         "versions": {name: version(name) for name in ("torch", "transformers")},
-        "origin": dict(described.origin),
+        "origin": dict(info.origin),
     }

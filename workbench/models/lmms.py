@@ -1,8 +1,8 @@
 """Our models in lmms-eval (https://github.com/EvolvingLMMs-Lab/lmms-eval, extra ``eval``), under ``fusion_workbench``.
 
 lmms-eval hands a model its requests: for each question a context, a function that shows the images, and how to
-generate. :class:`Answering` answers them by whatever has the two methods of :class:`AnsweringModel`. Only :func:`manifest`
-imports lmms-eval, which is who calls it; the class that it then makes is in :mod:`models.lmms_plugin`.
+generate. :class:`Answering` answers them by whatever has the two methods of :class:`AnsweringModel`. Only
+:func:`manifest` imports lmms-eval, which is who calls it; the class that it then makes is in :mod:`models.lmms_plugin`.
 """
 
 from __future__ import annotations

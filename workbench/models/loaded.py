@@ -1,4 +1,4 @@
-"""A loaded visual language model: images and a question in, words or likelihoods out."""
+"""A loaded vision-language model: images and a question in, text or likelihoods out."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load_model(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Prompt:
     """A question as ids, with its images."""
 
     ids: list[int]
@@ -93,19 +93,21 @@ class LoadedModel:
             WorkbenchError: an image that cannot be read, an empty question, another number of ``<image>`` words than
                 images.
         """
-        asked = [self._asked(own, words) for own, words in zip(images, questions, strict=True)]
-        said = [""] * len(asked)
-        order = sorted(range(len(asked)), key=lambda place: -len(asked[place].ids))  # alike lengths waste no padding
+        prompts = [self._prompt(own, words) for own, words in zip(images, questions, strict=True)]
+        answers_in_order = [""] * len(prompts)
+        order = sorted(
+            range(len(prompts)), key=lambda place: -len(prompts[place].ids)
+        )  # alike lengths waste no padding
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
-            answers = self.model.generate(self._batch([asked[place] for place in places]), max_new_tokens)
+            answers = self.model.generate(self._batch([prompts[place] for place in places]), max_new_tokens)
             for place, words in zip(places, answers, strict=True):
-                said[place] = words
-        return said
+                answers_in_order[place] = words
+        return answers_in_order
 
     def stream(self, images: Sequence[Picture], question: str, max_new_tokens: int = STREAM_TOKENS) -> Iterator[str]:
         """The greedy answer to one question in pieces, as they come. Raises WorkbenchError as :meth:`answer`."""
-        yield from self.model.stream(self._batch([self._asked(images, question)]), max_new_tokens)
+        yield from self.model.stream(self._batch([self._prompt(images, question)]), max_new_tokens)
 
     @torch.inference_mode()
     def log_likelihood(self, images: Sequence[Picture], question: str, continuation: str) -> tuple[float, bool]:
@@ -122,13 +124,13 @@ class LoadedModel:
         ids, labels = list(encoded.input_ids), list(encoded.labels)
         stops = set(self.chat.stop_ids)
         last = max(place for place, label in enumerate(labels) if label != IGNORE and label not in stops)
-        batch = self._batch([_Asked(ids[: last + 1], images)])
+        batch = self._batch([_Prompt(ids[: last + 1], images)])
         batch["labels"] = torch.tensor([labels[: last + 1]], device=self.model.decoder.device)
         logits, spliced = self.model(batch)
         self.model.clear_injected()
-        positions, wanted = spliced.positions()
+        positions, targets = spliced.positions()
         chosen = logits.flatten(0, 1)[positions].log_softmax(-1)
-        return float(chosen.gather(1, wanted.unsqueeze(1)).sum()), bool((chosen.argmax(-1) == wanted).all())
+        return float(chosen.gather(1, targets.unsqueeze(1)).sum()), bool((chosen.argmax(-1) == targets).all())
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -143,14 +145,14 @@ class LoadedModel:
                 raise WorkbenchError(f"question {question[:40]!r}: {error.detail}.") from None
         return Conversation("question", tuple(turns), tuple(range(len(images))))
 
-    def _asked(self, images: Sequence[Picture], question: str) -> _Asked:
-        return _Asked(self.chat.prompt(self._conversation(images, question)), images)
+    def _prompt(self, images: Sequence[Picture], question: str) -> _Prompt:
+        return _Prompt(self.chat.prompt(self._conversation(images, question)), images)
 
-    def _batch(self, asked: Sequence[_Asked]) -> dict[str, Tensor]:
-        """Prompts filled up on the left, and the features of their images."""
-        padded = padded_prompts([torch.tensor(one.ids) for one in asked], self.chat.pad_id)
+    def _batch(self, prompts: Sequence[_Prompt]) -> dict[str, Tensor]:
+        """Prompts padded on the left, and the features of their images."""
+        padded = padded_prompts([torch.tensor(one.ids) for one in prompts], self.chat.pad_id)
         device = self.model.decoder.device
-        pictures = [picture for one in asked for picture in one.images]
+        pictures = [picture for one in prompts for picture in one.images]
         assert int((padded["input_ids"] == IMAGE_ID).sum()) == len(pictures)
         return {name: value.to(device) for name, value in padded.items()} | {"features": self._features(pictures)}
 
@@ -158,14 +160,16 @@ class LoadedModel:
         """``[layers, N, T, dim]``; N may be 0."""
         layers = self.model.connector.uses
         rows, columns = self.encoder.grid()
-        found = [
-            self.encoder.encode(np.stack([self._opened(picture) for picture in pictures[at : at + ENCODED]]), layers)
+        features = [
+            self.encoder.encode(
+                np.stack([self._load_image(picture) for picture in pictures[at : at + ENCODED]]), layers
+            )
             for at in range(0, len(pictures), ENCODED)
         ]
         empty = torch.empty(len(layers), 0, rows * columns, self.encoder.dim, device=self.encoder.device)
-        return torch.cat([empty, *found], dim=1) if found else empty
+        return torch.cat([empty, *features], dim=1) if features else empty
 
-    def _opened(self, picture: Picture) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def _load_image(self, picture: Picture) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """An image as a square of the encoder's size."""
         array = pixels(picture)
         size, how = self.encoder.image_size, self.config["images"]

@@ -60,10 +60,10 @@ def locate(uri: str, target: str, experiment: str | None = None) -> Located:
     tags = _tags(client, target)
     analysis = Analysis(read_study(uri, tags[Tag.STUDY_ID]))
     cell_id = tags[Tag.CELL]
-    found = next((cell for cell in analysis.record.cells if cell.id == cell_id), None)
-    if found is None:
+    match = next((cell for cell in analysis.record.cells if cell.id == cell_id), None)
+    if match is None:
         raise WorkbenchError(f"run {target} is of a cell that its study no longer holds.")
-    return Located(client, target, analysis, found)
+    return Located(client, target, analysis, match)
 
 
 def find_run(uri: str, target: str, experiment: str | None = None) -> tuple[MlflowClient, str]:
@@ -74,8 +74,8 @@ def find_run(uri: str, target: str, experiment: str | None = None) -> tuple[Mlfl
         client = connect(uri)
         _tags(client, target)
         return client, target
-    found = locate(uri, target, experiment)
-    return found.client, found.run_id
+    located = locate(uri, target, experiment)
+    return located.client, located.run_id
 
 
 @contextmanager
@@ -148,15 +148,15 @@ def _replicate(analysis: Analysis, label: str) -> tuple[str, Cell]:
 
     record = analysis.record
     if label:
-        found = next((cell for cell in record.cells if label in (cell.label, cell.id)), None)
-        if found is None:
+        match = next((cell for cell in record.cells if label in (cell.label, cell.id)), None)
+        if match is None:
             hint = nearest(label, [cell.label for cell in record.cells])
             raise WorkbenchError(f"study '{record.name}' has no cell '{label}'.{hint}")
     else:
-        found = answer(analysis).cell
-        if found is None:
+        match = answer(analysis).cell
+        if match is None:
             raise WorkbenchError(f"study '{record.name}' recommends nothing yet: no cell has been trained to its end.")
-    runs = record.finals(found.id)
+    runs = record.finals(match.id)
     if not runs:
-        raise WorkbenchError(f"no replicate of {found.label} was trained to its end in study '{record.name}'.")
-    return runs[0].run_id, found
+        raise WorkbenchError(f"no replicate of {match.label} was trained to its end in study '{record.name}'.")
+    return runs[0].run_id, match

@@ -29,7 +29,7 @@ _UNKNOWN = "?"  # stands for an answer that a file does not give
 
 @dataclass(frozen=True)
 class QuestionRow:
-    """A row that is asked.
+    """A row to predict.
 
     Attributes:
         id: the row's own, or its number.
@@ -53,15 +53,15 @@ def read_questions(file: Path, folder: Path | None) -> list[QuestionRow]:
         WorkbenchError: the first row that cannot be asked, with its line.
     """
     images = ImageFolder(folder) if folder is not None else None
-    found = []
+    questions = []
     for entry in read_entries(file):
         try:
-            found.append(_question(entry.value, entry.number, images))
+            questions.append(_question(entry.value, entry.number, images))
         except BadRow as error:
             raise WorkbenchError(f"{file}:{entry.line}: {error}.") from None
-    if not found:
+    if not questions:
         raise WorkbenchError(f"{file} holds no questions.")
-    return found
+    return questions
 
 
 def predict(
@@ -161,7 +161,7 @@ def _as_conversation(found: object) -> tuple[object, bool]:
 
 
 def _kept(part: Path, identity: str) -> dict[int, str]:
-    """The answers of an earlier try; a torn last line is cut off."""
+    """The answers of an earlier try; a torn last line is dropped."""
     if not part.exists():
         return {}
     try:

@@ -134,12 +134,12 @@ def to_stock(
         stock.float()
     load_weights(stock.model.vision_tower, _cpu(encoder.model), "the encoder")
     load_weights(
-        stock.model.language_model, _lengthened(_cpu(text.base_model), vocabulary, config), "the language model"
+        stock.model.language_model, _with_image_token(_cpu(text.base_model), vocabulary, config), "the language model"
     )
     for theirs, ours in (("linear_1", "map.0"), ("linear_2", "map.2")):
         linear = getattr(stock.model.multi_modal_projector, theirs)
         load_weights(linear, _part(_cpu(projector), ours), "the projector")
-    head = _lengthened(_cpu(text.get_output_embeddings()), vocabulary, config)
+    head = _with_image_token(_cpu(text.get_output_embeddings()), vocabulary, config)
     stock.lm_head.weight = nn.Parameter(head["weight"].clone())
     stock.tie_weights()
     stock.generation_config = copy.deepcopy(text.generation_config)
@@ -221,7 +221,7 @@ def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): value for name, value in state.items() if name.startswith(f"{prefix}.")}
 
 
-def _lengthened(state: dict[str, Tensor], vocabulary: int, config: Any) -> dict[str, Tensor]:
+def _with_image_token(state: dict[str, Tensor], vocabulary: int, config: Any) -> dict[str, Tensor]:
     """Word embeddings with the rows that the image token adds: the mean of the others."""
     more = config.text_config.vocab_size - vocabulary
     if not more:

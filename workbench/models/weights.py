@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from fusion_workbench.modules.language.decoder import Decoder
 
-_SAMPLES = 64  # values of each tensor that a fingerprint looks at
+_SAMPLES = 64  # values of each tensor that a fingerprint reads
 _SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")  # of its config
 UPDATES = "adapter_model.safetensors"  # peft's name
 

@@ -1,1 +1,1 @@
-"""A study from the first look at its ledger to its last step."""
+"""A study from the opening of its ledger to its last step."""

@@ -1,4 +1,4 @@
-"""Fresh replicates: what validation picked is trained again, with its controls, before anything is claimed of it.
+"""Fresh replicates: what validation picked is trained again, with its budget-matched controls, before any claim.
 
 Contenders are the winner, the best fusion and the baselines, as the replicates' validation picks them; for the best
 fusion also one layer with its parameters or its FLOPs (``matched``), and itself without each of its layers. They are
@@ -41,51 +41,51 @@ class Confirmer:
 
     Args:
         parts: the prepared study.
-        banks: trains and knows ledger, tracker and parent run.
+        trainer: of the study, with its ledger, tracker and parent run.
         cells: the study's finalists.
         rates: their learning rates.
     """
 
-    def __init__(self, parts: Parts, banks: JobTrainer, cells: Sequence[Cell], rates: Mapping[str, float]) -> None:
+    def __init__(self, parts: Parts, trainer: JobTrainer, cells: Sequence[Cell], rates: Mapping[str, float]) -> None:
         self.parts = parts
-        self.banks = banks
+        self.trainer = trainer
         self.cells = {cell.id: cell for cell in cells}
         self.rates = dict(rates)
         self.trainable = dict(self.cells)  # also those that are trained on fresh replicates alone
 
     def run(self, looks: Sequence[int]) -> int:
-        """Train up to the look that decides, or the last; how many variant-replicates did not finish."""
+        """Train up to the interim analysis that decides, or the last; how many variant-replicates did not finish."""
         contenders = self._contenders() if looks else []
         if not contenders:
             return 0
-        study, ledger = self.parts.study, self.banks.ledger
+        study, ledger = self.parts.study, self.trainer.ledger
         variants = [variant(study, self.trainable[c.cell.id], _rate(c)) for c in contenders]
         reached = 0
         for look in looks:
             jobs = [Job(v, fresh_replicate(r)) for r in range(reached, look) for v in variants]
-            self.banks.train(jobs, Phase.CONFIRM)
+            self.trainer.train(jobs, Phase.CONFIRM)
             reached = look
             if look < looks[-1] and self._decided():
-                self.banks.display.say(f"decided after {look} fresh replicates, as planned: no more are needed")
+                self.trainer.display.say(f"decided after {look} fresh replicates, as planned: no more are needed")
                 break
         ledger.remember("confirmed", reached)
-        write_plan(ledger, self.banks.tracker, self.banks.run_id)
+        write_plan(ledger, self.trainer.tracker, self.trainer.run_id)
         done = [ledger.find(v.id, fresh_replicate(r)) for r in range(reached) for v in variants]
         return sum(1 for entry in done if entry is None or not entry.finished)
 
     def _decided(self) -> bool:
         from fusion_workbench.reports import is_confirmed
 
-        with self.banks.display.step("looking at the fresh replicates"):
-            return is_confirmed(self.banks.tracker.uri, self.parts.study_id, self.parts.study.tracking.experiment)
+        with self.trainer.display.step("looking at the fresh replicates"):
+            return is_confirmed(self.trainer.tracker.uri, self.parts.study_id, self.parts.study.tracking.experiment)
 
     # --- who --------------------------------------------------------------------------------------------------------
 
     def _contenders(self) -> list[Contender]:
         """Those of the ledger, or, the first time, those that validation points to now."""
-        ledger, tracker, run_id = self.banks.ledger, self.banks.tracker, self.banks.run_id
-        known: list[dict[str, Any]] | None = ledger.fact(_FACT)
-        contenders = [self._restored(entry) for entry in known] if known is not None else self._pick()
+        ledger, tracker, run_id = self.trainer.ledger, self.trainer.tracker, self.trainer.run_id
+        stored: list[dict[str, Any]] | None = ledger.fact(_FACT)
+        contenders = [self._restored(entry) for entry in stored] if stored is not None else self._pick()
         entries = [contender.plain() for contender in contenders]
         if entries:  # of a study in which nothing has finished yet, they are picked when something has
             ledger.remember(_FACT, entries)
@@ -93,11 +93,11 @@ class Confirmer:
         return contenders
 
     def _restored(self, entry: Mapping[str, Any]) -> Contender:
-        found = Contender.read(entry)
-        known = found.cell
-        cell = self._cell(known.strategy, known.selection, known.options, known.alias)
-        self.trainable[known.id] = replace(cell, baselines=known.baselines)
-        return found
+        contender = Contender.read(entry)
+        tracked = contender.cell
+        cell = self._cell(tracked.strategy, tracked.selection, tracked.options, tracked.alias)
+        self.trainable[tracked.id] = replace(cell, baselines=tracked.baselines)
+        return contender
 
     def _contender(self, cell: Cell, rate: float | None = None, **why: Any) -> Contender:
         """``rate``: its learning rate; None: not searched yet."""
@@ -107,16 +107,16 @@ class Confirmer:
     def _pick(self) -> list[Contender]:
         from fusion_workbench.reports import find_picks
 
-        with self.banks.display.step("picking on validation what is trained again"):
-            found = find_picks(self.banks.tracker.uri, self.parts.study_id, self.parts.study.tracking.experiment)
-        if found is None:
+        with self.trainer.display.step("picking on validation what is trained again"):
+            picks = find_picks(self.trainer.tracker.uri, self.parts.study_id, self.parts.study.tracking.experiment)
+        if picks is None:
             return []
         roles: dict[str, list[str]] = {}
         stands_for: dict[str, list[tuple[str, str]]] = {}
-        roles.setdefault(found.winner.id, []).append(Role.WINNER)
-        if found.fusion is not None:
-            roles.setdefault(found.fusion.id, []).append(Role.FUSION)
-        for key, cell in found.baselines.items():
+        roles.setdefault(picks.winner.id, []).append(Role.WINNER)
+        if picks.fusion is not None:
+            roles.setdefault(picks.fusion.id, []).append(Role.FUSION)
+        for key, cell in picks.baselines.items():
             stands_for.setdefault(cell.id, []).append(key)
         chosen = [
             self._contender(
@@ -128,8 +128,8 @@ class Confirmer:
             for cell in dict.fromkeys([*roles, *stands_for])
             if cell in self.cells
         ]
-        if found.fusion is not None and found.fusion.id in self.cells:
-            fusion = self.cells[found.fusion.id]
+        if picks.fusion is not None and picks.fusion.id in self.cells:
+            fusion = self.cells[picks.fusion.id]
             extra = [*self._controls(fusion), *self._without(fusion)]
             rates = self._rates([self.trainable[c.cell.id] for c in extra])
             merged = {c.cell.id: c for c in chosen}
@@ -149,7 +149,7 @@ class Confirmer:
         from fusion_workbench.modules.fusion import STRATEGIES
 
         if fusion.strategy not in STRATEGIES:
-            self.banks.display.say(f"no control of the same size is trained: {fusion.label} injects into the decoder")
+            self.trainer.display.say(f"no control of the same size is trained: {fusion.label} injects into the decoder")
             return
         changed = self._changed_options(fusion)
         sizes: dict[int, tuple[Cell, tuple[str, ...]]] = {}
@@ -159,7 +159,7 @@ class Confirmer:
                 cell = self._cell(MATCHED_STRATEGY, fusion.selection, options)
                 size = self._projector_size(cell)
             except WorkbenchError as error:
-                self.banks.display.say(f"no control of the same {budget} is trained: {error}")
+                self.trainer.display.say(f"no control of the same {budget} is trained: {error}")
                 continue
             first, budgets = sizes.get(size, (cell, ()))
             sizes[size] = (first, (*budgets, budget))
@@ -167,12 +167,12 @@ class Confirmer:
             yield self._contender(cell, controls=budgets)
 
     def _without(self, fusion: Cell) -> Iterator[Contender]:
-        """The fusion without each of its layers; without its query, its highest level asks."""
+        """The fusion without each of its layers; without its query, its highest level becomes the query."""
         from fusion_workbench.modules.meta import on_meta
 
         for layer in fusion.selection.layers:
-            rest = [other for other in fusion.selection.layers if other != layer]
-            selection = Selection(tuple(rest[:-1]), rest[-1])
+            kept = [other for other in fusion.selection.layers if other != layer]
+            selection = Selection(tuple(kept[:-1]), kept[-1])
             try:
                 if selection.levels:
                     cell = self._cell(fusion.strategy, selection, dict(fusion.options), fusion.alias)
@@ -180,7 +180,7 @@ class Confirmer:
                 else:
                     cell = self._cell("deep_only", selection, {})
             except WorkbenchError as error:
-                self.banks.display.say(f"{fusion.label} without layer {layer} cannot be trained: {error}")
+                self.trainer.display.say(f"{fusion.label} without layer {layer} cannot be trained: {error}")
                 continue
             yield self._contender(self.cells.get(cell.id, cell), without=layer)
 
@@ -214,16 +214,17 @@ class Confirmer:
         """As for all others: the same rates tried on the search replicate, for each cell or once a strategy."""
         search = self.parts.study.search
         grid = sorted(set(search.learning_rates))
-        found = {cell.id: self.rates[cell.id] for cell in cells if cell.id in self.rates}
+        rates = {cell.id: self.rates[cell.id] for cell in cells if cell.id in self.rates}
         if search.scope == "strategy":
             families = {self.cells[cell].family: rate for cell, rate in self.rates.items() if cell in self.cells}
-            found |= {c.id: families[c.family] for c in cells if c.id not in found and c.family in families}
-        rest = [cell for cell in cells if cell.id not in found]
+            rates |= {c.id: families[c.family] for c in cells if c.id not in rates and c.family in families}
+        unsearched = [cell for cell in cells if cell.id not in rates]
         if len(grid) > 1:
-            self.banks.train(
-                [Job(variant(self.parts.study, c, lr), SEARCH_REPLICATE) for c in rest for lr in grid], Phase.SEARCH
+            self.trainer.train(
+                [Job(variant(self.parts.study, c, lr), SEARCH_REPLICATE) for c in unsearched for lr in grid],
+                Phase.SEARCH,
             )
-        return found | {c.id: self.banks.best_rate(c, grid)[0] if len(grid) > 1 else grid[0] for c in rest}
+        return rates | {c.id: self.trainer.best_rate(c, grid)[0] if len(grid) > 1 else grid[0] for c in unsearched}
 
 
 def _rate(contender: Contender) -> float:

@@ -1,4 +1,4 @@
-"""The experiment runner: asks the planner what to train, trains it in banks, writes it down.
+"""The experiment runner: gets from the planner what to train, trains it, records it.
 
 The order of writing makes a kill harmless at any moment: a variant-replicate is first in MLflow (RUNNING), then, when
 all its numbers and files are there, done in the ledger (the commit), then FINISHED in MLflow, then told to Optuna.
@@ -62,7 +62,7 @@ class StudyResult:
 
 
 class Experiment:
-    """One study, from its first look at the ledger to the last row in MLflow.
+    """One study, from the opening of its ledger to the last row in MLflow.
 
     Args:
         parts: the prepared study.
@@ -104,7 +104,7 @@ class Experiment:
             self.ledger = Ledger(folder / LEDGER)
             with self.display.step("reconciling ledger, MLflow and Optuna"):
                 self._open()
-                self.banks = trainer_of(self.parts)(self.parts, self.tracker, self.ledger, self.run_id, self.display)
+                self.trainer = trainer_of(self.parts)(self.parts, self.tracker, self.ledger, self.run_id, self.display)
                 planner = Planner(self.parts.space, self.study.search, folder / "optuna.journal", self.parts.study_id)
             try:
                 self._train_all(planner)
@@ -120,7 +120,7 @@ class Experiment:
             self.run_id,
             uri,
             len(planner.finalists()),
-            self.banks.trained,
+            self.trainer.trained,
             self.kept,
             self.failed,
         )
@@ -138,17 +138,17 @@ class Experiment:
             planner.tell(cell, self.ledger.objective(v.id, [j.replicate for j in jobs if j.variant == v]))
         done = [self.ledger.find(job.variant.id, job.replicate) for job in jobs]
         self.failed = sum(1 for entry in done if entry is None or not entry.finished)
-        self.failed += Confirmer(self.parts, self.banks, cells, rates).run(self.plan["confirm"])
-        if self.banks.token_maps:
+        self.failed += Confirmer(self.parts, self.trainer, cells, rates).run(self.plan["confirm"])
+        if self.trainer.token_maps:
             log_token_maps(self.parts, self.tracker, self.run_id, variants, self.ledger, self.display)
         log_layers(self.parts, self.tracker, self.run_id, variants, planner, self.ledger, self.display)
 
     def _replicate(self, variants: list[Variant]) -> list[Job]:
-        """Train replicate by replicate; between two looks of the plan, stop where the answer is decided."""
+        """Train replicate by replicate; between two interim analyses of the plan, stop where the answer is decided."""
         jobs: list[Job] = []
         for look in self.plan["looks"]:
             more = [Job(v, str(r)) for r in range(len(jobs) // len(variants), look) for v in variants]
-            self.banks.train(more, Phase.FINAL)
+            self.trainer.train(more, Phase.FINAL)
             jobs += more
             if look < self.plan["looks"][-1] and self._decided(look):
                 self.ledger.remember("stopped", look)
@@ -198,23 +198,23 @@ class Experiment:
 
         if planner.exhaustive and all(len(grid_of(cell)) == 1 for cell in planner.finalists()):
             return {cell.id: grid_of(cell)[0] for cell in planner.finalists()}
-        while asked := planner.ask(self.study.training.bank_size):
-            cells = [a.cell for a in asked]
-            self.banks.train(
+        while proposals := planner.ask(self.study.training.bank_size):
+            cells = [a.cell for a in proposals]
+            self.trainer.train(
                 [Job(variant(self.study, c, lr), SEARCH_REPLICATE) for c in cells for lr in grid_of(c)], Phase.SEARCH
             )
             for cell in cells:
-                rates[cell.id], value = self.banks.best_rate(cell, grid_of(cell))
+                rates[cell.id], value = self.trainer.best_rate(cell, grid_of(cell))
                 planner.tell(cell, value)
-        return {c.id: rates.get(c.id) or self.banks.best_rate(c, grid_of(c))[0] for c in planner.finalists()}
+        return {c.id: rates.get(c.id) or self.trainer.best_rate(c, grid_of(c))[0] for c in planner.finalists()}
 
     def _rates_by_strategy(self, planner: Planner, grid: Sequence[float]) -> dict[str, float]:
         """Scope ``strategy``: one cell stands for all that differ from it in their layers alone."""
         first = planner.representatives()
-        self.banks.train(
+        self.trainer.train(
             [Job(variant(self.study, c, lr), SEARCH_REPLICATE) for c in first.values() for lr in grid], Phase.SEARCH
         )
-        return {family: self.banks.best_rate(cell, grid)[0] for family, cell in first.items()}
+        return {family: self.trainer.best_rate(cell, grid)[0] for family, cell in first.items()}
 
     # --- opening ------------------------------------------------------------------------------------------------
 
@@ -228,15 +228,15 @@ class Experiment:
             Tag.VERSIONS: to_json(provenance.versions()),
             Tag.DEVICE: provenance.device(),
         }
-        trainer = trainer_of(parts)
-        trainer.check_unchanged(parts, self.ledger)
+        kind = trainer_of(parts)
+        kind.check_unchanged(parts, self.ledger)
         remember_schema(self.study, self.ledger)
-        known = self.ledger.fact("run_id")
-        self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known, self._place(), tags)
+        known_run = self.ledger.fact("run_id")
+        self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known_run, self._place(), tags)
         self.ledger.remember("run_id", self.run_id)
-        if known != self.run_id:
+        if known_run != self.run_id:
             self.tracker.log_params(self.run_id, flat(to_dict(self.study)))
-        self.tracker.log_files(self.run_id, study_files(parts) | trainer.study_files(parts))
+        self.tracker.log_files(self.run_id, study_files(parts) | kind.study_files(parts))
         self.plan = register_plan(self.study, self.ledger, self.tracker, self.run_id)
         self._reconcile()
         if mixed := open_numerics(self.ledger, self.tracker, self.run_id):
@@ -257,7 +257,7 @@ class Experiment:
             if entry is None:
                 self.tracker.close(run_id, RunStatus.KILLED)
             else:
-                self.tracker.close(run_id, closing_status(entry.outcome), entry.outcome)
+                self.tracker.close(run_id, closing_status(entry.status), entry.status)
         for entry in entries:
             lost = entry.run_id not in runs
             again = self.retry_failed and entry.state == LedgerState.DONE and not entry.finished

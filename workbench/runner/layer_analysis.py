@@ -1,4 +1,4 @@
-"""The last step of a study beside the look: what the layers have in common, and which of them decide.
+"""The last step of a study, beside its token maps: what the layers have in common, and which of them decide.
 
 Two files go to the parent run, for the report to render. ``similarity.json``: linear CKA between all layers that the
 study can read, on validation images (:mod:`modules.similarity`). ``importance.json``: PED-ANOVA over the study's cells
@@ -45,11 +45,11 @@ def log_layers(
 ) -> bool:
     """Log similarity and importance to the parent run ``run_id``; whether both are there now."""
 
-    def logged(artifact: Artifact, doing: str, made_of: dict[str, Any], make: Callable[[], dict[str, Any]]) -> bool:
+    def logged(artifact: Artifact, doing: str, inputs: dict[str, Any], make: Callable[[], dict[str, Any]]) -> bool:
         name = artifact.removesuffix(".json")
         return log_once(
             name,
-            {"schema": LAYERS_SCHEMA, "run": run_id} | made_of,
+            {"schema": LAYERS_SCHEMA, "run": run_id} | inputs,
             lambda: {artifact: to_json({"schema": LAYERS_SCHEMA} | make())},
             doing=doing,
             what=f"the {name} of layers",
@@ -60,8 +60,8 @@ def log_layers(
         )
 
     layers = planner.layers()
-    seen = {"layers": layers, "encoder": parts.encoder.fingerprint, "images": parts.source.fingerprint(SPLIT)}
-    similar = logged(Artifact.SIMILARITY, "comparing layers", seen, lambda: similarity(parts, layers))
+    inputs = {"layers": layers, "encoder": parts.encoder.fingerprint, "images": parts.source.fingerprint(SPLIT)}
+    similar = logged(Artifact.SIMILARITY, "comparing layers", inputs, lambda: similarity(parts, layers))
     values, of = _values(parts, variants, planner, ledger)
     scored_cells = {"cells": sorted([cell.id, value] for cell, value in values), "of": of}
     weighed = logged(Artifact.IMPORTANCE, "weighing layers", scored_cells, lambda: importances(parts, values, of))
@@ -99,14 +99,14 @@ def importances(parts: Parts, values: Sequence[tuple[Cell, float]], of: str) -> 
     """PED-ANOVA over cells with their values, as plain values; see :class:`sweeps.importance.Importance`."""
     from fusion_workbench.sweeps.importance import ScoredCell, importance
 
-    found = importance(
+    importance_of_layers = importance(
         [
             ScoredCell(frozenset(parts.layers_read(cell)), cell.strategy, cell.selection.query, value)
             for cell, value in values
             if not cell.alias  # a cell counts once, whatever it is called
         ]
     )
-    return asdict(found) | {"split": "validation", "values": of}
+    return asdict(importance_of_layers) | {"split": "validation", "values": of}
 
 
 def _values(

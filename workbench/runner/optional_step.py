@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def log_once(
     name: str,
-    made_of: Mapping[str, Any],
+    inputs: Mapping[str, Any],
     make: Callable[[], Mapping[str, str | bytes | Path]],
     *,
     doing: str,
@@ -28,17 +28,17 @@ def log_once(
 ) -> bool:
     """Log what ``make`` returns to the parent run ``run_id``; whether it is there now.
 
-    Nothing is done where the ledger knows that the same was logged before. Whatever goes wrong is told in a line: all
-    numbers of the study stand without it.
+    Nothing is done where the ledger knows that the same was logged before. Whatever goes wrong is reported in a line:
+    all numbers of the study stand without it.
 
     Args:
         name: of the fact in the ledger.
-        made_of: all that the files depend on; when it changes they are made again.
+        inputs: all that the files depend on; when it changes they are made again.
         make: the artifacts by their path.
         doing: what is shown meanwhile.
         what: is missing where it fails, for the line that says so.
     """
-    mark = digest(dict(made_of))
+    mark = digest(dict(inputs))
     if ledger.fact(name) == mark:
         return True
     try:

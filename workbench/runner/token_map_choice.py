@@ -1,4 +1,4 @@
-"""What a report lets its reader look at: which cells (chosen on validation) and which test examples (told why)."""
+"""Which cells (chosen on validation) and which test examples (each with its reason) the token maps show."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class ChosenExample:
 def choose_cells(
     cells: Sequence[Cell], fusing: Sequence[bool], trained: Sequence[bool], ranked: Sequence[int]
 ) -> ChosenCells:
-    """The cells to look at, by validation alone.
+    """The cells to show, by validation alone.
 
     Args:
         cells: C of them.
-        fusing: whether each reads more than one layer (a control may name levels and read none).
+        fusing: whether each reads more than one layer (a budget-matched control may name levels and read none).
         trained: whether a replicate of each was trained to its end.
         ranked: positions of those that can be chosen, the best on validation first
             (:meth:`reports.reading.ranking.Ranking.ranked`).
@@ -97,8 +97,8 @@ def choose_examples(
         at_random: how many at random.
         each: how many of every other kind and task.
     """
-    known = [i for i in range(_examples(scores)) if any(np.isfinite(s[..., i]).any() for s in scores.values())]
-    drawn = sorted(random.Random(seed).sample(known, min(at_random, len(known))))
+    scored = [i for i in range(_examples(scores)) if any(np.isfinite(s[..., i]).any() for s in scores.values())]
+    drawn = sorted(random.Random(seed).sample(scored, min(at_random, len(scored))))
     chosen = {i: ChosenExample(i, ExampleKind.RANDOM, "") for i in drawn}
 
     def take(kind: str, task: str, badness: Floats, limit: float = np.inf) -> None:
@@ -121,7 +121,7 @@ def _examples(scores: Mapping[str, Floats]) -> int:
 
 def _mean(values: Floats, axes: int | tuple[int, ...]) -> Floats:
     """Mean of what is known; nan where nothing is."""
-    known = np.isfinite(values)
-    count = known.sum(axes)
-    total = np.where(known, values, 0.0).sum(axes)
+    finite = np.isfinite(values)
+    count = finite.sum(axes)
+    total = np.where(finite, values, 0.0).sum(axes)
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=float)

@@ -3,8 +3,8 @@
 Chosen are a few cells (on validation) and a few test examples (some at random, the hardest, the most improved, the most
 worsened; see :mod:`runner.token_map_choice`). Their images are encoded anew, through the first replicate's trained
 fusers, and logged to the parent run as ``look/look.json`` with its pictures: an image an example, and for each map one
-strip with the examples below one another, a token a pixel. Of a fuser that tells where it draws on which level, a strip
-a level too.
+strip with the examples below one another, one pixel per token. Of a fuser that reports where it draws on which level,
+one strip per level too.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ Files = dict[str, str | bytes]
 def log_token_maps(
     parts: Parts, tracker: Tracker, run_id: str, variants: Sequence[Variant], ledger: Ledger, display: Display
 ) -> bool:
-    """Make the look and log it to the parent run ``run_id``; whether it is there now.
+    """Make the token maps and log them to the parent run ``run_id``; whether they are there now.
 
-    Nothing is done where the ledger says that the same replicates were looked at before. A look that fails is told in a
-    line and never ends a study: everything it shows is in the tables too.
+    Nothing is done where the ledger holds that those of the same replicates were logged before. A failure is reported
+    in a line and never ends a study: everything that token maps show is in the tables too.
     """
-    look = TokenMapBuilder(parts, tracker, run_id, variants, ledger)
-    if not look.entries:
+    builder = TokenMapBuilder(parts, tracker, run_id, variants, ledger)
+    if not builder.entries:
         return False
     return log_once(
         "look",
-        look.made_of(),
-        look.files,
+        builder.inputs(),
+        builder.files,
         doing="looking at test images",
         what="the look at test images",
         tracker=tracker,
@@ -73,12 +73,12 @@ def log_token_maps(
 
 @dataclass(frozen=True)
 class _Map:
-    """A column of the look: a layer before fusion, or a cell after it."""
+    """A column of token maps: a layer before fusion, or a cell after it."""
 
     name: str  # of its file, in ``look/``
     facts: dict[str, Any]
     maps: ColourMaps
-    shares: ShareMaps | None = None  # of the levels, where the fuser tells
+    shares: ShareMaps | None = None  # of the levels, where the fuser reports them
     levels: tuple[int, ...] = ()
 
     def regions(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class _Map:
 
 
 class TokenMapBuilder:
-    """The look of one study.
+    """Makes the token maps of one study.
 
     Args:
         parts: the prepared study.
@@ -150,7 +150,7 @@ class TokenMapBuilder:
                 files[token_map_file(m.of_level(level))] = _strip(shades, columns)
         pictures = [f"image-{e.index}.webp" for e in examples]
         files |= {token_map_file(name): _picture(image) for name, image in zip(pictures, images, strict=True)}
-        described = {
+        content = {
             "schema": TOKEN_MAPS_SCHEMA,
             "split": "test",
             "seed": seed,
@@ -159,28 +159,28 @@ class TokenMapBuilder:
             "featured": None if chosen.featured is None else self.cells[chosen.featured].id,
             "columns": [m.facts | {"file": m.name, "explained": list(m.maps.explained)} for m in maps],
             "regions": [m.regions() for m in maps if m.shares is not None],
-            "examples": self._described(examples, pictures, scores, chosen),
+            "examples": self._example_entries(examples, pictures, scores, chosen),
         }
-        return {Artifact.TOKEN_MAPS: to_json(described)} | files
+        return {Artifact.TOKEN_MAPS: to_json(content)} | files
 
     def _fuses(self, cell: Cell) -> bool:
         """Whether the cell's fuser reads more than one layer."""
         return len(self.parts.layers_read(cell)) > 1
 
-    def made_of(self) -> dict[str, Any]:
-        """All that the look depends on: it is taken again when this changes.
+    def inputs(self) -> dict[str, Any]:
+        """All that the token maps depend on: they are made again when this changes.
 
-        The plan's primary measure and the way that ratios are scored came later; where they change nothing, a look that
-        was taken before they did still counts.
+        The plan's primary measure and the way that ratios are scored came later; where they change nothing, token maps
+        that were made before still count.
         """
         runs = sorted(str(entry.run_id) for entry in self.entries.values())
-        made_of: dict[str, Any] = {"schema": TOKEN_MAPS_SCHEMA, "regions": True, "run": self.run_id, "of": runs}
+        inputs: dict[str, Any] = {"schema": TOKEN_MAPS_SCHEMA, "regions": True, "run": self.run_id, "of": runs}
         tasks, primary = self.parts.tasks, self.parts.study.plan.primary
         if primary and len(tasks) > 1 and primary != OVERALL:
-            made_of["primary"] = primary
+            inputs["primary"] = primary
         if any(task.ratio for task in tasks):
-            made_of["ratios"] = True
-        return made_of
+            inputs["ratios"] = True
+        return inputs
 
     # --- what was measured --------------------------------------------------------------------------------------
 
@@ -201,16 +201,16 @@ class TokenMapBuilder:
         scores = {task.name: np.full(shape, np.nan) for task in record.tasks}
         for i, cell in enumerate(self.cells):
             for task, table in scores.items():
-                found = record.example_scores.get((cell.id, task, "test"))
-                if found is None:
+                example_scores = record.example_scores.get((cell.id, task, "test"))
+                if example_scores is None:
                     continue
-                index = [place[example] for example in found.examples]
-                for replicate, row in zip(found.replicates, found.scores, strict=True):
+                index = [place[example] for example in example_scores.examples]
+                for replicate, row in zip(example_scores.replicates, example_scores.scores, strict=True):
                     if replicate in self.replicates:
                         table[i, self.replicates.index(replicate), index] = row
         return scores
 
-    def _described(
+    def _example_entries(
         self,
         examples: Sequence[ChosenExample],
         pictures: Sequence[str],
@@ -313,7 +313,7 @@ class TokenMapBuilder:
 
 
 def _strip(colours: Tensor, columns: int) -> bytes:
-    """PNG of uint8 ``[B, T, 3]`` or ``[B, T]``: the images below one another, a token a pixel."""
+    """PNG of uint8 ``[B, T, 3]`` or ``[B, T]``: the images below one another, one pixel per token."""
     return _encoded(colours.reshape(-1, columns, *colours.shape[2:]).numpy(), "PNG", optimize=True)
 
 

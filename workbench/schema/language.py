@@ -16,7 +16,7 @@ class LanguageModel:
         parameters: of the language model alone; None where it was not logged, likewise width and depth.
         stages: of the training, in order, by name.
         probes: the study of probes of the same cells; empty where the study names none.
-        controls: whether the cells were also asked with blank and with shuffled images.
+        controls: whether the no-image baselines were evaluated too: blank and shuffled images.
     """
 
     name: str

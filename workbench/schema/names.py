@@ -94,7 +94,7 @@ OPEN = (RunStatus.RUNNING, RunStatus.SCHEDULED)  # as MLflow takes it, the run s
 
 
 class Status(StrEnum):
-    """What became of a variant-replicate. A study writes the first four; the rest is what a reader finds."""
+    """How a variant-replicate ended. A study writes the first four; the rest is what a reader finds."""
 
     FINISHED = "finished"  # trained to the end
     DIVERGED = "diverged"  # the loss left the finite numbers

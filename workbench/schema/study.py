@@ -23,7 +23,7 @@ _OPTION = "options."  # begins MLflow's params of a cell's options
 
 @dataclass(frozen=True)
 class Task:
-    """What is read off the fused tokens, or asked: an entry of ``tasks.json``, by its name."""
+    """What probes predict from the fused tokens, or questions ask: an entry of ``tasks.json``, by its name."""
 
     name: str
     metric: str = "accuracy"
@@ -33,7 +33,7 @@ class Task:
     unit: str = "share"  # of the scores; see reports/words/units.py
     perfect: float | None = None  # the metric of a model that is always right
     ratio: tuple[str, str] | None = None  # statistics whose sums' quotient the metric is; None: a mean over examples
-    chance_test: float | None = None  # of the guess that ``chance`` is of, on test; they differ where the splits do
+    chance_test: float | None = None  # of the same chance baseline, on test; they differ where the splits do
 
     @property
     def sign(self) -> int:
@@ -47,7 +47,7 @@ class Task:
 
     @property
     def chance_baseline(self) -> float | None:
-        """What a guess that looks at no image reaches on test."""
+        """The chance baseline on test: what is reached without any image."""
         return self.chance if self.chance_test is None else self.chance_test
 
     def chance_normalised(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -193,7 +193,7 @@ class Contender:
     Attributes:
         roles: among ``winner`` (the best on validation) and ``fusion`` (the best that reads several layers).
         stands_for: the (measure, baseline) that it was picked as.
-        controls: the budgets of the best fusion that it meets with one layer: ``parameters``, ``flops``.
+        controls: the budgets of the best fusion that it matches with one layer: ``parameters``, ``flops``.
         without: the layer of the best fusion that it does without.
     """
 

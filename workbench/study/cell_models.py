@@ -24,7 +24,7 @@ class CellModels(ABC):
     @property
     @abstractmethod
     def measured(self) -> Sequence[Task | AnswerTask]:
-        """What is read off the tokens, or asked: the measures of the report."""
+        """What probes predict or questions ask: the measures of the report."""
 
     @property
     def stage_features(self) -> Mapping[str, Features]:

@@ -1,8 +1,8 @@
 """Training what a study asks for, each job written down so that a kill at any moment is harmless.
 
 A variant-replicate is first in MLflow (RUNNING), then, when all its numbers and files are there, done in the ledger
-(the commit), then FINISHED in MLflow. What a job *is* (a probe in a bank, a language model that sees) is the business
-of the two kinds of trainer: :mod:`training.probes` and :mod:`training.language`.
+(the commit), then FINISHED in MLflow. What a job *is* (a probe in a probe bank, a vision-language model) is the
+business of the two kinds of trainer: :mod:`training.probes` and :mod:`training.language`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class JobTrainer(ABC):
         display: shows progress.
     """
 
-    unit: str = "variant-epochs"  # what the progress bar counts
+    unit: str = "variant-epochs"  # of the progress bar
     token_maps: bool = False  # whether what it trains can be shown on test images
 
     @property
@@ -94,19 +94,19 @@ class JobTrainer(ABC):
 
     def train(self, jobs: Sequence[Job], phase: str) -> None:
         """Train what the ledger does not hold; jobs that are trained together share a replicate."""
-        missing = [job for job in dict.fromkeys(jobs) if self._wanted(job)]
+        missing = [job for job in dict.fromkeys(jobs) if self._is_missing(job)]
         kept = len(set(jobs)) - len(missing)
         with self.display.training(phase, total=len(missing) * self.units, kept=kept, unit=self.unit) as bar:
             for group in _groups(missing, self.together):
                 run_ids = [self._start(job, phase) for job in group]
-                with self._told_truly(group, run_ids):
+                with self._closing_on_error(group, run_ids):
                     self.train_group(group, run_ids, phase, bar)
 
     def commit(
         self,
         job: Job,
         run_id: str,
-        outcome: str,
+        status: str,
         step: int,
         metrics: Mapping[str, float],
         files: Mapping[str, str | bytes | Path],
@@ -116,8 +116,8 @@ class JobTrainer(ABC):
         self.tracker.log_metrics(run_id, [(step, metrics)])
         self.tracker.log_files(run_id, files)
         result = {key: value for key, value in last.items() if math.isfinite(value)} | dict(metrics)
-        self.ledger.finish(job.variant.id, job.replicate, outcome, result)
-        self.tracker.close(run_id, closing_status(outcome), outcome)
+        self.ledger.finish(job.variant.id, job.replicate, status, result)
+        self.tracker.close(run_id, closing_status(status), status)
         self.trained += 1
 
     def objective(self, job: Job) -> float | None:
@@ -155,8 +155,8 @@ class JobTrainer(ABC):
         return run_id
 
     @contextmanager
-    def _told_truly(self, jobs: Sequence[Job], run_ids: Sequence[str]) -> Iterator[None]:
-        """A group that is broken off leaves no run RUNNING and no row in the ledger."""
+    def _closing_on_error(self, jobs: Sequence[Job], run_ids: Sequence[str]) -> Iterator[None]:
+        """An interrupted group leaves no run RUNNING and no row in the ledger."""
         try:
             yield
         except BaseException as error:
@@ -167,7 +167,7 @@ class JobTrainer(ABC):
                     self.tracker.close(run_id, RunStatus.of_error(error))
             raise
 
-    def _wanted(self, job: Job) -> bool:
+    def _is_missing(self, job: Job) -> bool:
         entry = self.ledger.find(job.variant.id, job.replicate)
         return entry is None or entry.state != LedgerState.DONE
 

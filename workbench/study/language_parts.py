@@ -31,7 +31,7 @@ TITLES = {"read": "reading", "count": "counting", "position": "position", "digit
 
 @dataclass
 class LanguageParts(CellModels):
-    """The language model of a study, and what it is taught and asked.
+    """The language model of a study, and the data that it is trained and evaluated on.
 
     Attributes:
         path: folder or hub name of the language model.
@@ -114,7 +114,7 @@ class LanguageParts(CellModels):
         return any(stage.language_model != FROZEN for stage in self.config.stages)
 
     def questions(self, source: ConversationSource, split: str) -> list[int]:
-        """Numbers of the conversations of ``split`` that are asked: those of the study's tasks.
+        """Numbers of the conversations of ``split`` that are evaluated: those of the study's tasks.
 
         Of validation about as many as the limit, of each task its share and at least one, evenly spread over the
         task's own: sources list the kinds of question in turn, so an even spread over all could fall on one kind alone.
@@ -138,7 +138,7 @@ def prepare_language(
         features: of the study's own source.
 
     Raises:
-        WorkbenchError: no such language model, a source without conversations, a task that is not asked, an extra that
+        WorkbenchError: no such language model, a source without conversations, a task without questions, an extra that
             is not installed.
     """
     from fusion_workbench.datamodules.build import build_source
@@ -149,11 +149,11 @@ def prepare_language(
     assert config is not None
     if not isinstance(source, ConversationSource):
         raise WorkbenchError(
-            f"source '{study.source.name}' has no conversations to teach a language model; use one that has, such as "
-            "finescenes_questions, llava or hf_dataset."
+            f"source '{study.source.name}' has no conversations to train a language model on; use one that has, such "
+            "as finescenes_questions, llava or hf_dataset."
         )
     if any(stage.language_model == LORA for stage in config.stages):
-        _needs("peft", "a stage with language_model: lora", "peft")
+        _require_module("peft", "a stage with language_model: lora", "peft")
     path = _place(config.name, progress)
     model, tokenizer = _read(path, config.revision)
     sources: dict[str, ConversationSource] = {}
@@ -161,17 +161,17 @@ def prepare_language(
         own = source if stage.source is None else build_source(stage.source.name, stage.source.options)
         if not isinstance(own, ConversationSource):
             raise WorkbenchError(
-                f"language_model.stages: '{stage.name}' is taught from '{stage.source and stage.source.name}', which "
+                f"language_model.stages: '{stage.name}' is trained on '{stage.source and stage.source.name}', which "
                 "has no conversations."
             )
-        _fits(own, stage, study, encoder)
+        _check_stage_source(own, stage, study, encoder)
         sources[stage.name] = own
     by_stage = {
         name: features if own is source else features_of(study, workspace, encoder, own)
         for name, own in sources.items()
     }
     grid = encoder.grid()
-    _room(config, grid[0] * grid[1], model.get_text_config())
+    _check_length(config, grid[0] * grid[1], model.get_text_config())
     chat = Chat(tokenizer, config.max_length, tokens_per_image=grid[0] * grid[1], system=config.system)
     text = model.get_text_config()
     tasks = answer_tasks(study, source)
@@ -216,18 +216,18 @@ def answer_tasks(study: StudyConfig, source: ConversationSource) -> list[AnswerT
     from fusion_workbench.modules.answers.metrics import find_metric
     from fusion_workbench.modules.answers.task import AnswerTask
 
-    asked, where = source.metrics(), f"source '{study.source.name}'"
+    metrics, where = source.metrics(), f"source '{study.source.name}'"
     tasks = []
     for name in study.tasks:
         if study.tasks.count(name) > 1:
             raise WorkbenchError(f"tasks names '{name}' twice; name it once.")
-        if name not in asked:
-            raise WorkbenchError(f"tasks: '{name}' is no kind of question of the {where}.{nearest(name, asked)}")
-        metric = find_metric(asked[name], where)
-        taught = [c.references for c in source.conversations("val") if c.task == name]
-        if not taught or not any(c.task == name for c in source.conversations("test")):
-            raise WorkbenchError(f"tasks: '{study.source.name}' asks no '{name}' in its validation or its test split.")
-        tasks.append(AnswerTask(name, metric, TITLES.get(name, name), taught))
+        if name not in metrics:
+            raise WorkbenchError(f"tasks: '{name}' is no kind of question of the {where}.{nearest(name, metrics)}")
+        metric = find_metric(metrics[name], where)
+        references = [c.references for c in source.conversations("val") if c.task == name]
+        if not references or not any(c.task == name for c in source.conversations("test")):
+            raise WorkbenchError(f"tasks: '{study.source.name}' has no '{name}' in its validation or its test split.")
+        tasks.append(AnswerTask(name, metric, TITLES.get(name, name), references))
     return tasks
 
 
@@ -237,7 +237,9 @@ def count_parameters(connector: LanguageConnector) -> dict[str, int]:
     return {"fuser": parts.get("fuser", 0) + parts.get("gates", 0), "projector": parts.get("projector", 0)}
 
 
-def _fits(source: ConversationSource, stage: StageConfig, study: StudyConfig, encoder: VisionEncoder) -> None:
+def _check_stage_source(
+    source: ConversationSource, stage: StageConfig, study: StudyConfig, encoder: VisionEncoder
+) -> None:
     from fusion_workbench.datamodules.order import check_batch
     from fusion_workbench.modules.encoders.encoder import height_width
 
@@ -255,7 +257,7 @@ def _fits(source: ConversationSource, stage: StageConfig, study: StudyConfig, en
     )
 
 
-def _room(config: LanguageConfig, tokens: int, model: Any) -> None:
+def _check_length(config: LanguageConfig, tokens: int, model: Any) -> None:
     """Raises WorkbenchError for a length that holds no image, or that the language model has no positions for."""
     if config.max_length <= tokens:
         raise WorkbenchError(
@@ -297,7 +299,7 @@ def _read(path: str, revision: str | None) -> tuple[Any, Any]:
     return config, tokenizer
 
 
-def _needs(module: str, what: str, extra: str) -> None:
+def _require_module(module: str, what: str, extra: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(module) is None:

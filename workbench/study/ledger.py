@@ -40,12 +40,12 @@ class LedgerEntry:
     replicate: str  # "0", "1", … or "search"
     state: str  # a LedgerState
     run_id: str | None  # in MLflow
-    outcome: str | None  # a Status, once it is done
+    status: str | None  # a Status, once it is done
     result: dict[str, float]  # the last value of every metric
 
     @property
     def finished(self) -> bool:
-        return self.state == LedgerState.DONE and self.outcome == Status.FINISHED
+        return self.state == LedgerState.DONE and self.status == Status.FINISHED
 
     @property
     def objective(self) -> float | None:
@@ -101,17 +101,17 @@ class Ledger:
                 (variant, replicate, run_id),
             )
 
-    def finish(self, variant: str, replicate: str, outcome: str, result: Mapping[str, float]) -> None:
+    def finish(self, variant: str, replicate: str, status: str, result: Mapping[str, float]) -> None:
         """The commit: from here on it is never trained again."""
         with self._transaction():
             self._db.execute(
                 "UPDATE entries SET state = 'done', outcome = ?, result = ?, changed = datetime('now') "
                 "WHERE variant = ? AND replicate = ?",
-                (outcome, json.dumps(dict(result)), variant, replicate),
+                (status, json.dumps(dict(result)), variant, replicate),
             )
 
     def forget(self, variant: str, replicate: str) -> None:
-        """Drop a row whose training was cut off, or whose MLflow run is gone: it will be trained anew."""
+        """Drop a row whose training was interrupted, or whose MLflow run is gone: it will be trained anew."""
         with self._transaction():
             self._db.execute("DELETE FROM entries WHERE variant = ? AND replicate = ?", (variant, replicate))
 

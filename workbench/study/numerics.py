@@ -1,4 +1,4 @@
-"""Under which numerics a study's rows were trained: recorded with the study, and a mixture is told."""
+"""Under which numerics a study's rows were trained: recorded with the study, and a mixture is reported."""
 
 from __future__ import annotations
 

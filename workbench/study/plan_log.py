@@ -1,4 +1,4 @@
-"""The plan of a study, tracked before its first run; every later change of it, told."""
+"""The plan of a study, registered before its first run, with every later change of it."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ _WORDS = {
 
 
 def register_plan(study: StudyConfig, ledger: Ledger, tracker: Tracker, run_id: str) -> dict[str, Any]:
-    """Track the plan as ``plan.json`` and its hash as a tag; return it in full.
+    """Register the plan: ``plan.json`` and its hash as a tag. Returns it in full.
 
     The plan that stood before the first run stays in the ledger. Another one later is used, and its changes are written
-    down with the number of replicates that could have been looked at by then.
+    down with the number of replicates whose results could have been seen by then.
     """
     plan = full_plan(study.plan, study.tasks, study.replicates)
     finished = sum(1 for entry in ledger.entries() if entry.finished and entry.replicate != SEARCH_REPLICATE)
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    known: dict[str, Any] | None = ledger.fact("plan")
-    if known is None:
+    tracked: dict[str, Any] | None = ledger.fact("plan")
+    if tracked is None:
         late = [f"{now}, after {finished} finished variant-replicates: a plan was tracked for the first time"]
-        known = {"first": plan, "last": plan, "changes": late if finished else []}
-    if known["last"] != plan:
+        tracked = {"first": plan, "last": plan, "changes": late if finished else []}
+    if tracked["last"] != plan:
         if finished:
-            told = ", ".join(
-                f"{_WORDS.get(key, key)} from {known['last'][key]} to {plan[key]}"
+            changed = ", ".join(
+                f"{_WORDS.get(key, key)} from {tracked['last'][key]} to {plan[key]}"
                 for key in plan
-                if known["last"][key] != plan[key]
+                if tracked["last"][key] != plan[key]
             )
-            known["changes"].append(f"{now}, after {finished} finished variant-replicates: {told}")
+            tracked["changes"].append(f"{now}, after {finished} finished variant-replicates: {changed}")
         else:
-            known["first"] = plan
-        known["last"] = plan
-    ledger.remember("plan", known)
-    tracker.set_tags(run_id, {Tag.PLAN: plan_hash(known["first"])})
+            tracked["first"] = plan
+        tracked["last"] = plan
+    ledger.remember("plan", tracked)
+    tracker.set_tags(run_id, {Tag.PLAN: plan_hash(tracked["first"])})
     write_plan(ledger, tracker, run_id)
     return plan
 
 
 def write_plan(ledger: Ledger, tracker: Tracker, run_id: str) -> None:
-    """``plan.json`` as the ledger knows it."""
-    known = ledger.fact("plan")
+    """``plan.json`` as the ledger holds it."""
+    entry = ledger.fact("plan")
     tracked = TrackedPlan(
-        plan=known["last"],
-        first=known["first"],
-        changes=tuple(known["changes"]),
+        plan=entry["last"],
+        first=entry["first"],
+        changes=tuple(entry["changes"]),
         stopped=ledger.fact("stopped"),
         confirmed=ledger.fact("confirmed"),
     )

@@ -73,7 +73,7 @@ class Parts:
 
     @property
     def measured(self) -> Sequence[Task | AnswerTask]:
-        """What is read off the tokens, or asked: the measures of the report."""
+        """What probes predict or questions ask: the measures of the report."""
         return self.models.measured
 
     @property

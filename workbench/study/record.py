@@ -91,18 +91,18 @@ def tracked_task(parts: Parts, task: Task | AnswerTask) -> TrackedTask:
 
 
 def chance_on_test(parts: Parts, task: Task | AnswerTask) -> float:
-    """The metric, on test, of the best guess that looks at no image: fitted to the training targets, or, of a question
-    in words, the constant answer that does best on validation."""
+    """The chance baseline on test, of the best prediction that uses no image: fitted to the training targets, or, of a
+    question in words, the constant answer that does best on validation."""
     from fusion_workbench.modules.tasks import Task
 
     source = parts.source
     if isinstance(task, Task):
         return task.chance_baseline(source.targets("train"), source.targets("test"))
-    taught, asked = (
+    fitted_on, scored_on = (
         [c.references for c in parts.conversations.conversations(split) if c.task == task.name]
         for split in ("val", "test")
     )
-    return task.chance_baseline(taught, asked)
+    return task.chance_baseline(fitted_on, scored_on)
 
 
 def describe_variant(variant: Variant) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def final_metrics(
 
 
 def child_files(probe_run: ProbeRun, parts: Parts, variant: Variant, phase: str) -> dict[str, str | bytes]:
-    """Resolved YAML always; outcomes and the trained fuser for the final replicates."""
+    """Resolved YAML always; per-example scores and the trained fuser for the final replicates."""
     import safetensors.torch
 
     cell = variant.cell
@@ -256,7 +256,7 @@ def child_files(probe_run: ProbeRun, parts: Parts, variant: Variant, phase: str)
 
 
 def _outcomes(evaluation: Evaluation, parts: Parts, split: str) -> bytes:
-    """Per-example outcomes as Parquet: example_id, group, task, score, items, and a column ``stat.…`` a statistic."""
+    """Per-example scores as Parquet: example_id, group, task, score, items, and a column ``stat.…`` per statistic."""
     import pandas as pd
 
     identity = parts.source.identity(split).iloc[evaluation.index.numpy()]
@@ -295,7 +295,7 @@ def _forward_ms(probe_run: ProbeRun, example: torch.Tensor, grid: tuple[int, int
 
 
 def peak_memory_mb() -> float:
-    """Of the whole bank: the device's allocator on CUDA, the process elsewhere."""
+    """Of the whole probe bank: the device's allocator on CUDA, the process elsewhere."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

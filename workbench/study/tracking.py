@@ -59,14 +59,14 @@ class Tracker:
             if uri.startswith("sqlite:///"):
                 Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             self.client: MlflowClient = MlflowClient(tracking_uri=uri)
-            found = self.client.get_experiment_by_name(experiment)
-            if found is not None and found.lifecycle_stage == "deleted":
-                self.client.restore_experiment(found.experiment_id)
-            if found is None:
+            existing = self.client.get_experiment_by_name(experiment)
+            if existing is not None and existing.lifecycle_stage == "deleted":
+                self.client.restore_experiment(existing.experiment_id)
+            if existing is None:
                 place = None if uri.startswith(("http", "databricks")) else artifacts.resolve().as_uri()
                 self.experiment_id: str = self.client.create_experiment(experiment, artifact_location=place)
             else:
-                self.experiment_id = found.experiment_id
+                self.experiment_id = existing.experiment_id
         except MlflowException as error:
             raise WorkbenchError(f"tracking.uri '{uri}' cannot be used: {first_line(error)}") from None
         except Exception as error:  # drivers and file systems raise their own
@@ -149,11 +149,11 @@ class Tracker:
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
-    def close(self, run_id: str, status: RunStatus, outcome: str | None = None) -> None:
+    def close(self, run_id: str, run_status: RunStatus, status: str | None = None) -> None:
         """Set MLflow's final status (FINISHED, FAILED, KILLED) and ours, a :class:`~schema.names.Status`."""
-        if outcome is not None:
-            self.set_tags(run_id, {Tag.STATUS: outcome})
-        self.client.set_terminated(run_id, status=str(status))
+        if status is not None:
+            self.set_tags(run_id, {Tag.STATUS: status})
+        self.client.set_terminated(run_id, status=str(run_status))
 
     def exists(self, run_id: str) -> bool:
         """Whether MLflow still has the run, and it was not deleted."""

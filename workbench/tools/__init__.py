@@ -1,1 +1,1 @@
-"""The body of each side command: what looks at a machine, an encoder, a store or a plan, and prints."""
+"""The body of each side command: what examines a machine, an encoder, a store or a plan, and prints."""

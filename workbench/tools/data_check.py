@@ -25,7 +25,7 @@ def check(
     """Read a file as the source ``llava`` would, and print what it found. Returns whether it would be accepted.
 
     Args:
-        verify: how closely images are looked at; a key of ``fusion_workbench.datamodules.rows.image_folder.VERIFY``.
+        verify: how closely images are checked; a key of ``fusion_workbench.datamodules.rows.image_folder.VERIFY``.
         bad_rows: the share of bad rows above which it would not be.
         lists: folder of the quarantine's list; None: beside the file.
 

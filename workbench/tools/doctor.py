@@ -1,4 +1,4 @@
-"""Is this machine fit for a study? Findings, each with what would mend it.
+"""Is this machine fit for a study? Findings, each with its remedy.
 
 Nothing is changed or fetched. Versions come from the installed metadata, without importing what they belong
 to, and what cannot be looked at is said to be so.
@@ -40,7 +40,7 @@ FindingState = Literal["ok", "warn", "bad"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. ``remedy`` is empty when there is nothing to mend."""
+    """One thing that was checked. ``remedy`` is empty when there is nothing to fix."""
 
     name: str
     state: FindingState

@@ -1,4 +1,4 @@
-"""The layer passport: one encoder's layers under every notation."""
+"""Encoder info: one encoder's layers under every notation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show(console: Console, name: str, image_size: int, revision: str | None) -> None:
-    """Print the passport of encoder ``name``. Raises WorkbenchError when it cannot be loaded."""
+    """Print what is known of encoder ``name``. Raises WorkbenchError when it cannot be loaded."""
     from rich.table import Table
 
     from fusion_workbench.modules.encoders.encoder import height_width

@@ -1,4 +1,4 @@
-"""What Lightning calls while a bank trains."""
+"""What Lightning calls while a probe bank trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Teaching on several devices: a process a device, started by torchrun, that leaves its checkpoints to the study.
+"""Training on several devices: one process per device, started by torchrun, which leaves its checkpoints to the study.
 
 The study's own process writes down what is to be trained, starts the workers, shows their progress, and then takes up
 the checkpoints of the finished stages as it would after a kill. So nothing of ledger, MLflow or Optuna is known here.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fusion_workbench.training.language_run import LossRow
 
 ORDER = "order.json"
-_LAST = 20  # lines of a failed worker's words that are shown
+_LAST = 20  # lines of a failed worker's output that are shown
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DistributedResult:
     ``before``: the time of earlier workers whose checkpoints they took up.
     """
 
-    outcome: str
+    status: str
     samples: int
     seconds: float
     before: float
@@ -51,7 +51,7 @@ def train_distributed(
 
     cell = job.variant.cell
     folder.mkdir(parents=True, exist_ok=True)
-    order = {
+    request = {
         "study": to_yaml(parts.study),
         "workspace": str(parts.workspace.resolve()),
         "cell": cell.tracked(job.variant.lr).plain(),
@@ -60,7 +60,7 @@ def train_distributed(
         "replicate": job.replicate,
         "folder": str(folder.resolve()),
     }
-    (folder / ORDER).write_text(json.dumps(order), encoding="utf-8")
+    (folder / ORDER).write_text(json.dumps(request), encoding="utf-8")
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         f"--nproc-per-node={parts.study.training.devices}",
@@ -68,17 +68,17 @@ def train_distributed(
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        said: list[str] = []
+        output: list[str] = []
         rows: dict[int, LossRow] = {}
         end: dict[str, Any] = {}
         try:
             for line in process.stdout:
                 event = _event(line)
                 if event is None:
-                    said = [*said, line.rstrip()][-_LAST:]
+                    output = [*output, line.rstrip()][-_LAST:]
                 elif "steps" in event:
                     advance(int(event["steps"]))
-                elif "outcome" in event:
+                elif "status" in event:
                     end = event
                 else:
                     rows[int(event["number"])] = event["row"]
@@ -86,29 +86,29 @@ def train_distributed(
         except BaseException:
             process.terminate()
             raise
-    if not end or (process.returncode and end["outcome"] != Status.OUT_OF_MEMORY):
+    if not end or (process.returncode and end["status"] != Status.OUT_OF_MEMORY):
         raise WorkbenchError(
-            f"teaching {cell.label} on {parts.study.training.devices} devices failed: "
-            + (next((line for line in reversed(said) if "Error" in line), said[-1] if said else "no word was said"))
+            f"training {cell.label} on {parts.study.training.devices} devices failed: "
+            + (next((line for line in reversed(output) if "Error" in line), output[-1] if output else "no output"))
         )
     samples = int(end["samples"]) * parts.study.training.devices
     history = [rows[number] for number in sorted(rows)]
-    return DistributedResult(end["outcome"], samples, float(end["seconds"]), float(end["before"]), history)
+    return DistributedResult(end["status"], samples, float(end["seconds"]), float(end["before"]), history)
 
 
 def _event(line: str) -> dict[str, Any] | None:
-    """What a worker tells, or None for any other output."""
+    """The event that a worker reports, or None for any other output."""
     if not line.startswith("{"):
         return None
     try:
         event = json.loads(line)
     except ValueError:
         return None
-    return event if isinstance(event, dict) and event.keys() & {"steps", "number", "outcome"} else None
+    return event if isinstance(event, dict) and event.keys() & {"steps", "number", "status"} else None
 
 
-def work(path: Path) -> None:
-    """One worker: train what ``path`` orders; the first of the workers tells how far it is."""
+def run_worker(path: Path) -> None:
+    """One worker: train what ``path`` requests; the worker of rank 0 reports progress."""
     import os
 
     import torch
@@ -124,11 +124,11 @@ def work(path: Path) -> None:
     quiet_lightning()
     if torch.cuda.is_available():  # else every process would load its models onto the first device
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    order = json.loads(path.read_text(encoding="utf-8"))
-    study = study_from_yaml(order["study"], str(path))
-    parts = prepare(study, Path(order["workspace"]), progress=False)
-    named = TrackedCell.read(order["cell"])
-    cell = Cell(named.strategy, named.selection, tuple(sorted(named.options.items())), named.alias)
+    request = json.loads(path.read_text(encoding="utf-8"))
+    study = study_from_yaml(request["study"], str(path))
+    parts = prepare(study, Path(request["workspace"]), progress=False)
+    tracked = TrackedCell.read(request["cell"])
+    cell = Cell(tracked.strategy, tracked.selection, tuple(sorted(tracked.options.items())), tracked.alias)
     first = os.environ.get("RANK", "0") == "0"
 
     def say(event: dict[str, Any]) -> None:
@@ -138,18 +138,16 @@ def work(path: Path) -> None:
     def tell(number: int, row: LossRow) -> None:
         say({"number": number, "row": row})
 
-    training = tuple((key, value) for key, value in order["training"])
-    job = Job(Variant(cell, order["lr"], training), order["replicate"])
-    run = LanguageRun(parts, job, Path(order["folder"]), tell, lambda steps: say({"steps": steps}))
+    training = tuple((key, value) for key, value in request["training"])
+    job = Job(Variant(cell, request["lr"], training), request["replicate"])
+    run = LanguageRun(parts, job, Path(request["folder"]), tell, lambda steps: say({"steps": steps}))
     run.train()
-    end = {"outcome": run.outcome, "samples": run.samples, "seconds": run.seconds, "before": run.before}
-    if (
-        run.outcome == Status.OUT_OF_MEMORY
-    ):  # of this device, whichever it is; the others wait for it, and must be ended
+    end = {"status": run.status, "samples": run.samples, "seconds": run.seconds, "before": run.before}
+    if run.status == Status.OUT_OF_MEMORY:  # of this device, whichever it is; the others wait for it, and must be ended
         print(json.dumps(end), flush=True)
         sys.exit(1)
     say(end)
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    run_worker(Path(sys.argv[1]))

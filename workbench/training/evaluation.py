@@ -1,8 +1,9 @@
-"""Asking a taught model: answers to the questions of a split, and how each is judged.
+"""Evaluation of a trained model: predictions for the questions of a split, and the score of each.
 
-The controls ask the test questions again without the image that they are about: once of a *blank* image, a grey
-square, and once of a *shuffled* one, the image of another question. A model that scores as well without does not look.
-Questions without an image are asked as they are, so that score and control are of the same questions.
+The no-image baselines evaluate the test questions again without the image that they are about: once with a *blank*
+image, a grey square, and once with a *shuffled* one, the image of another question. A model that scores as well
+without its images does not depend on them. Questions without an image stay as they are, so that the score and its
+baseline are of the same questions.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ _GREY = 127
 
 @dataclass
 class SplitPredictions:
-    """What a model said to the questions of a split.
+    """The predictions of a model for the questions of a split.
 
     Attributes:
-        questions: asked, in their order.
-        predictions: the model's words.
+        questions: in the order of the source.
+        predictions: the model's answer to each.
         scores: of each, in the metric of its task.
         statistics: of each, what a metric that is a quotient of sums needs.
     """
@@ -49,18 +50,20 @@ class SplitPredictions:
     statistics: list[dict[str, float]] = field(default_factory=list)
 
     def metrics(self, tasks: Sequence[AnswerTask]) -> dict[str, float]:
-        """``"read/exact_match"`` → value, of every task that was asked."""
-        found = {}
+        """``"read/exact_match"`` → value, of every task that has questions."""
+        values = {}
         for task in tasks:
             own = [place for place, question in enumerate(self.questions) if question.task == task.name]
             if own:
                 names = self.statistics[own[0]]
                 sums = {name: [self.statistics[place][name] for place in own] for name in names}
-                found[task_metric(task.name, task.metric_name)] = task.metric.value([self.scores[p] for p in own], sums)
-        return found
+                values[task_metric(task.name, task.metric_name)] = task.metric.value(
+                    [self.scores[p] for p in own], sums
+                )
+        return values
 
-    def outcomes(self) -> bytes:
-        """Parquet as for probes: a row an example and task, a column ``stat.…`` a statistic."""
+    def scores_parquet(self) -> bytes:
+        """Per-example scores as Parquet, as for probes: a row per example and task, and ``stat.…`` columns."""
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for question, score, statistics in zip(self.questions, self.scores, self.statistics, strict=True):
             row = rows.setdefault(
@@ -73,8 +76,8 @@ class SplitPredictions:
                 row[statistic_column(name)] = row.get(statistic_column(name), 0.0) + value
         return _parquet(list(rows.values()), {"score": "float32", "items": "int32"})
 
-    def words(self) -> bytes:
-        """Parquet of questions, right answers and predictions."""
+    def predictions_parquet(self) -> bytes:
+        """Questions, reference answers and predictions as Parquet."""
         return _parquet(
             [
                 {
@@ -92,7 +95,7 @@ class SplitPredictions:
 
 
 class Evaluator:
-    """Asks one model.
+    """Evaluates one model.
 
     Args:
         parts: the prepared study.
@@ -106,17 +109,17 @@ class Evaluator:
         self.language = parts.language
         self.metrics = {task.name: task.metric for task in self.language.tasks}
 
-    def ask(self, split: str, images: str = REAL) -> SplitPredictions:
-        """Answers to the questions of ``split``, with their own images or in their place a control's."""
+    def evaluate(self, split: str, images: str = REAL) -> SplitPredictions:
+        """Predictions for the questions of ``split``, with their own images or with those of a no-image baseline."""
         self.model.eval()
         source = self.parts.conversations
         listed = source.conversations(split)
-        asked = [listed[n] for n in self.language.questions(source, split)]
-        shown = _IMAGES[images](self, split, asked)
+        questions = [listed[n] for n in self.language.questions(source, split)]
+        shown = _IMAGES[images](self, split, questions)
         features = self.parts.features.split(split, self.layers)
-        said = [""] * len(asked)
-        prompts = [self.language.chat.prompt(question) for question in asked]
-        order = sorted(range(len(asked)), key=lambda place: len(prompts[place]))  # alike lengths waste no padding
+        predictions = [""] * len(questions)
+        prompts = [self.language.chat.prompt(question) for question in questions]
+        order = sorted(range(len(questions)), key=lambda place: len(prompts[place]))  # alike lengths waste no padding
         size = self.language.config.eval_batch_size
         for start in range(0, len(order), size):
             places = order[start : start + size]
@@ -124,16 +127,16 @@ class Evaluator:
             batch = self._batch([prompts[place] for place in places], self._features(features, rows))
             answers = self.model.generate(batch, self.language.config.max_new_tokens)
             for place, answer in zip(places, answers, strict=True):
-                said[place] = answer
-        return self._judged(asked, said)
+                predictions[place] = answer
+        return self._scored(questions, predictions)
 
-    def _judged(self, asked: list[Conversation], said: list[str]) -> SplitPredictions:
-        pairs = list(zip(asked, said, strict=True))
+    def _scored(self, questions: list[Conversation], predictions: list[str]) -> SplitPredictions:
+        pairs = list(zip(questions, predictions, strict=True))
         return SplitPredictions(
-            asked,
-            said,
-            [self.metrics[q.task].score(words, q.references) for q, words in pairs],
-            [dict(self.metrics[q.task].statistics(words, q.references)) for q, words in pairs],
+            questions,
+            predictions,
+            [self.metrics[q.task].score(prediction, q.references) for q, prediction in pairs],
+            [dict(self.metrics[q.task].statistics(prediction, q.references)) for q, prediction in pairs],
         )
 
     def _batch(self, prompts: Sequence[Sequence[int]], features: Tensor) -> Mapping[str, Tensor]:
@@ -143,19 +146,19 @@ class Evaluator:
 
     # --- images -------------------------------------------------------------------------------------------------
 
-    def _own(self, split: str, asked: Sequence[Conversation]) -> list[tuple[int, ...]]:
-        return [question.images for question in asked]
+    def _own(self, split: str, questions: Sequence[Conversation]) -> list[tuple[int, ...]]:
+        return [question.images for question in questions]
 
-    def _blank(self, split: str, asked: Sequence[Conversation]) -> list[tuple[int, ...]]:
-        return [tuple(-1 for _ in question.images) for question in asked]
+    def _blank(self, split: str, questions: Sequence[Conversation]) -> list[tuple[int, ...]]:
+        return [tuple(-1 for _ in question.images) for question in questions]
 
-    def _shuffled(self, split: str, asked: Sequence[Conversation]) -> list[tuple[int, ...]]:
-        """Every image in the place of another, the same for all variants."""
-        rows = sorted({row for question in asked for row in question.images})
+    def _shuffled(self, split: str, questions: Sequence[Conversation]) -> list[tuple[int, ...]]:
+        """Every image replaced by another, the same for all variants."""
+        rows = sorted({row for question in questions for row in question.images})
         generator = torch.Generator().manual_seed(seed_of("shuffled", self.parts.source.fingerprint(split)))
         order = [rows[place] for place in torch.randperm(len(rows), generator=generator).tolist()]
         other = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle: no image stays
-        return [tuple(other[row] for row in question.images) for question in asked]
+        return [tuple(other[row] for row in question.images) for question in questions]
 
     def _features(self, features: SplitFeatures, rows: Sequence[int]) -> Tensor:
         """``[layers, N, T, dim]``; row -1 is the blank image."""
@@ -168,8 +171,8 @@ class Evaluator:
             blank = encoder.encode(np.full((1, height, width, 3), _GREY, np.uint8), self.layers)
             place[-1] = len(real)
             states.append(blank.to(states[0].dtype).cpu() if states else blank)
-        every = torch.cat([s.cpu() for s in states], dim=1)
-        return every[:, [place[row] for row in rows]]
+        states_by_row = torch.cat([s.cpu() for s in states], dim=1)
+        return states_by_row[:, [place[row] for row in rows]]
 
 
 _IMAGES = {REAL: Evaluator._own, NoImage.BLANK: Evaluator._blank, NoImage.SHUFFLED: Evaluator._shuffled}

@@ -1,4 +1,4 @@
-"""Training language models that see: a job at a time, asked when it is taught, written down as every job is."""
+"""Training vision-language models: one job at a time, evaluated once it is trained, and recorded as every job is."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class LanguageTrainer(JobTrainer):
 
         folder = self.parts.folder / "checkpoints" / f"{job.variant.id}-{job.replicate}"
         if self.study.training.devices > 1:
-            taught = train_distributed(
+            result = train_distributed(
                 self.parts, job, folder, tell, advance
             )  # leaves its checkpoints for the run to take up
             run = LanguageRun(self.parts, job, folder)
-            if taught.outcome == Status.FINISHED:
+            if result.status == Status.FINISHED:
                 run.train()
-            run.outcome, run.history = taught.outcome, taught.history
-            run.samples, run.seconds, run.before = taught.samples, taught.seconds, taught.before
+            run.status, run.history = result.status, result.history
+            run.samples, run.seconds, run.before = result.samples, result.seconds, result.before
         else:
             run = LanguageRun(self.parts, job, folder, tell, advance)
             run.train()
@@ -73,19 +73,19 @@ class LanguageTrainer(JobTrainer):
         answers: dict[str, SplitPredictions] = {}
         controls: dict[str, SplitPredictions] = {}
         last = dict(run.history[-1]) if run.history else {}
-        if run.outcome == Status.FINISHED:
-            asker = Evaluator(self.parts, run.model, run.layers)
-            answers["val"] = asker.ask("val")
+        if run.status == Status.FINISHED:
+            evaluator = Evaluator(self.parts, run.model, run.layers)
+            answers["val"] = evaluator.evaluate("val")
             values = answers["val"].metrics(language.tasks)
             last |= {on_validation(key): value for key, value in values.items()}
             last[OBJECTIVE] = objective(values, language.tasks)
             if phase != Phase.SEARCH:
-                answers["test"] = asker.ask("test")
+                answers["test"] = evaluator.evaluate("test")
                 if language.config.controls:
-                    controls = {name: asker.ask("test", name) for name in NO_IMAGE_KINDS}
+                    controls = {name: evaluator.evaluate("test", name) for name in NO_IMAGE_KINDS}
             tell(len(run.history), {key: value for key, value in last.items() if key.startswith(on_validation(""))})
         metrics = final_metrics(run, self.parts, answers, controls)
         with tempfile.TemporaryDirectory(prefix="workbench-") as scratch:
             files = child_files(run, self.parts, answers, phase, Path(scratch))
-            self.commit(job, run_id, run.outcome or Status.PRUNED, len(run.history), metrics, files, last)
+            self.commit(job, run_id, run.status or Status.PRUNED, len(run.history), metrics, files, last)
         run.forget()

@@ -1,4 +1,4 @@
-"""What is written down of a study of language models and of each variant-replicate: params, metrics, artifacts."""
+"""What a study of language models records of itself and of each variant-replicate: params, metrics, artifacts."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
 
 
 def check_conversations(parts: Parts, ledger: Ledger) -> None:
-    """Remember what is taught and asked; a file that was edited since would mix two data sets in one study.
+    """Fingerprint the training and evaluation data; a file edited since would mix two data sets in one study.
 
     Raises:
         WorkbenchError: the conversations are not those of the study's earlier runs.
@@ -102,7 +102,7 @@ def child_params(study: StudyConfig, variant: Variant, replicate: str) -> dict[s
 def final_metrics(
     run: LanguageRun, parts: Parts, answers: Mapping[str, SplitPredictions], controls: Mapping[str, SplitPredictions]
 ) -> dict[str, float]:
-    """Cost, convergence, gates; of the final replicates the test metrics and the controls."""
+    """Cost, convergence, gates; of the final replicates the test metrics and the no-image baselines."""
     from fusion_workbench.modules.cost import flops
 
     assert parts.language is not None
@@ -120,7 +120,7 @@ def final_metrics(
         timed=run.seconds,
         peak_memory_mb=run.peak_memory_mb,
         history=run.history,
-        status=run.outcome,
+        status=run.status,
     )
     metrics[CostMetric.PARAMETERS_TRAINED] = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     if run.flops_seen and (peak := peak_flops()):
@@ -139,27 +139,27 @@ def final_metrics(
 def child_files(
     run: LanguageRun, parts: Parts, answers: Mapping[str, SplitPredictions], phase: str, scratch: Path
 ) -> dict[str, str | bytes | Path]:
-    """Resolved YAML always; outcomes, answers and the model's folder for the final replicates.
+    """Resolved YAML always; per-example scores, predictions and the model's folder for the final replicates.
 
     The model is written to ``scratch``, and stays there until the files are logged.
     """
     files: dict[str, str | bytes | Path] = {
         Artifact.VARIANT: yaml.safe_dump(describe_variant(run.job.variant), sort_keys=False)
     }
-    if not keeps_results(phase, run.outcome):
+    if not keeps_results(phase, run.status):
         return files
-    for split, said in answers.items():
-        files[scores_file(split)] = said.outcomes()
+    for split, predictions in answers.items():
+        files[scores_file(split)] = predictions.scores_parquet()
     if "test" in answers:
         files[Artifact.ANSWERS] = answers["test"].words()
     folder = scratch / "model"
-    save_model(run.model, folder, parts.encoder, _described(run, parts))
+    save_model(run.model, folder, parts.encoder, _model_info(run, parts))
     files |= {model_file(str(path.relative_to(folder))): path for path in folder.rglob("*") if path.is_file()}
     return files
 
 
-def _described(run: LanguageRun, parts: Parts) -> ModelInfo:
-    """What the model's folder says of it."""
+def _model_info(run: LanguageRun, parts: Parts) -> ModelInfo:
+    """What is saved with the model's weights."""
     assert parts.language is not None
     config, options = parts.language.config, parts.study.source.options
     named = {key: options[key] for key in ("padding", "background") if key in options}

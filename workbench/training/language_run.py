@@ -1,7 +1,7 @@
-"""One variant-replicate of a multimodal language model: taught stage by stage, resumable at any step.
+"""One variant-replicate of a vision-language model: trained stage by stage, resumable at any step.
 
 While it trains its state lies in a folder of its own: ``STAGE.ckpt`` is the latest of a stage that is under way,
-``STAGE.done.ckpt`` what the stage ended with. A run that was cut off goes on from the latest of them, in the middle of
+``STAGE.done.ckpt`` what the stage ended with. An interrupted run goes on from the latest of them, in the middle of
 an epoch if need be, with the order of the data, the schedule and dropout where they were.
 """
 
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.language.decoder import Decoder
     from fusion_workbench.study.jobs import Job
 
-SECTIONS = 8  # rows of the loss curve a stage
+SECTIONS = 8  # rows of the loss curve per stage
 LossRow = dict[str, float]
 
 
 class LanguageRun:
-    """A job, from a fresh adapter to a taught model.
+    """A job, from a fresh adapter to a trained model.
 
     Args:
         parts: the prepared study.
@@ -52,9 +52,9 @@ class LanguageRun:
         advance: called with the number of steps done.
 
     Attributes:
-        model: the visual language model.
-        history: rows of the loss curve, :data:`SECTIONS` a stage.
-        outcome: finished, diverged or out_of_memory; None while it trains.
+        model: the vision-language model.
+        history: rows of the loss curve, :data:`SECTIONS` per stage.
+        status: finished, diverged or out_of_memory; None while it trains.
         seconds, samples, flops_seen: of training, in this process; FLOPs by :func:`flops_per_position`.
         before: seconds of training that earlier processes put into the checkpoints that are taken up.
         peak_memory_mb: of training in this process, on CUDA of this run alone; nan where it trained nothing.
@@ -74,14 +74,14 @@ class LanguageRun:
         self.study = parts.study
         self.tell, self.advance = tell, advance
         self.history: list[LossRow] = []
-        self.outcome: str | None = None
+        self.status: str | None = None
         self.seconds = self.before = 0.0
         self.peak_memory_mb = math.nan
-        self._began: float | None = None
+        self._started: float | None = None
         self.samples = 0
         self.flops_seen = 0.0
         self.model = self._build()
-        self.home = self.model.decoder.device
+        self.device = self.model.decoder.device
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -101,19 +101,19 @@ class LanguageRun:
             done = self.folder / f"{stage.name}.done.ckpt"
             if not (done.exists() and self._restore(done)):
                 self._train_stage(stage)
-                if self.outcome is not None:
+                if self.status is not None:
                     return
             else:
                 self.advance(steps)
-        self.outcome = Status.FINISHED
+        self.status = Status.FINISHED
 
     def to_device(self) -> None:
-        """Move the model to where it was built: Lightning leaves what it has trained on the CPU."""
-        self.model.to(self.home)
+        """Move the model back to the device it was built on: Lightning leaves what it has trained on the CPU."""
+        self.model.to(self.device)
 
     def clock(self) -> float:
         """Seconds since the training that is under way began."""
-        return 0.0 if self._began is None else time.perf_counter() - self._began
+        return 0.0 if self._started is None else time.perf_counter() - self._started
 
     def gates(self) -> LossRow:
         """Root mean square of each gate by its name in the adapter: how far it has opened."""
@@ -147,7 +147,7 @@ class LanguageRun:
         return self.language.config.parallel == "fsdp" and self.study.training.devices > 1
 
     def _rebuild(self, done: Sequence[StageConfig]) -> None:
-        """A whole model in place of a sharded one, whose parameters another stage could not rearrange."""
+        """An unsharded model instead of a sharded one, whose parameters another stage could not rearrange."""
         del self.model
         gc.collect()  # module and trainer know each other
         self.model = self._build()
@@ -220,19 +220,19 @@ class LanguageRun:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("dropout", self.job.replicate, self.job.variant.id, stage.name))
             self.model.train()  # Lightning leaves the mode as it finds it; a frozen decoder stays in eval mode
-            self._began = time.perf_counter()
+            self._started = time.perf_counter()
             try:
                 trainer.fit(self.model, self._data(stage), ckpt_path=resume, weights_only=True)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self.outcome = Status.OUT_OF_MEMORY
+                self.status = Status.OUT_OF_MEMORY
                 return
             finally:
                 self.seconds += self.clock()
-                self._began = None
+                self._started = None
                 self.peak_memory_mb = peak_memory_mb()
-        if self.outcome is None:
+        if self.status is None:
             trainer.save_checkpoint(self.folder / f"{stage.name}.done.ckpt", weights_only=False)
             latest.unlink(missing_ok=True)
 
@@ -287,7 +287,7 @@ _PARALLEL: dict[str, Callable[[int], Any]] = {
 
 
 def flops_per_position(parameters: int, trains: str) -> int:
-    """Model FLOPs of a position in a training step: 2 a parameter forward, 2 backward to the activations, and 2 to the
+    """Model FLOPs per position in a training step: 2 a parameter forward, 2 backward to the activations, and 2 to the
     weights where all of them train (arXiv 2204.02311, appendix B, without the attention's own).
     """
     return (6 if trains == FULL else 4) * parameters
@@ -359,7 +359,7 @@ class _Recorder(L.Callback):
         self.run.history.append(row)
         self.run.tell(len(self.run.history) - 1, row)
         if not math.isfinite(loss):
-            self.run.outcome = Status.DIVERGED
+            self.run.status = Status.DIVERGED
             trainer.should_stop = True
 
 

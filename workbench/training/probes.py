@@ -1,4 +1,4 @@
-"""Training probes: the variants of one replicate in banks, over one pass of the data."""
+"""Training probes: the variants of one replicate in probe banks, over one pass of the data."""
 
 from __future__ import annotations
 

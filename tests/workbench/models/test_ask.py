@@ -290,7 +290,7 @@ def test_a_converted_model_answers_alike_in_transformers(size: tuple[int, int], 
     result = run("convert", model, "--out", out)
     assert result.exit_code == 0, result.output
     loaded = load_model(model, "cpu")
-    asked = loaded._asked([path], QUESTION)
+    asked = loaded._prompt([path], QUESTION)
     ids, logits, answer = stock_answer(out, Image.open(path), QUESTION)
     assert ids[0].tolist().count(int(ids.max())) == 16  # a token for each patch
     assert [i for i in ids[0].tolist() if i != int(ids.max())] == [i for i in asked.ids if i >= 0]
@@ -304,7 +304,7 @@ def test_a_converted_model_answers_alike_in_transformers(size: tuple[int, int], 
     assert result.exit_code == 0, result.output
     back = load_model(tmp_path / "back", "cpu")
     assert back.answer([[path]], [QUESTION], 6) == loaded.answer([[path]], [QUESTION], 6)
-    again = back._asked([path], QUESTION)
+    again = back._prompt([path], QUESTION)
     assert again.ids == asked.ids
     with torch.no_grad():
         found = back.model(back._batch([again]))[0][0, -1]

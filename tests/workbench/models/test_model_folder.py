@@ -203,7 +203,7 @@ def test_likelihoods(saved: Path, tmp_path: Path) -> None:
     assert not wrong
     assert greedy
     # one token: against the distribution after the prompt
-    logits = loaded.model(loaded._batch([loaded._asked([image], QUESTION)]))[0][0, -1].log_softmax(-1)
+    logits = loaded.model(loaded._batch([loaded._prompt([image], QUESTION)]))[0][0, -1].log_softmax(-1)
     token = loaded.chat.encode(loaded._conversation([image], QUESTION, "k")).input_ids[-2]
     assert loaded.log_likelihood([image], QUESTION, "k")[0] == pytest.approx(logits[token].item(), abs=1e-5)
 

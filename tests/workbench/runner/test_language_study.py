@@ -322,4 +322,4 @@ def test_two_processes_stop_together_when_the_loss_is_no_number(text: str, tmp_p
     config.search.learning_rates = [1e30]
     result, parts = run(config, tmp_path)
     assert (result.trained, result.failed) == (2, 2)
-    assert {entry.outcome for entry in Ledger(parts.folder / "ledger.db").entries()} == {"diverged"}
+    assert {entry.status for entry in Ledger(parts.folder / "ledger.db").entries()} == {"diverged"}
