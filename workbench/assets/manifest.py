@@ -66,10 +66,10 @@ def inspect(folder: Path, asset: Asset, thorough: bool = False) -> tuple[AssetSt
 def _inspect_file(path: Path, entry: ManifestEntry, thorough: bool) -> str:
     """What is wrong with a file; the empty string when nothing is."""
     try:
-        found = path.stat()
-        if found.st_size != entry.bytes:
-            return f"was altered ({found.st_size} bytes, not {entry.bytes})"
-        if found.st_mtime_ns == entry.mtime_ns and not thorough:
+        stat = path.stat()
+        if stat.st_size != entry.bytes:
+            return f"was altered ({stat.st_size} bytes, not {entry.bytes})"
+        if stat.st_mtime_ns == entry.mtime_ns and not thorough:
             return ""
         if sha256(path) != entry.sha256:
             return "was altered (its sha256 is not the recorded one)"
@@ -77,9 +77,9 @@ def _inspect_file(path: Path, entry: ManifestEntry, thorough: bool) -> str:
         return "is gone"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
-    if found.st_mtime_ns != entry.mtime_ns:
+    if stat.st_mtime_ns != entry.mtime_ns:
         with suppress(OSError):  # copied or touched, but the same bytes: no need to hash it at every use
-            os.utime(path, ns=(found.st_atime_ns, entry.mtime_ns))
+            os.utime(path, ns=(stat.st_atime_ns, entry.mtime_ns))
     return ""
 
 
@@ -93,8 +93,8 @@ def seal(folder: Path, asset: Asset) -> None:
     for path in sorted(folder.iterdir()):
         path.chmod(0o644)  # safetensors writes for its owner alone; a folder of assets may be shared
         sync(path)
-        found = path.stat()
-        files[path.name] = ManifestEntry(sha256(path), found.st_size, found.st_mtime_ns)
+        stat = path.stat()
+        files[path.name] = ManifestEntry(sha256(path), stat.st_size, stat.st_mtime_ns)
     hashes = {name: entry.sha256 for name, entry in files.items()}
     differ = [name for name, pin in asset.pins.items() if hashes.get(name) != pin]
     if differ or (asset.digest and digest(hashes) != asset.digest):

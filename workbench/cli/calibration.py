@@ -39,7 +39,7 @@ def calibrate(
 
     console = terminal()
     place = (uri or existing_uri(workspace)) if pilot else ""
-    found = run(console, out, studies, short, planted, real_aa, (place, pilot), seed, quiet)
-    show(console, found, out)
-    if not found["passed"]:
+    result = run(console, out, studies, short, planted, real_aa, (place, pilot), seed, quiet)
+    show(console, result, out)
+    if not result["passed"]:
         raise typer.Exit(1)

@@ -47,15 +47,15 @@ def export(
     from fusion_workbench.tools.data_export import export as write
 
     console = terminal()
-    found = conversation_source(source, parse_values(options or []))
+    conversations = conversation_source(source, parse_values(options or []))
     splits = [str(one) for one in dict.fromkeys(split or list(Split))]
-    with progress_bar(console, "images", sum(map(found.size, splits)), shown=not quiet, keep=False) as advance:
-        written = write(found, splits, out or Path(source), jsonl, overwrite, advance)
+    with progress_bar(console, "images", sum(map(conversations.size, splits)), shown=not quiet, keep=False) as advance:
+        written = write(conversations, splits, out or Path(source), jsonl, overwrite, advance)
     files = ", ".join(map(str, written.files.values()))
-    said = f"{written.conversations:,} conversations to {files}; {written.pictures:,} images to {written.images}"
-    console.print(said, highlight=False, markup=False)
+    summary = f"{written.conversations:,} conversations to {files}; {written.pictures:,} images to {written.images}"
+    console.print(summary, highlight=False, markup=False)
     first = "" if written.image_first else " image_first=false"
-    size = found.image_size if isinstance(found.image_size, int) else max(found.image_size)
+    size = conversations.image_size if isinstance(conversations.image_size, int) else max(conversations.image_size)
     named = " ".join(f"{one}={path}" for one, path in written.files.items())
     console.print(f"read it back: llava with {named} images={written.images} size={size}{first}", markup=False)
 

@@ -151,8 +151,8 @@ def train(
 
     def alone(schema: int) -> StudyConfig:
         base = load_study(study, [word for word in overrides or [] if word.startswith("schema=")], schema)
-        known = next((s for s in base.strategies if s.name == strategy), StrategyConfig(name=strategy))
-        base.strategies = [StrategyConfig(name=strategy, options=known.options)]
+        configured = next((s for s in base.strategies if s.name == strategy), StrategyConfig(name=strategy))
+        base.strategies = [StrategyConfig(name=strategy, options=configured.options)]
         base.selections = [SelectionConfig([x for x in levels.split(",") if x], query or None)]
         base.space, base.single_layers, base.baselines, base.replicates = None, [], False, 1
         base.plan.confirm = []
@@ -196,8 +196,8 @@ def report(
         raise WorkbenchError("--fail-on different compares two studies; name the other with --against.")
     name, other, cheap = _study_name(study), _study_name(against), _study_name(probes)
     out = out or workspace / "reports" / name
-    found = uri or existing_uri(workspace)
-    paths = _write_report(terminal(), found, name, out, experiment, other, against_uri, cheap)
+    tracking_uri = uri or existing_uri(workspace)
+    paths = _write_report(terminal(), tracking_uri, name, out, experiment, other, against_uri, cheap)
     failed = [kind for kind in fail_on or () if kind in paths.failures]
     if failed:  # one line: what the first of them says
         typer.echo(f"failed on {', '.join(failed)}: {paths.failures[failed[0]]}", err=True)

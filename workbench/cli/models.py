@@ -177,20 +177,20 @@ def convert(
         from fusion_workbench.models.locate import model_folder
 
         if from_llava is not None:
-            said = converting.from_llava(from_llava, out, system)
+            summary = converting.from_llava(from_llava, out, system)
         elif mm_projector is not None:
             if not encoder or not language_model:
                 raise WorkbenchError(
                     "--mm-projector holds the connector alone; name what it joins with --encoder and --language-model."
                 )
-            said = converting.from_connector_file(
+            summary = converting.from_connector_file(
                 mm_projector, out, encoder, language_model, [x for x in levels.split(",") if x], query, system
             )
         else:
             with model_folder(model, uri, workspace, experiment) as folder:
                 places = (encoder or None, language_model or None)
-                said = _CONVERT[to](folder, out, *places)
-    terminal().print(said, highlight=False, markup=False)
+                summary = _CONVERT[to](folder, out, *places)
+    terminal().print(summary, highlight=False, markup=False)
 
 
 def _to_llava(folder: Path, out: Path, encoder: str | None, language: str | None) -> str:

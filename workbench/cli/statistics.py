@@ -81,31 +81,31 @@ def verdict(
     from fusion_workbench.reports.scores.judge import judge_scores
 
     scores = read_scores(files or [], system or [], column or [], metric or [])
-    found = judge_scores(scores, baseline or [], level, margin, higher, independent)
+    judgement = judge_scores(scores, baseline or [], level, margin, higher, independent)
     console = terminal()
-    _show(console, found)
+    _show(console, judgement)
     if out is not None:
         from fusion_workbench.reports.scores.render import write_judgement
 
-        written = write_judgement(found, out, (*(files or []), *(system or [])))
+        written = write_judgement(judgement, out, (*(files or []), *(system or [])))
         console.print(f"written: {written[0]}", highlight=False, markup=False)
-    if fail_on and found.worse():
-        named = ", ".join(sorted({f"{c.cell} (against {c.baseline})" for c in found.worse()}))
+    if fail_on and judgement.worse():
+        named = ", ".join(sorted({f"{c.cell} (against {c.baseline})" for c in judgement.worse()}))
         typer.echo(f"worse: {named}", err=True)
         raise typer.Exit(1)
 
 
-def _show(console: Console, found: Judgement) -> None:
+def _show(console: Console, judgement: Judgement) -> None:
     """A table a measure, the headline, the caveats."""
     from rich.table import Table
     from rich.text import Text
 
     from fusion_workbench.reports.scores.render import rows
 
-    for t in found.tables:
+    for t in judgement.tables:
         about = " ".join(filter(None, [t.measure or "scores", f"({t.unit.symbol})" if t.unit.symbol else ""]))
         table = Table("system", "mean [95 %]", title=Text(about), title_justify="left")
-        for name in found.baselines:
+        for name in judgement.baselines:
             table.add_column(Text(f"against {name}"))
         table.add_column("replicates", justify="right")
         table.add_column("examples", justify="right")
@@ -121,8 +121,8 @@ def _show(console: Console, found: Judgement) -> None:
             counts = [row["replicates"], row["examples"], *([row["groups"]] if grouped else [])]
             table.add_row(Text(row["system"]), mean, *marks, *map(str, counts))
         console.print(table)
-    console.print(found.headline, highlight=False, markup=False, style="bold")
-    for caveat in found.caveats:
+    console.print(judgement.headline, highlight=False, markup=False, style="bold")
+    for caveat in judgement.caveats:
         console.print(f"· {caveat}", highlight=False, markup=False)
 
 

@@ -86,23 +86,23 @@ def as_version_1(plain: Mapping[str, Any], strategy: str = "") -> dict[str, Any]
 
 def defaults_before(version: int, strategy: str = "") -> dict[str, Any]:
     """The defaults of ``version`` that are others today, by the names that keys have today."""
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for changes in changes_after(version, strategy):
-        found = {_new_name(key, changes.renamed): value for key, value in found.items()}
+        defaults = {_new_name(key, changes.renamed): value for key, value in defaults.items()}
         for key, (before, _) in changes.changed.items():
-            found.setdefault(key, before)
-    return found
+            defaults.setdefault(key, before)
+    return defaults
 
 
 def option_defaults_moved(version: int, strategy: str) -> dict[str, Any]:
     """The defaults of a strategy's options that ``version`` has and version 1 had not, by their first names."""
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for number in sorted(VERSIONS):
         changes = VERSIONS[number].strategies.get(strategy, NONE)
-        found = {_new_name(key, changes.renamed): value for key, value in found.items()}
+        defaults = {_new_name(key, changes.renamed): value for key, value in defaults.items()}
         if number <= version:
-            found |= {key: since for key, (_, since) in changes.changed.items()}
-    return as_version_1(found, strategy)
+            defaults |= {key: since for key, (_, since) in changes.changed.items()}
+    return as_version_1(defaults, strategy)
 
 
 def _new_name(key: str, renamed: Mapping[str, str]) -> str:
@@ -145,8 +145,8 @@ def move(plain: Any, start: KeyPath, goal: KeyPath) -> bool:
 
     From one section into another (not out of lists), a missing section is made and an emptied one is dropped.
     """
-    found = [(place, holder) for place, holder in places(plain, start) if start[-1] in holder]
-    for place, holder in found:
+    holders = [(place, holder) for place, holder in places(plain, start) if start[-1] in holder]
+    for place, holder in holders:
         value = holder.pop(start[-1])
         if start[:-1] == goal[:-1]:
             holder[goal[-1]] = value
@@ -156,7 +156,7 @@ def move(plain: Any, start: KeyPath, goal: KeyPath) -> bool:
         for part in goal[:-1]:
             node = node.setdefault(part, {})
         node[goal[-1]] = value
-    return bool(found)
+    return bool(holders)
 
 
 def _drop_empty(plain: Any, section: KeyPath) -> None:

@@ -35,10 +35,10 @@ class PlanConfig:
 def check_plan(plan: PlanConfig, tasks: Sequence[str], replicates: int, where: str) -> None:
     """Values that types cannot express. Raises WorkbenchError for the first that is wrong."""
     named = [measure for family in plan.families for measure in family.measures]
-    known = measures(tasks)
+    names = measures(tasks)
     for name in filter(None, [plan.primary, *named]):
-        if name not in known:
-            raise WorkbenchError(f"{where}: plan names the measure '{name}'.{nearest(name, known)}")
+        if name not in names:
+            raise WorkbenchError(f"{where}: plan names the measure '{name}'.{nearest(name, names)}")
     if not 0 < plan.level < 0.5:
         raise WorkbenchError(f"{where}: plan.level is {plan.level}; it is the chance of a false verdict, such as 0.05.")
     if plan.margin is not None and not 0 < plan.margin < 1:
@@ -52,7 +52,7 @@ def check_plan(plan: PlanConfig, tasks: Sequence[str], replicates: int, where: s
         )
     if sum(f.share for f in plan.families) > 1 + 1e-9:
         raise WorkbenchError(f"{where}: the shares of plan.families add up to more than 1, which is the whole level.")
-    primary = plan.primary or known[-1]
+    primary = plan.primary or names[-1]
     if named and primary not in named:
         raise WorkbenchError(f"{where}: plan.families leaves out the primary measure '{primary}'.")
     looks = plan.looks
@@ -80,9 +80,9 @@ def measures(tasks: Sequence[str]) -> list[str]:
 
 def full_plan(plan: PlanConfig, tasks: Sequence[str], replicates: int) -> dict[str, Any]:
     """The plan with every default written out: plain dicts, lists and numbers."""
-    known = measures(tasks)
-    primary = plan.primary or known[-1]
-    others = [m for m in known if m != primary]
+    names = measures(tasks)
+    primary = plan.primary or names[-1]
+    others = [m for m in names if m != primary]
     families = tuple(ComparisonFamily(tuple(f.measures), f.share) for f in plan.families) or (
         ComparisonFamily((primary,), 0.8 if others else 1.0),
         *([ComparisonFamily(tuple(others), 0.2)] if others else []),

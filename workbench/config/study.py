@@ -256,10 +256,10 @@ def _check_keys(raw: Any, schema: type, where: str, prefix: str = "") -> None:
     """Unknown keys of a YAML mapping, found before OmegaConf sees it, so that the nearest right one can be named."""
     if not isinstance(raw, dict):
         raise WorkbenchError(f"{where}: '{prefix.rstrip('.')}' must be a mapping, and is {raw!r}.")
-    known = {f.name: f for f in fields(schema)}
+    schema_fields = {f.name: f for f in fields(schema)}
     for key, value in raw.items():
-        if str(key) not in known:
-            raise WorkbenchError(f"{where}: unknown key '{prefix}{key}'.{nearest(str(key), known)}")
+        if str(key) not in schema_fields:
+            raise WorkbenchError(f"{where}: unknown key '{prefix}{key}'.{nearest(str(key), schema_fields)}")
         part = _PARTS.get((schema, str(key)))
         if part is None or value is None:
             continue

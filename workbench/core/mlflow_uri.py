@@ -24,9 +24,10 @@ def check_uri(uri: str) -> None:
             "sqlite:///mlflow.db, or the address of a server, such as http://127.0.0.1:5000."
         )
     if scheme.partition("+")[0] not in SCHEMES:
-        known = ", ".join(SCHEMES)
+        schemes = ", ".join(SCHEMES)
         raise WorkbenchError(
-            f"tracking URI '{without_password(uri)}' cannot be opened: MLflow knows no '{scheme}'; use one of {known}."
+            f"tracking URI '{without_password(uri)}' cannot be opened: MLflow knows no '{scheme}'; use "
+            f"one of {schemes}."
         )
 
 

@@ -17,11 +17,11 @@ def read_options(owner: str, kind: type[Any], options: Mapping[str, Any]) -> Any
         WorkbenchError: an unknown option, or a value of the wrong type.
     """
     types = get_type_hints(kind)
-    known = {field.name for field in fields(kind)}
+    names = {field.name for field in fields(kind)}
     values = {}
     for key, value in options.items():
-        if key not in known:
-            hint = nearest(key, known) or " It has none."
+        if key not in names:
+            hint = nearest(key, names) or " It has none."
             raise WorkbenchError(f"{owner} has no option '{key}'.{hint}")
         values[key] = _typed(value, types[key], f"option '{key}' of {owner}")
     return kind(**values)

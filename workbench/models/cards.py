@@ -54,10 +54,12 @@ def connector_card(analysis: Analysis, cell: Cell, config: Mapping[str, Any]) ->
     """
     from fusion_workbench.reports.analysis.answer import answer
 
-    said, encoder, study = answer(analysis), config["encoder"], config["study"]
-    recommended = said.cell is not None and said.cell.id == cell.id
-    fresh = said.judged is not analysis and any(key[-1] == cell.id for key in said.judged.comparisons)
-    judged = said.judged if fresh else analysis  # what a cell was picked on makes it look better than it is
+    recommendation, encoder, study = answer(analysis), config["encoder"], config["study"]
+    recommended = recommendation.cell is not None and recommendation.cell.id == cell.id
+    fresh = recommendation.judged is not analysis and any(
+        key[-1] == cell.id for key in recommendation.judged.comparisons
+    )
+    judged = recommendation.judged if fresh else analysis  # what a cell was picked on makes it look better than it is
     tokens = " × ".join(map(str, encoder["grid"]))
     layers = ", ".join(map(str, config["layers"]))
     lines = [
@@ -76,13 +78,13 @@ def connector_card(analysis: Analysis, cell: Cell, config: Mapping[str, Any]) ->
         (
             "This is the cell that the study recommends: the best on validation."
             if recommended
-            else f"This is not the cell that the study recommends. {said.headline}"
+            else f"This is not the cell that the study recommends. {recommendation.headline}"
         )
         + "\n",
         *([f"Judged on {judged.reached} fresh replicates, which had no part in the picking:\n"] if fresh else []),
         _evidence(judged, cell),
         "## What is not known\n",
-        "".join(f"- {caveat}\n" for caveat in (*said.caveats, _GENERAL)),
+        "".join(f"- {caveat}\n" for caveat in (*recommendation.caveats, _GENERAL)),
         "## What it costs\n",
         _costs(analysis, cell),
         "## Where it comes from\n",
@@ -171,13 +173,13 @@ def _evidence(analysis: Analysis, cell: Cell) -> str:
         score = f"{unit.score(mean.mean)} [{unit.score(mean.low)}, {unit.score(mean.high)}]"
         verdicts = []
         for baseline in columns:
-            found = analysis.comparisons.get((measure.name, baseline, cell.id))
-            if found is None:
+            comparison = analysis.comparisons.get((measure.name, baseline, cell.id))
+            if comparison is None:
                 verdicts.append("–")
-            elif found.difference is None:
-                verdicts.append(found.verdict)
+            elif comparison.difference is None:
+                verdicts.append(comparison.verdict)
             else:
-                verdicts.append(f"{found.verdict}, {unit.effect(found.difference)}")
+                verdicts.append(f"{comparison.verdict}, {unit.effect(comparison.difference)}")
         rows.append(f"| {unit.after(f'{measure.name} ({measure.metric})')} | {score} | {' | '.join(verdicts)} |")
     return "\n".join(rows) + "\n"
 

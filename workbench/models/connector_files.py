@@ -120,21 +120,21 @@ def read_connector_file(path: Path) -> PublishedConnector:
     deep = any(name in own for name in (("3.weight", "3.bias") if fused else ("0.weight", "2.weight", "2.bias")))
     layout = next(x for x in LAYOUTS if bool(x.fuser) == fused and (x.kind == "mlp2x_gelu") == deep)
     fuser = {name.removeprefix("0."): own[name] for name in own if fused and name.startswith("0.")}
-    wanted = set(layout.projector.values())
+    expected = set(layout.projector.values())
     for name in own:
-        if name not in wanted and not (fused and name.startswith("0.")):
+        if name not in expected and not (fused and name.startswith("0.")):
             raise WorkbenchError(
                 f"{path} holds {prefix}{name}, which no {_layout_name(layout)} has: its projector is "
-                f"{', '.join(sorted(wanted))}."
+                f"{', '.join(sorted(expected))}."
             )
-    for name in sorted(wanted):
+    for name in sorted(expected):
         if name not in own:
             raise WorkbenchError(f"{path} lacks {prefix}{name}, which a {_layout_name(layout)} has.")
-    found = PublishedConnector(
+    connector = PublishedConnector(
         layout.kind, fuser, {ours: own[theirs] for ours, theirs in layout.projector.items()}, prefix
     )
-    _check_shapes(found, layout, path)
-    return found
+    _check_shapes(connector, layout, path)
+    return connector
 
 
 def write_connector_file(path: Path, connector: PublishedConnector) -> None:
@@ -216,7 +216,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WorkbenchError(f"{path} is no file; a published connector is a file such as mm_projector.bin.")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise WorkbenchError(
             f"{path} is damaged or holds more than tensors, and what is not a plain tensor is never unpickled."
@@ -224,15 +224,15 @@ def _load(path: Path) -> dict[str, Tensor]:
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
         first = first_line(error)
         raise WorkbenchError(f"{path} cannot be read as a file of torch.save, it may be truncated: {first}") from None
-    wrong = not isinstance(found, dict) or next(
-        (str(key) for key, value in found.items() if not (isinstance(key, str) and _floats(value))), None
+    wrong = not isinstance(content, dict) or next(
+        (str(key) for key, value in content.items() if not (isinstance(key, str) and _floats(value))), None
     )
-    if wrong or not found:
+    if wrong or not content:
         named = f" ({wrong})" if isinstance(wrong, str) else ""
         raise WorkbenchError(
             f"{path} is not a flat dict of named floating-point tensors{named}, so it is no connector."
         )
-    return dict(found)
+    return dict(content)
 
 
 def _floats(value: object) -> bool:
@@ -255,26 +255,26 @@ def _own(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Tens
     return prefix, {name.removeprefix(prefix): value for name, value in tensors.items()}
 
 
-def _check_shapes(found: PublishedConnector, layout: FileLayout, path: Path) -> None:
+def _check_shapes(connector: PublishedConnector, layout: FileLayout, path: Path) -> None:
     """Every map's bias fits its weight, the second reads what the first gives, the fuser gives what it reads."""
-    channels: int | None = int(found.fuser["gamma1"].numel()) if "gamma1" in found.fuser else None
+    channels: int | None = int(connector.fuser["gamma1"].numel()) if "gamma1" in connector.fuser else None
     for ours, theirs in layout.projector.items():
-        value = found.projector[ours]
+        value = connector.projector[ours]
         if ours.endswith("weight"):
             if value.ndim != 2 or (channels is not None and value.shape[1] != channels):
                 raise WorkbenchError(
-                    f"{path}: {found.prefix}{theirs} has shape {list(value.shape)}; it should be [width, "
+                    f"{path}: {connector.prefix}{theirs} has shape {list(value.shape)}; it should be [width, "
                     f"{channels or 'channels'}]."
                 )
             channels = int(value.shape[0])
         elif list(value.shape) != [channels]:
             raise WorkbenchError(
-                f"{path}: {found.prefix}{theirs} has shape {list(value.shape)}; beside its weight it should be "
+                f"{path}: {connector.prefix}{theirs} has shape {list(value.shape)}; beside its weight it should be "
                 f"[{channels}]."
             )
     for name in ("gamma1", "self_attn.attention_weights.bias", "cross_attn.attention_weights.bias"):
-        if found.fuser and name not in found.fuser:
-            raise WorkbenchError(f"{path} lacks {found.prefix}{layout.fuser}{name}, which MMFuser has.")
+        if connector.fuser and name not in connector.fuser:
+            raise WorkbenchError(f"{path} lacks {connector.prefix}{layout.fuser}{name}, which MMFuser has.")
 
 
 def _layout_name(layout: FileLayout) -> str:

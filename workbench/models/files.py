@@ -75,7 +75,7 @@ def full_name(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
-def trained_encoder(folder: Path, wanted: Mapping[str, Any], name: str | None = None) -> VisionEncoder:
+def trained_encoder(folder: Path, expected: Mapping[str, Any], name: str | None = None) -> VisionEncoder:
     """The encoder that the model in ``folder`` was trained on.
 
     Args:
@@ -88,18 +88,18 @@ def trained_encoder(folder: Path, wanted: Mapping[str, Any], name: str | None = 
     from fusion_workbench.config.study import EncoderConfig
     from fusion_workbench.study.encoder_store import load_encoder
 
-    place = name or wanted["encoder"]
-    named = wanted["revision"] is not None or ":" in place  # on the hub; or embedded or planted, which are no folders
+    place = name or expected["encoder"]
+    named = expected["revision"] is not None or ":" in place  # on the hub; or embedded or planted, which are no folders
     if not named and not Path(place).is_dir():
         raise WorkbenchError(
             f"{folder} was trained on the encoder in the folder {place}, which is not here; say where it is with "
             "encoder=…, on the command line --encoder."
         )
-    config = EncoderConfig(place, wanted["revision"], wanted["image_size"], precision=wanted["precision"])
+    config = EncoderConfig(place, expected["revision"], expected["image_size"], precision=expected["precision"])
     encoder = load_encoder(config, progress=False)
-    if encoder.fingerprint != wanted["fingerprint"]:
+    if encoder.fingerprint != expected["fingerprint"]:
         raise WorkbenchError(
-            f"{folder} was trained on another '{place}' (fingerprint {wanted['fingerprint'][:12]}, this one is "
+            f"{folder} was trained on another '{place}' (fingerprint {expected['fingerprint'][:12]}, this one is "
             f"{encoder.fingerprint[:12]}): other weights, config or preprocessing, so its tokens would mean nothing."
         )
     return encoder

@@ -49,20 +49,20 @@ class Generation:
     max_new_tokens: int = BENCHMARK_TOKENS
 
     @classmethod
-    def of(cls, wanted: Mapping[str, Any], task: str, max_new_tokens: int) -> Generation:
+    def of(cls, arguments: Mapping[str, Any], task: str, max_new_tokens: int) -> Generation:
         """Read a task's wishes; ``max_new_tokens`` where it names none.
 
         Raises:
             WorkbenchError: it wants what is not built, beams or sampling.
         """
-        until = wanted.get("until") or ()
-        if int(wanted.get("num_beams") or 1) > 1:
+        until = arguments.get("until") or ()
+        if int(arguments.get("num_beams") or 1) > 1:
             raise WorkbenchError(f"task '{task}' asks for beams, which are not built; add --gen_kwargs num_beams=1.")
-        if float(wanted.get("temperature") or 0.0) > 0 and wanted.get("do_sample", True):
+        if float(arguments.get("temperature") or 0.0) > 0 and arguments.get("do_sample", True):
             raise WorkbenchError(f"task '{task}' samples, which is not built; add --gen_kwargs temperature=0.")
         return cls(
             until=(until,) if isinstance(until, str) else tuple(map(str, until)),
-            max_new_tokens=int(wanted.get("max_new_tokens") or max_new_tokens),
+            max_new_tokens=int(arguments.get("max_new_tokens") or max_new_tokens),
         )
 
     def cut(self, text: str) -> str:
@@ -89,18 +89,18 @@ class Answering:
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
         """An answer to each request, in their order; answered in batches of like wishes and like length."""
-        asked = [request.args for request in requests]
-        wishes = [Generation.of(wanted, task, self.max_new_tokens) for _, wanted, _, _, task, _ in asked]
-        answers = [""] * len(asked)
-        for places in self._progress(batches(asked, wishes, self.batch_size), len(asked)):
-            images = [self._images(asked[place][2:]) for place in places]
+        arguments = [request.args for request in requests]
+        wishes = [Generation.of(wanted, task, self.max_new_tokens) for _, wanted, _, _, task, _ in arguments]
+        answers = [""] * len(arguments)
+        for places in self._progress(batches(arguments, wishes, self.batch_size), len(arguments)):
+            images = [self._images(arguments[place][2:]) for place in places]
             questions = [
-                match_image_tokens(asked[place][0], len(shown)) for place, shown in zip(places, images, strict=True)
+                match_image_tokens(arguments[place][0], len(shown)) for place, shown in zip(places, images, strict=True)
             ]
-            said = self.model.answer(images, questions, wishes[places[0]].max_new_tokens, self.batch_size)
-            for place, text in zip(places, said, strict=True):
+            texts = self.model.answer(images, questions, wishes[places[0]].max_new_tokens, self.batch_size)
+            for place, text in zip(places, texts, strict=True):
                 answers[place] = wishes[place].cut(text)
-                self.cache_hook.add_partial("generate_until", asked[place][:2], answers[place])
+                self.cache_hook.add_partial("generate_until", arguments[place][:2], answers[place])
         return answers
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
@@ -109,7 +109,7 @@ class Answering:
         Negative, because lmms-eval takes the smallest for the model's choice (``np.argmin`` in lmms_eval/api/task.py:
         its models return losses). The delimiter in front of a continuation goes, as our models answer without one.
         """
-        found = []
+        likelihoods = []
         for places in self._progress(([place] for place in range(len(requests))), len(requests)):
             context, target, *where = requests[places[0]].args
             images = self._images(where) if where else []
@@ -117,8 +117,8 @@ class Answering:
             continuation = target(document) if callable(target) else str(target)
             question = match_image_tokens(context[0] if isinstance(context, list) else context, len(images))
             likelihood, greedy = self.model.log_likelihood(images, question, continuation.strip())
-            found.append((-likelihood, greedy))
-        return found
+            likelihoods.append((-likelihood, greedy))
+        return likelihoods
 
     def generate_until_multi_round(self, requests: Sequence[Request]) -> list[str]:
         raise WorkbenchError("tasks of several rounds are not built for fusion_workbench; leave them out of --tasks.")

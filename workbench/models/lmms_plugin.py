@@ -49,11 +49,11 @@ class FusionWorkbench(Answering, lmms):  # type: ignore[misc]  # lmms-eval is un
         super().__init__(_load(Path(str(folder)), str(self.device)), int(batch_size), int(max_new_tokens))
 
 
-def _device(wanted: str | None) -> Any:
+def _device(device: str | None) -> Any:
     import torch
 
     here = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted or here)
+    return torch.device(device or here)
 
 
 def _load(folder: Path, device: str) -> Any:

@@ -94,7 +94,7 @@ class LoadedModel:
                 images.
         """
         prompts = [self._prompt(own, words) for own, words in zip(images, questions, strict=True)]
-        answers_in_order = [""] * len(prompts)
+        ordered = [""] * len(prompts)
         order = sorted(
             range(len(prompts)), key=lambda place: -len(prompts[place].ids)
         )  # alike lengths waste no padding
@@ -102,8 +102,8 @@ class LoadedModel:
             places = order[start : start + batch_size]
             answers = self.model.generate(self._batch([prompts[place] for place in places]), max_new_tokens)
             for place, words in zip(places, answers, strict=True):
-                answers_in_order[place] = words
-        return answers_in_order
+                ordered[place] = words
+        return ordered
 
     def stream(self, images: Sequence[Picture], question: str, max_new_tokens: int = STREAM_TOKENS) -> Iterator[str]:
         """The greedy answer to one question in pieces, as they come. Raises WorkbenchError as :meth:`answer`."""

@@ -97,8 +97,10 @@ def predict(
                 file.write(json.dumps({"identity": identity}) + "\n")
             for numbers in _batches(left, batch_size):
                 batch = [questions[n] for n in numbers]
-                said = model.answer([q.images for q in batch], [q.words for q in batch], max_new_tokens, batch_size)
-                for n, words in zip(numbers, said, strict=True):
+                predictions = model.answer(
+                    [q.images for q in batch], [q.words for q in batch], max_new_tokens, batch_size
+                )
+                for n, words in zip(numbers, predictions, strict=True):
                     done[n] = words
                     file.write(json.dumps({"number": n, "prediction": words}) + "\n")
                 file.flush()
@@ -125,11 +127,11 @@ def identity_of(model: Mapping[str, Any], file: Path, max_new_tokens: int) -> st
     return sha.hexdigest()
 
 
-def _question(found: object, number: int, images: ImageFolder | None) -> QuestionRow:
-    if isinstance(found, BadRow):
-        raise found
-    asked, answered = _as_conversation(found)
-    row = parse_row(asked, image_first=False)
+def _question(entry: object, number: int, images: ImageFolder | None) -> QuestionRow:
+    if isinstance(entry, BadRow):
+        raise entry
+    question, answered = _as_conversation(entry)
+    row = parse_row(question, image_first=False)
     first = next(turn.text for turn in row.turns if turn.role == USER)
     if row.images and images is None:
         raise BadRow("image", "the row shows an image, so name its folder with --images")
@@ -141,11 +143,11 @@ def _question(found: object, number: int, images: ImageFolder | None) -> Questio
     return QuestionRow(row.id or str(number), first, paths, answers)
 
 
-def _as_conversation(found: object) -> tuple[object, bool]:
+def _as_conversation(entry: object) -> tuple[object, bool]:
     """A row as one that :func:`datamodules.rows.rows.parse_row` reads, and whether it says what is right."""
-    if not isinstance(found, dict):
-        return found, True
-    row = dict(found)
+    if not isinstance(entry, dict):
+        return entry, True
+    row = dict(entry)
     words = next((row[key] for key in _ASKED if isinstance(row.get(key), str)), None)
     if "conversations" not in row and words is not None:
         row["conversations"] = [{"from": "human", "value": words}]
@@ -165,19 +167,19 @@ def _kept(part: Path, identity: str) -> dict[int, str]:
     if not part.exists():
         return {}
     try:
-        found = part.read_bytes()
+        content = part.read_bytes()
     except OSError as error:
         raise WorkbenchError(f"{part} cannot be read: {error.strerror or error}; name another --out.") from None
     head = (json.dumps({"identity": identity}) + "\n").encode()
-    if head.startswith(found):  # cut off before its first answer
+    if head.startswith(content):  # cut off before its first answer
         return {}
-    if not found.startswith(head):
+    if not content.startswith(head):
         raise WorkbenchError(
             f"{part} holds answers of another model, question file or setting; remove it, or name another --out."
         )
     kept: dict[int, str] = {}
-    whole = len(head)
-    for line in found[whole:].splitlines(keepends=True):
+    complete = len(head)
+    for line in content[complete:].splitlines(keepends=True):
         if not line.endswith(b"\n"):
             break
         try:
@@ -185,8 +187,8 @@ def _kept(part: Path, identity: str) -> dict[int, str]:
             kept[answer["number"]] = answer["prediction"]
         except (ValueError, KeyError, TypeError):
             break
-        whole += len(line)
-    os.truncate(part, whole)
+        complete += len(line)
+    os.truncate(part, complete)
     return kept
 
 

@@ -240,10 +240,10 @@ def _check(stock: Any, text: Any, vocabulary: int) -> None:
     device = text.get_input_embeddings().weight.device
     ids = torch.arange(8).unsqueeze(0) % vocabulary
     was = text.training
-    wanted = text.eval().float()(input_ids=ids.to(device)).logits.float().cpu()
+    expected = text.eval().float()(input_ids=ids.to(device)).logits.float().cpu()
     text.train(was)
-    found = stock(input_ids=ids).logits[..., :vocabulary]
-    if not torch.allclose(found, wanted, rtol=0, atol=CHECKED * float(wanted.std())):
+    actual = stock(input_ids=ids).logits[..., :vocabulary]
+    if not torch.allclose(actual, expected, rtol=0, atol=CHECKED * float(expected.std())):
         raise WorkbenchError(
             f"this model has no stock LLaVA form: {type(text).__name__} does more with its words than stock LLaVA, "
             "whose logits differ."

@@ -72,8 +72,8 @@ def read_lora(decoder: Decoder, path: Path) -> None:
     own = {name: value for name, value in decoder.model.state_dict().items() if ".lora_" in name}
     published = {f"base_model.model.{name.replace('.default.', '.')}": name for name in own}
     for name in sorted(published.keys() ^ weights.keys()):
-        said = "lacks" if name in published else "holds"
-        raise WorkbenchError(f"{path} {said} {name}: it is of another language model, or of other LoRA options.")
+        verb = "lacks" if name in published else "holds"
+        raise WorkbenchError(f"{path} {verb} {name}: it is of another language model, or of other LoRA options.")
     for name, value in weights.items():
         target = own[published[name]]
         if target.shape != value.shape:

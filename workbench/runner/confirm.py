@@ -76,7 +76,7 @@ class Confirmer:
     def _decided(self) -> bool:
         from fusion_workbench.reports import is_confirmed
 
-        with self.trainer.display.step("looking at the fresh replicates"):
+        with self.trainer.display.step("analysing the fresh replicates"):
             return is_confirmed(self.trainer.tracker.uri, self.parts.study_id, self.parts.study.tracking.experiment)
 
     # --- who --------------------------------------------------------------------------------------------------------
@@ -171,8 +171,8 @@ class Confirmer:
         from fusion_workbench.modules.meta import on_meta
 
         for layer in fusion.selection.layers:
-            kept = [other for other in fusion.selection.layers if other != layer]
-            selection = Selection(tuple(kept[:-1]), kept[-1])
+            remaining = [other for other in fusion.selection.layers if other != layer]
+            selection = Selection(tuple(remaining[:-1]), remaining[-1])
             try:
                 if selection.levels:
                     cell = self._cell(fusion.strategy, selection, dict(fusion.options), fusion.alias)

@@ -162,7 +162,7 @@ class Experiment:
     def _decided(self, look: int) -> bool:
         from fusion_workbench.reports import is_decided
 
-        with self.display.step(f"looking at {look} replicates"):
+        with self.display.step(f"interim analysis after {look} replicates"):
             return is_decided(self.tracker.uri, self.parts.study_id, self.study.tracking.experiment)
 
     def _build_store(self, planner: Planner) -> None:

@@ -99,14 +99,14 @@ def importances(parts: Parts, values: Sequence[tuple[Cell, float]], of: str) -> 
     """PED-ANOVA over cells with their values, as plain values; see :class:`sweeps.importance.Importance`."""
     from fusion_workbench.sweeps.importance import ScoredCell, importance
 
-    importance_of_layers = importance(
+    result = importance(
         [
             ScoredCell(frozenset(parts.layers_read(cell)), cell.strategy, cell.selection.query, value)
             for cell, value in values
             if not cell.alias  # a cell counts once, whatever it is called
         ]
     )
-    return asdict(importance_of_layers) | {"split": "validation", "values": of}
+    return asdict(result) | {"split": "validation", "values": of}
 
 
 def _values(

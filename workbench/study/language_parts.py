@@ -191,9 +191,9 @@ def prepare_language(
     )
 
 
-def _spread(numbers: Sequence[int], wanted: int) -> list[int]:
+def _spread(numbers: Sequence[int], limit: int) -> list[int]:
     """``wanted`` of ``numbers``, evenly spread; at least one of any."""
-    count = min(max(1, wanted), len(numbers))
+    count = min(max(1, limit), len(numbers))
     return [numbers[place * len(numbers) // count] for place in range(count)]
 
 

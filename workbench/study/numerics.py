@@ -17,21 +17,21 @@ def open_numerics(ledger: Ledger, tracker: Tracker, run_id: str) -> str:
         One line where the study holds rows of other numerics than ours, else nothing.
     """
     rows = any(entry.state == LedgerState.DONE for entry in ledger.entries())
-    known = (ledger.fact(FACT) or [1]) if rows else [NUMERICS]  # 0.1.0 did not record its own, which are 1
-    _record(known, ledger, tracker, run_id)
-    if known == [NUMERICS]:
+    recorded = (ledger.fact(FACT) or [1]) if rows else [NUMERICS]  # 0.1.0 did not record its own, which are 1
+    _record(recorded, ledger, tracker, run_id)
+    if recorded == [NUMERICS]:
         return ""
     return (
-        f"begun under numerics {known[0]} of the workbench; new variant-replicates are trained under {NUMERICS}, and "
-        "their numbers do not compare exactly"
+        f"begun under numerics {recorded[0]} of the workbench; new variant-replicates are trained under {NUMERICS}, "
+        "and their numbers do not compare exactly"
     )
 
 
 def add_numerics(ledger: Ledger, tracker: Tracker, run_id: str) -> None:
     """Record that rows are trained under ours."""
-    known = ledger.fact(FACT) or []
-    if NUMERICS not in known:
-        _record([*known, NUMERICS], ledger, tracker, run_id)
+    recorded = ledger.fact(FACT) or []
+    if NUMERICS not in recorded:
+        _record([*recorded, NUMERICS], ledger, tracker, run_id)
 
 
 def _record(numerics: list[int], ledger: Ledger, tracker: Tracker, run_id: str) -> None:

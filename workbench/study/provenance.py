@@ -14,13 +14,13 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "transformers", "optuna", "mlf
 
 def versions() -> dict[str, str]:
     """Of Python, ourselves and what results depend on."""
-    found = {"python": platform.python_version(), "fusion-workbench": __version__}
+    versions_by_name = {"python": platform.python_version(), "fusion-workbench": __version__}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions_by_name[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions_by_name[package] = "not installed"
+    return versions_by_name
 
 
 def commit() -> str:

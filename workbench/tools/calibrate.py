@@ -81,10 +81,10 @@ def run(
     return found
 
 
-def write(found: dict[str, Any], path: Path) -> None:
+def write(content: dict[str, Any], path: Path) -> None:
     """As JSON, a line a row."""
-    facts = json.dumps({key: value for key, value in found.items() if key != "rows"}, indent=1, ensure_ascii=False)
-    rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in found["rows"])
+    facts = json.dumps({key: value for key, value in content.items() if key != "rows"}, indent=1, ensure_ascii=False)
+    rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in content["rows"])
     write_file(path, f'{facts[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n')
 
 

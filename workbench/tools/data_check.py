@@ -40,9 +40,9 @@ def check(
 
     if verify not in VERIFY:
         raise WorkbenchError(f"--verify: unknown '{verify}'.{nearest(verify, VERIFY)}")
-    found = read_file(file, ImageFolder(images), image_first, verify, lists)
-    where = found.quarantine.write()
-    rows, bad = [placed.row for placed in found.rows], found.quarantine
+    result = read_file(file, ImageFolder(images), image_first, verify, lists)
+    where = result.quarantine.write()
+    rows, bad = [placed.row for placed in result.rows], result.quarantine
     facts = {
         "rows": bad.seen,
         "conversations": len(rows),
@@ -50,7 +50,7 @@ def check(
         "with one image": sum(len(row.images) == 1 for row in rows),
         "with several images": sum(len(row.images) > 1 for row in rows),
         "text alone": sum(not row.images for row in rows),
-        "different images": len({key for placed in found.rows for key in placed.keys}),
+        "different images": len({key for placed in result.rows for key in placed.keys}),
         "bad rows": len(bad.rows),
     }
     table = Table(show_header=False, title=Text(printable(str(file))), title_justify="left")

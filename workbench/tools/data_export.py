@@ -40,8 +40,8 @@ def conversation_source(name: str, options: Mapping[str, Any]) -> ConversationSo
 
     source = build_source(name, options)
     if not isinstance(source, ConversationSource):
-        known = ", ".join(sorted(n for n, cls in SOURCES.items() if issubclass(cls, ConversationSource)))
-        raise WorkbenchError(f"the source '{name}' has no conversations; those that have: {known}.")
+        names = ", ".join(sorted(n for n, cls in SOURCES.items() if issubclass(cls, ConversationSource)))
+        raise WorkbenchError(f"the source '{name}' has no conversations; those that have: {names}.")
     return source
 
 
@@ -72,16 +72,16 @@ def export(
     there = next((path for path in [*files.values(), *folders] if path.exists()), None)
     if there is not None and not overwrite:
         raise WorkbenchError(f"{there} is there already; choose another --out, or replace it with --overwrite.")
-    said = {split: source.conversations(split) for split in splits}
+    conversations_of = {split: source.conversations(split) for split in splits}
     metrics = source.metrics()
     try:
         for split in splits:
             _write_images(source, split, out / IMAGES, advance)
         for split, path in files.items():
-            write_file(path, _text([_row(c, split, metrics) for c in said[split]], jsonl))
+            write_file(path, _text([_row(c, split, metrics) for c in conversations_of[split]], jsonl))
     except OSError as error:
         raise WorkbenchError(f"{error.filename or out} cannot be written: {error.strerror or error}.") from None
-    every = [conversation for conversations in said.values() for conversation in conversations]
+    every = [conversation for conversations in conversations_of.values() for conversation in conversations]
     pictures = sum(source.size(split) for split in splits)
     return ExportedConversations(
         files, out / IMAGES, len(every), pictures, all(_begins_with_its_image(c) for c in every)

@@ -81,10 +81,10 @@ def show(findings: list[Finding], console: Console) -> None:
 
 
 def _python() -> Finding:
-    found = f"{platform.python_implementation()} {platform.python_version()} at {sys.prefix}"
+    interpreter = f"{platform.python_implementation()} {platform.python_version()} at {sys.prefix}"
     if SpecifierSet(PYTHON).contains(platform.python_version(), prereleases=True):
-        return Finding("Python", "ok", found)
-    return Finding("Python", "bad", found, f"needed: {PYTHON}; make clean env PYTHON=python3.11")
+        return Finding("Python", "ok", interpreter)
+    return Finding("Python", "bad", interpreter, f"needed: {PYTHON}; make clean env PYTHON=python3.11")
 
 
 def _packages() -> Iterator[Finding]:
@@ -109,18 +109,18 @@ def _packages() -> Iterator[Finding]:
 def _package(need: Requirement) -> Finding:
     install = f"pip install '{need.name}{need.specifier}'"
     try:
-        found = version(need.name)
+        installed = version(need.name)
     except PackageNotFoundError:
         return Finding(need.name, "bad", "not installed", install)
-    if found in MALICIOUS.get(need.name, ()):
+    if installed in MALICIOUS.get(need.name, ()):
         remedy = (
             "import nothing more here: remove this environment, change every credential that this machine "
             f"held, and in a new one {install}"
         )
-        return Finding(need.name, "bad", f"{found} is a malicious release", remedy)
-    if not need.specifier.contains(found, prereleases=True):
-        return Finding(need.name, "bad", f"{found}; needed: {need.specifier}", install)
-    return Finding(need.name, "ok", f"{found} ({need.specifier})" if need.specifier else found)
+        return Finding(need.name, "bad", f"{installed} is a malicious release", remedy)
+    if not need.specifier.contains(installed, prereleases=True):
+        return Finding(need.name, "bad", f"{installed}; needed: {need.specifier}", install)
+    return Finding(need.name, "ok", f"{installed} ({need.specifier})" if need.specifier else installed)
 
 
 def _accelerator() -> Iterator[Finding]:
@@ -272,21 +272,21 @@ def _assets() -> Iterator[Finding]:
     try:
         from fusion_workbench.assets import home as assets
 
-        home, found = assets.home(), assets.status()
+        home, statuses = assets.home(), assets.status()
     except Exception as error:  # whatever it is, the other findings matter too
         yield Finding("assets", "bad", f"cannot be looked at: {error}", "install the workbench anew")
         return
     yield from _folder("assets home", home)
-    for status in found:
-        mend = "" if status.state == "ready" else f"workbench assets {status.name} --repair"
+    for status in statuses:
+        remedy = "" if status.state == "ready" else f"workbench assets {status.name} --repair"
         if status.state == "missing":
             optional = status.name == "language-model"
-            mend = "" if optional else "workbench assets"
+            remedy = "" if optional else "workbench assets"
             what = "not here; fetched when asked for" if optional else "not here yet; a first run fetches it"
-            yield Finding(status.name, "ok" if optional else "warn", what, mend)
+            yield Finding(status.name, "ok" if optional else "warn", what, remedy)
         else:
             state: FindingState = "ok" if status.state == "ready" else "bad"
-            yield Finding(status.name, state, f"{status.state}: {status.what}", mend)
+            yield Finding(status.name, state, f"{status.state}: {status.what}", remedy)
 
 
 def _gb(size: float) -> str:

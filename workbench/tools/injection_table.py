@@ -73,8 +73,8 @@ class InjectionCostRow:
 def rows() -> list[InjectionCostRow]:
     """``deep_only`` to compare with, then every injection and its other forms; nothing is computed in full."""
     names = list(INJECTIONS)  # before: what plug-ins make when they are loaded is no matter of shapes alone
-    found = [on_meta(_row, name, options) for name in names for options in ({}, *VARIATIONS.get(name, ()))]
-    return [on_meta(_plain), *sorted(found, key=lambda row: (row.costs[0], row.name))]
+    table = [on_meta(_row, name, options) for name in names for options in ({}, *VARIATIONS.get(name, ()))]
+    return [on_meta(_plain), *sorted(table, key=lambda row: (row.costs[0], row.name))]
 
 
 def markdown() -> str:

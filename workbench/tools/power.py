@@ -82,12 +82,12 @@ def from_scores(
     from fusion_workbench.reports.scores.judge import judge_scores, paired_differences
 
     scores = read_scores(files, systems, columns, metrics)
-    found = judge_scores(scores, baselines, level)
-    number = len(found.distinct)
+    judgement = judge_scores(scores, baselines, level)
+    number = len(judgement.distinct)
     alpha = level / number
-    for measure in found.tables:
+    for measure in judgement.tables:
         unit, noisiest = measure.unit, None
-        for c in (c for c in found.distinct if c.measure == measure.measure):
+        for c in (c for c in judgement.distinct if c.measure == measure.measure):
             paired = paired_differences(scores, c.measure, c.cell, c.baseline)
             known = None if paired is None else pilot(paired.scores, paired.groups or None)
             if known is not None and (noisiest is None or _variance(known) > _variance(noisiest[1])):

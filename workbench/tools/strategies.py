@@ -67,8 +67,8 @@ class CostRow:
 
 def rows() -> list[CostRow]:
     """Every registered strategy and its costlier or cheaper forms, the plainest first; nothing is computed in full."""
-    found = [_row(spec, options) for spec in STRATEGIES.values() for options in ({}, *VARIATIONS.get(spec.name, ()))]
-    return sorted(found, key=lambda row: (row.costs[0], row.name))
+    table = [_row(spec, options) for spec in STRATEGIES.values() for options in ({}, *VARIATIONS.get(spec.name, ()))]
+    return sorted(table, key=lambda row: (row.costs[0], row.name))
 
 
 def markdown() -> str:

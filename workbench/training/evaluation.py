@@ -171,8 +171,8 @@ class Evaluator:
             blank = encoder.encode(np.full((1, height, width, 3), _GREY, np.uint8), self.layers)
             place[-1] = len(real)
             states.append(blank.to(states[0].dtype).cpu() if states else blank)
-        states_by_row = torch.cat([s.cpu() for s in states], dim=1)
-        return states_by_row[:, [place[row] for row in rows]]
+        joined = torch.cat([s.cpu() for s in states], dim=1)
+        return joined[:, [place[row] for row in rows]]
 
 
 _IMAGES = {REAL: Evaluator._own, NoImage.BLANK: Evaluator._blank, NoImage.SHUFFLED: Evaluator._shuffled}

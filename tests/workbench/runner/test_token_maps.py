@@ -219,7 +219,7 @@ def test_a_look_that_fails_is_told_and_ends_nothing(done: Done) -> None:
         weights.unlink()
         there, said = done.log()
         assert not there
-        assert "the look at test images is left out" in said
+        assert "the gallery of token maps is left out" in said
         assert f"MLflow run {run} has no artifact fuser/model.safetensors" in said
         assert said.count("\n") == 1
         weights.write_bytes(content[:-100])
