@@ -21,7 +21,7 @@ app = typer.Typer()
 Files = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Tables (CSV, TSV, Parquet, JSON lines; a row an example), sample logs of lmms-eval or lm-eval, folders.",
+        help="Tables (CSV, TSV, Parquet, JSON lines; a row per example), sample logs of lmms-eval or lm-eval, folders.",
         metavar="[FILE]...",
         show_default=False,
     ),

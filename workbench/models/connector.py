@@ -64,7 +64,7 @@ def load_connector(folder: str | Path, device: str | None = None, encoder: str |
 def load_images(images: Any, size: int | tuple[int, int]) -> Images:
     """A picture or a list of pictures (paths, PIL images, uint8 arrays ``[H, W, 3]``) as uint8 ``[B, *size, 3]``.
 
-    The largest centred part of the encoder's shape is cut out and resized. Raises WorkbenchError for what is none.
+    The largest centred part of the encoder's shape is cut out and resized. Raises WorkbenchError for all else.
     """
     import numpy as np
 

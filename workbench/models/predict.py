@@ -171,7 +171,7 @@ def _kept(part: Path, identity: str) -> dict[int, str]:
     except OSError as error:
         raise WorkbenchError(f"{part} cannot be read: {error.strerror or error}; name another --out.") from None
     head = (json.dumps({"identity": identity}) + "\n").encode()
-    if head.startswith(content):  # cut off before its first answer
+    if head.startswith(content):  # interrupted before its first answer
         return {}
     if not content.startswith(head):
         raise WorkbenchError(

@@ -219,7 +219,7 @@ class Experiment:
     # --- opening ------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """The parent run, and everything an earlier run left half done, put right by the ledger."""
+        """The parent run, and everything an earlier run left half done, reconciled with the ledger."""
         parts = self.parts
         tags = {
             Tag.QUESTION: self.study.question,

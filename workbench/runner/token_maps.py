@@ -2,9 +2,9 @@
 
 Chosen are a few cells (on validation) and a few test examples (some at random, the hardest, the most improved, the most
 worsened; see :mod:`runner.token_map_choice`). Their images are encoded anew, through the first replicate's trained
-fusers, and logged to the parent run as ``look/look.json`` with its pictures: an image an example, and for each map one
-strip with the examples below one another, one pixel per token. Of a fuser that reports where it draws on which level,
-one strip per level too.
+fusers, and logged to the parent run as ``look/look.json`` with its pictures: one image per example, and for each map
+one strip with the examples below one another, one pixel per token. Of a fuser that reports where it draws on which
+level, one strip per level too.
 """
 
 from __future__ import annotations

@@ -276,7 +276,7 @@ class TrackedSource:
 
 
 def number(value: Any) -> float | None:
-    """As a number; None for what is none."""
+    """As a number; None for anything else."""
     try:
         return float(value)
     except (TypeError, ValueError):

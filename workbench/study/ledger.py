@@ -1,7 +1,7 @@
 """The ledger: a study's own database of variant-replicates and their states.
 
 It is the authority. A variant-replicate counts as done when, and only when, its row says so; Optuna and MLflow are
-projections of it, put right at every start (:mod:`runner.experiment`). SQLite in WAL mode, one writer.
+projections of it, reconciled at every start (:mod:`runner.experiment`). SQLite in WAL mode, one writer.
 """
 
 from __future__ import annotations

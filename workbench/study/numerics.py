@@ -11,7 +11,7 @@ FACT = "numerics"  # in the ledger, a list in the order of training
 
 
 def open_numerics(ledger: Ledger, tracker: Tracker, run_id: str) -> str:
-    """Record the numerics of a study that is opened, after its ledger was put right.
+    """Record the numerics of a study that is opened, after its ledger was reconciled.
 
     Returns:
         One line where the study holds rows of other numerics than ours, else nothing.
