@@ -151,7 +151,7 @@ def child_files(
     for split, predictions in answers.items():
         files[scores_file(split)] = predictions.scores_parquet()
     if "test" in answers:
-        files[Artifact.ANSWERS] = answers["test"].words()
+        files[Artifact.ANSWERS] = answers["test"].predictions_parquet()
     folder = scratch / "model"
     save_model(run.model, folder, parts.encoder, _model_info(run, parts))
     files |= {model_file(str(path.relative_to(folder))): path for path in folder.rglob("*") if path.is_file()}
