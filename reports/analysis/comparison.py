@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from fusion_workbench.reports.reading.ranking import Measure, Ranking, measured, measures_of
 from fusion_workbench.reports.reading.records import ENDED, StudyRecord
@@ -180,7 +179,6 @@ class Analysis:
         return found
 
 
-@lru_cache(maxsize=1024)
 def _unplanned(record: StudyRecord, measures: Sequence[Measure]) -> Plan:
     """Of a study from before there were plans: the default families, read once, and no margin."""
     primary, others = measures[-1].name, tuple(m.name for m in measures[:-1])

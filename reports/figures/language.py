@@ -144,7 +144,8 @@ def _legend(figure: MplFigure, left: float, y: float, chance: bool) -> None:
 def _described(dependence: ImageDependence) -> str:
     unit = dependence.measure.unit
     parts = [f"{kind} {unit.score(c.score.mean)}" for kind, c in dependence.no_image_baselines.items()]
-    return f"{dependence.measure.name}, {dependence.cell.label}: real {unit.score(dependence.real.mean)}, {', '.join(parts)}"
+    cell = f"{dependence.measure.name}, {dependence.cell.label}"
+    return f"{cell}: real {unit.score(dependence.real.mean)}, {', '.join(parts)}"
 
 
 def _dependence_rows(found: Mapping[tuple[str, str], ImageDependence]) -> list[list[object]]:

@@ -28,13 +28,13 @@ class CellAnswer:
 
 @dataclass(frozen=True)
 class Question:
-    """A test question with every right answer and what cells said to it."""
+    """A test question with every right answer and what cells answered."""
 
     example: str
     task: str
     question: str
     answers: tuple[str, ...]
-    said: Mapping[str, CellAnswer]  # by cell
+    answers_of: Mapping[str, CellAnswer]  # by cell
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ShownQuestions:
 
 
 def read_answers(path: Path) -> dict[QuestionKey, tuple[CellAnswer, tuple[str, ...]]]:
-    """``outcomes/answers.parquet``: question → what was said, and all right answers.
+    """``outcomes/answers.parquet``: question → the prediction with its score, and all right answers.
 
     Raises:
         WorkbenchError: it cannot be read, or lacks a column.
@@ -104,7 +104,7 @@ def shown_questions(
     """What is shown of the cells' answers; None where they answered no question in common.
 
     Args:
-        found: cell → question → what was said and what is right, as :func:`read_answers` gives them.
+        found: cell → question → answer and what is right, as :func:`read_answers` gives them.
         replicates: cell → the replicate that answered.
     """
     tables = list(found.values())

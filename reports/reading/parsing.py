@@ -46,7 +46,7 @@ def cell_of_run(run: Run) -> Cell:
     return Cell.read_params(run.cell, run.params, run.lr if run.phase != Phase.SEARCH else None)
 
 
-def example_scores(table: pd.DataFrame, ratio: tuple[str, str] | None) -> pd.Series[float]:
+def scores_by_example(table: pd.DataFrame, ratio: tuple[str, str] | None) -> pd.Series[float]:
     """Each example's score; of a quotient of sums, its share (:func:`reports.statistics.crossed.quotient_shares`)."""
     import pandas as pd
 

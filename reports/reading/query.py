@@ -20,10 +20,10 @@ from fusion_workbench.reports.reading.language import ShownQuestions, read_answe
 from fusion_workbench.reports.reading.layers import Inside, read_importance, read_inside, read_similarity
 from fusion_workbench.reports.reading.parsing import (
     cell_of_run,
-    example_scores,
     fresh_of,
     replicates_of,
     run_of,
+    scores_by_example,
     tasks_of,
 )
 from fusion_workbench.reports.reading.ranking import Ranking
@@ -129,7 +129,7 @@ class _Reader:
             departures=self._departures(tracked),
             token_maps=self._token_maps(),
             contenders=contenders,
-            confirmed=scored[Phase.CONFIRM],
+            fresh_example_scores=scored[Phase.CONFIRM],
             fresh_replicates=fresh_of(kept, plan.confirm if plan else (), tracked.confirmed),
             similarity=self._part(Artifact.SIMILARITY, read_similarity),
             importance=self._part(Artifact.IMPORTANCE, read_importance),
@@ -202,7 +202,7 @@ class _Reader:
                     names, of = (table[c].astype(str).to_numpy(dtype=object) for c in ("example_id", "group"))
                     groups.update(zip(names, of, strict=True))
                     for task, part in table[table["items"] > 0].groupby("task"):
-                        scores = example_scores(
+                        scores = scores_by_example(
                             part.drop_duplicates("example_id").set_index("example_id"), ratios.get(str(task))
                         )
                         frames[run.phase, run.cell, str(task), split][run.replicate] = scores.astype(float)

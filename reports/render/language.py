@@ -80,7 +80,7 @@ def _questions(shown_questions: ShownQuestions) -> list[dict[str, Any]]:
                     "prediction": s.prediction,
                     "score": s.score,
                 }
-                for cell, s in q.said.items()
+                for cell, s in q.answers_of.items()
             ],
         }
         for q in shown_questions.questions
@@ -159,7 +159,7 @@ def _shown_questions(analysis: Analysis, shown_questions: ShownQuestions) -> dic
                 "example": plain_text(q.example, 40),
                 "question": plain_text(q.question, _QUESTION),
                 "answer": plain_text(" / ".join(q.answers), _ANSWER),
-                "said": [_answer_entry(q.said[c.id].prediction, q.said[c.id].score) for c in cells],
+                "said": [_answer_entry(q.answers_of[c.id].prediction, q.answers_of[c.id].score) for c in cells],
             }
             for q in shown_questions.questions
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ class ExampleScores:
         return np.asarray(chosen, dtype=float)
 
 
+@lru_cache(maxsize=1024)
 def codes(groups: tuple[str, ...]) -> NDArray[np.int64] | None:
     """Groups as numbers; None where none are known."""
     return np.unique(groups, return_inverse=True)[1].reshape(-1) if groups else None

@@ -583,7 +583,7 @@ def tried_again(
     return replace(
         record,
         contenders=tuple(contenders),
-        confirmed=example_scores,
+        fresh_example_scores=example_scores,
         fresh_replicates=fresh,
         searched={**record.searched, **{c.cell.id: c.cell for c in contenders}},
         runs=(*record.runs, *runs),

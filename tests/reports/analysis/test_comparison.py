@@ -192,7 +192,7 @@ def test_an_unfinished_study_compares_like_with_like() -> None:
     assert any("19 of 20 variant-replicates (1 diverged)" in c for c in found.caveats)
 
 
-@pytest.mark.parametrize(("groups", "conditional"), [(4, True), (9, True), (10, False)])
+@pytest.mark.parametrize(("groups", "conditional_on_groups"), [(4, True), (9, True), (10, False)])
 def test_few_photographs(groups: int, conditional_on_groups: bool) -> None:
     record = planted(one({L5: 0.4, L12: 0.2}), groups=[f"photo {i}" for i in range(groups)])
     analysis = Analysis(record)

@@ -383,7 +383,7 @@ def test_only_questions_that_all_answered_are_shown() -> None:
     found = shown_questions({"a": mine, "b": {second: (CellAnswer("yes", None), ("yes",))}}, {"a": "0", "b": "1"})
     assert found is not None
     assert [q.question for q in found.questions] == ["second?"]
-    assert found.questions[0].said == {"a": CellAnswer("no", 0.0), "b": CellAnswer("yes", None)}
+    assert found.questions[0].answers_of == {"a": CellAnswer("no", 0.0), "b": CellAnswer("yes", None)}
     assert shown_questions({}, {}) is None
 
 

@@ -139,7 +139,7 @@ def test_a_look_that_cannot_be_read_is_left_out_and_told(
     file.unlink() if content is None else file.write_bytes(content)
     record = read_study(uri, "synthetic")
     file.write_bytes(before)
-    assert record.look is None
+    assert record.token_maps is None
     (note,) = record.notes
     assert note.startswith("The look at test images is left out: ")
     assert words in note

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from fusion_workbench.reports.reading.parsing import example_scores
+from fusion_workbench.reports.reading.parsing import scores_by_example
 from fusion_workbench.reports.statistics.crossed import estimate, holm, mean_squares, noise
 
 layouts = st.tuples(st.integers(2, 6), st.integers(2, 12)).flatmap(
@@ -217,12 +217,12 @@ def test_a_ratio_of_sums_gets_the_interval_that_resampling_gives() -> None:
     union = rng.integers(1, 60, 300).astype(float)
     above = rng.binomial(union.astype(int), np.clip(0.2 + union / 120, 0, 1)).astype(float)
     table = pd.DataFrame({"score": above / union, "stat.intersection": above, "stat.union": union})
-    scores = example_scores(table, ("intersection", "union")).to_numpy()
+    scores = scores_by_example(table, ("intersection", "union")).to_numpy()
     pooled = above.sum() / union.sum()
     assert scores.mean() == pytest.approx(pooled)
     assert abs(table["score"].mean() - pooled) > 0.05  # they are different metrics
     drawn = rng.integers(0, 300, (4000, 300))
     resampled = above[drawn].sum(1) / union[drawn].sum(1)
     assert estimate(scores[None]).se == pytest.approx(resampled.std(), rel=0.05)
-    assert example_scores(table, None).equals(table["score"])
-    assert example_scores(table.drop(columns="stat.union"), ("intersection", "union")).equals(table["score"])
+    assert scores_by_example(table, None).equals(table["score"])
+    assert scores_by_example(table.drop(columns="stat.union"), ("intersection", "union")).equals(table["score"])
