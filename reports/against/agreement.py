@@ -7,25 +7,19 @@ published side is one training with no interval, so what other seeds would have 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from fusion_workbench.reports.against.published import READ, Matched, match, tables
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.statistics.example_scores import Floats
+from fusion_workbench.reports.statistics.ranks import RESAMPLED, exact_p, tau_b
 from fusion_workbench.reports.words.wording import pvalue
 from fusion_workbench.schema.study import Cell
-
-RESAMPLED = 2000
-_ENUMERATED = 8  # rows up to which every order is tried
 
 
 @dataclass(frozen=True)
@@ -93,27 +87,6 @@ def by_replicate(analysis: Analysis, cells: Sequence[Cell], measure: Measure) ->
     if not shared:
         return None
     return np.stack([measure.sign * o.scores[[o.replicates.index(r) for r in shared]].mean(1) for o in known])
-
-
-def tau_b(x: Floats, y: Floats) -> Floats:
-    """Kendall's tau-b of ``x`` ``[n]``, or ``[..., n]``, with each row of ``y`` ``[..., n]``; 0 where one is a tie."""
-    i, j = np.triu_indices(x.shape[-1], 1)
-    dx, dy = np.sign(x[..., i] - x[..., j]), np.sign(y[..., i] - y[..., j])
-    norm = np.sqrt((dx**2).sum(-1) * (dy**2).sum(-1))
-    return np.asarray(np.divide((dx * dy).sum(-1), norm, out=np.zeros_like(norm), where=norm > 0), dtype=float)
-
-
-def exact_p(x: Floats, y: Floats) -> float:
-    """Two-sided: the share of all orders of ``y`` with a tau as far from 0; by scipy's rule above eight rows."""
-    if len(y) > _ENUMERATED:
-        return float(stats.kendalltau(x, y).pvalue)
-    every = tau_b(x, y[_orders(len(y))])
-    return float((np.abs(every) >= abs(float(tau_b(x, y[None])[0])) - 1e-12).mean())
-
-
-@cache
-def _orders(n: int) -> NDArray[np.int64]:
-    return np.asarray(list(itertools.permutations(range(n))))
 
 
 def _interval(published: Floats, own: Floats, level: float = 0.95) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 A cell's id is a hash of strategy, layers, options and alias, so the same cell has the same id in a study of probes and
 in one of language models. Kendall's tau-b (Biometrika 33, 1945) between their test means, exact p as in
-:mod:`reports.against.agreement`; its interval draws the replicates of both studies again, each on its own.
+:mod:`reports.statistics.ranks`; its interval draws the replicates of both studies again, each on its own.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.reports.against.agreement import RESAMPLED, by_replicate, exact_p, tau_b
+from fusion_workbench.reports.against.agreement import by_replicate
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.statistics.example_scores import Floats
+from fusion_workbench.reports.statistics.ranks import RESAMPLED, exact_p, tau_b
 from fusion_workbench.reports.words.wording import pvalue
 from fusion_workbench.schema.names import OVERALL
 from fusion_workbench.schema.study import Cell

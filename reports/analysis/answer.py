@@ -223,7 +223,7 @@ def _winners_curse_sentence(analysis: Analysis, found: WinnersCurse | None) -> s
     share = dict(found.winners).get(found.winner.id, 0.0)
     return (
         f"Picking the best of {found.candidates} makes its validation score look better than it is by about "
-        f"{' '.join(filter(None, [unit.score(found.winners_curse), unit.difference]))}; drawn anew, the same cell is "
+        f"{' '.join(filter(None, [unit.score(found.optimism), unit.difference]))}; drawn anew, the same cell is "
         f"picked in {100 * share:.0f} % of cases."
     )
 

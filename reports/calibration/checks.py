@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from fusion_workbench.reports.calibration.pilots import VarianceComponents
 from fusion_workbench.reports.calibration.simulation import (
     BASELINES,
     HEAVY,
@@ -26,6 +25,7 @@ from fusion_workbench.reports.calibration.simulation import (
     draw,
     interval,
 )
+from fusion_workbench.reports.statistics.components import VarianceComponents
 from fusion_workbench.reports.statistics.crossed import noise
 from fusion_workbench.reports.statistics.power import power
 from fusion_workbench.reports.statistics.verdicts import Judged, PairedScores, judge, verdict

@@ -5,49 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.records import StudyRecord
-from fusion_workbench.reports.statistics.crossed import mean_squares
-from fusion_workbench.reports.statistics.example_scores import Floats, codes
+from fusion_workbench.reports.statistics.example_scores import codes
+from fusion_workbench.reports.statistics.variance_components import VarianceComponents, variance_components
 from fusion_workbench.schema.names import Tag
 
 PILOTS = Path(__file__).with_name("pilots.json")
 _PLACES = re.compile(r" (--workspace|-w|--out|-o)[ =]('[^']*'|\S+)")  # folders of one machine
 QUANTILES = {"min": 0.0, "q1": 0.25, "median": 0.5, "q3": 0.75, "max": 1.0}
-
-
-@dataclass(frozen=True)
-class VarianceComponents:
-    """Variance of a single paired difference of scores, split into shares that add up to 1.
-
-    Attributes:
-        replicate: what all examples of one replicate have in common.
-        example: what all replicates of one example have in common.
-        interaction: the rest; of probes with a discrete score mostly its coarseness.
-    """
-
-    replicate: float
-    example: float
-    interaction: float
-
-
-def variance_components(scores: Floats, groups: ArrayLike | None = None) -> VarianceComponents:
-    """Variance components (not yet shares) of ``[R, N]`` differences, by the method of moments, none below 0.
-
-    With groups the example's part is that inside its group, as where groups are taken as given.
-    """
-    replicates, examples = scores.shape
-    replicate, example, rest = (float(ms) for ms in mean_squares(scores, groups))
-    return VarianceComponents(max(replicate - rest, 0.0) / examples, max(example - rest, 0.0) / replicates, rest)
 
 
 def components_of(analysis: Analysis) -> list[VarianceComponents]:

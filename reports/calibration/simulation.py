@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-from fusion_workbench.reports.calibration.pilots import VarianceComponents
+from fusion_workbench.reports.statistics.components import VarianceComponents
 from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, quotient_shares
 from fusion_workbench.reports.statistics.example_scores import Floats
 from fusion_workbench.reports.statistics.verdicts import PairedScores

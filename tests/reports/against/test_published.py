@@ -18,14 +18,13 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.reports.against.agreement import (
     compare_with_published,
-    exact_p,
     published_json,
     published_page,
-    tau_b,
 )
 from fusion_workbench.reports.against.published import READ, load, match, tables
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.records import StudyRecord
+from fusion_workbench.reports.statistics.ranks import exact_p, tau_b
 from fusion_workbench.schema.study import Cell
 from fusion_workbench.study.prepare import strategy_traits
 

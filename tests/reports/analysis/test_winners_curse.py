@@ -10,7 +10,8 @@ from synthetic_study import cell_id, planted
 
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.analysis.winners_curse import optimism, winners_curse, winners_curse_json
+from fusion_workbench.reports.analysis.winners_curse import winners_curse, winners_curse_json
+from fusion_workbench.reports.statistics.optimism import optimism
 
 BEST_OF_20 = 1.867  # expected largest of twenty standard normal draws
 
@@ -98,7 +99,7 @@ def test_the_winner_and_its_rivals_are_named() -> None:
     assert found.candidates == 3
     assert {cell for cell, _ in found.winners} == {cell_id(L5), cell_id(CONCAT)}
     assert sum(share for _, share in found.winners) == pytest.approx(1)
-    assert found.winners_curse > 0
+    assert found.optimism > 0
     said = " ".join(answer(analysis).checks)
     assert "Picking the best of 3 makes its validation score look better than it is by about" in said
     plain = winners_curse_json(found)
@@ -113,7 +114,7 @@ def test_where_less_is_better_the_lowest_is_picked() -> None:
     assert found is not None
     assert found.winner.id == cell_id(L12)
     assert found.winners == ((cell_id(L12), 1.0),)
-    assert found.winners_curse < 0.01
+    assert found.optimism < 0.01
 
 
 def test_of_one_cell_or_one_replicate_there_is_none() -> None:

@@ -13,11 +13,9 @@ from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.calibration import checks
 from fusion_workbench.reports.calibration.pilots import (
     QUANTILES,
-    VarianceComponents,
     pilot,
     pilot_components,
     pilots,
-    variance_components,
 )
 from fusion_workbench.reports.calibration.simulation import (
     HEAVY,
@@ -32,6 +30,7 @@ from fusion_workbench.reports.calibration.simulation import (
 )
 from fusion_workbench.reports.calibration.table import TITLES, calibration_rows, document, load, markdown, terminal_rows
 from fusion_workbench.reports.statistics.crossed import estimate, noise
+from fusion_workbench.reports.statistics.variance_components import VarianceComponents, variance_components
 from fusion_workbench.reports.statistics.verdicts import judge
 from fusion_workbench.schema.names import Verdict
 

@@ -28,7 +28,6 @@ from typer.testing import CliRunner
 import fusion_workbench.reports as reports
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports import ReportPaths, write_report
-from fusion_workbench.reports.against.agreement import tau_b
 from fusion_workbench.reports.against.probes import compare_with_probes, trust_sentence
 from fusion_workbench.reports.analysis.answer import answer
 from fusion_workbench.reports.analysis.comparison import Analysis
@@ -44,6 +43,7 @@ from fusion_workbench.reports.analysis.image_dependence import (
 from fusion_workbench.reports.reading.language import CellAnswer, choose, plain_text, read_answers, shown_questions
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.render.report import render
+from fusion_workbench.reports.statistics.ranks import tau_b
 from fusion_workbench.schema.language import LanguageModel
 
 MODEL = LanguageModel("tiny", probes="cheap")
