@@ -38,7 +38,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class PublishedComparison:
-    """A published table beside the study's own numbers."""
+    """A published table compared with the study's own numbers."""
 
     matched: Matched
     agreements: tuple[Agreement, ...]
@@ -53,23 +53,23 @@ def compare_with_published(analysis: Analysis) -> tuple[PublishedComparison, ...
     scored = [c for c in record.cells if any((c.id, m.name) in analysis.means for m in analysis.measures)]
     out = []
     for table in tables():
-        found = match(table, scored, depth)
-        if found is None:
+        matched = match(table, scored, depth)
+        if matched is None:
             continue
         agreed = tuple(
             a
             for metric in table.metrics
             for measure in analysis.measures
-            if (a := _agree(analysis, found, metric.name, -1 if metric.minimize else 1, measure)) is not None
+            if (a := _agree(analysis, matched, metric.name, -1 if metric.minimize else 1, measure)) is not None
         )
         if agreed:
-            out.append(PublishedComparison(found, agreed))
+            out.append(PublishedComparison(matched, agreed))
     return tuple(out)
 
 
-def _agree(analysis: Analysis, found: Matched, metric: str, sign: int, measure: Measure) -> Agreement | None:
-    published = sign * np.asarray([row.values[metric] for row, _ in found.rows])
-    own = by_replicate(analysis, [cell for _, cell in found.rows], measure)
+def _agree(analysis: Analysis, matched: Matched, metric: str, sign: int, measure: Measure) -> Agreement | None:
+    published = sign * np.asarray([row.values[metric] for row, _ in matched.rows])
+    own = by_replicate(analysis, [cell for _, cell in matched.rows], measure)
     if own is None:
         return None
     tau = float(tau_b(published, own.mean(1)[None])[0])
@@ -80,13 +80,13 @@ def _agree(analysis: Analysis, found: Matched, metric: str, sign: int, measure: 
 def by_replicate(analysis: Analysis, cells: Sequence[Cell], measure: Measure) -> Floats | None:
     """``[cells, replicates]`` test means, more is better, of the replicates that all cells have."""
     scored = [analysis.example_scores(c.id, measure.name) for c in cells]
-    known = [o for o in scored if o is not None and o.examples]
-    if len(known) < len(cells):
+    present = [o for o in scored if o is not None and o.examples]
+    if len(present) < len(cells):
         return None
-    shared = [r for r in known[0].replicates if all(r in o.replicates for o in known)]
+    shared = [r for r in present[0].replicates if all(r in o.replicates for o in present)]
     if not shared:
         return None
-    return np.stack([measure.sign * o.scores[[o.replicates.index(r) for r in shared]].mean(1) for o in known])
+    return np.stack([measure.sign * o.scores[[o.replicates.index(r) for r in shared]].mean(1) for o in present])
 
 
 def _interval(published: Floats, own: Floats, level: float = 0.95) -> tuple[float, float]:
@@ -105,9 +105,9 @@ def published_page(analysis: Analysis) -> dict[str, Any]:
     return {"published": [_shown(analysis, b) for b in compare_with_published(analysis)]}
 
 
-def _shown(analysis: Analysis, found: PublishedComparison) -> dict[str, Any]:
-    matched, table = found.matched, found.matched.table
-    measures = [m for m in analysis.measures if any(a.measure == m.name for a in found.agreements)]
+def _shown(analysis: Analysis, comparison: PublishedComparison) -> dict[str, Any]:
+    matched, table = comparison.matched, comparison.matched.table
+    measures = [m for m in analysis.measures if any(a.measure == m.name for a in comparison.agreements)]
     return {
         "table": table,
         "read": READ[table.read],
@@ -128,7 +128,7 @@ def _shown(analysis: Analysis, found: PublishedComparison) -> dict[str, Any]:
         "missing": [row.name for row in table.rows if row not in [r for r, _ in matched.rows]],
         "measures": measures,
         "agreements": [
-            {"metric": metric.name, "taus": [_tau(found, metric.name, m.name) for m in measures]}
+            {"metric": metric.name, "taus": [_tau(comparison, metric.name, m.name) for m in measures]}
             for metric in table.metrics
         ],
     }
@@ -145,8 +145,8 @@ def _layers(matched: Matched) -> str:
     return f"The strategies are the paper's, the layers are the study's own{first}."
 
 
-def _tau(found: PublishedComparison, metric: str, measure: str) -> dict[str, Any]:
-    a = next(a for a in found.agreements if (a.metric, a.measure) == (metric, measure))
+def _tau(comparison: PublishedComparison, metric: str, measure: str) -> dict[str, Any]:
+    a = next(a for a in comparison.agreements if (a.metric, a.measure) == (metric, measure))
     signed = [f"{x:+.2f}".replace("-", "−").replace("+0.00", "0.00") for x in (a.tau + 0.0, a.low, a.high)]
     return {
         "tau": signed[0],

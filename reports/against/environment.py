@@ -58,10 +58,10 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[Change, 
 
 def _mapping(text: str) -> Mapping[str, Any]:
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except json.JSONDecodeError:
         return {}
-    return found if isinstance(found, Mapping) else {}
+    return parsed if isinstance(parsed, Mapping) else {}
 
 
 def _settings(text: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ WORSE_NOW, RECOMMENDED, DIFFERENT, UNKNOWN = "worse", "recommended-worse", "diff
 _NAMED = 3  # cells that a line names
 
 
-def failures(analysis: Analysis, said: Answer, against: Against | None) -> Mapping[str, str]:
+def failures(analysis: Analysis, answer: Answer, against: Against | None) -> Mapping[str, str]:
     """Kind → what failed, for those kinds that fail.
 
     Alone: ``worse`` and ``recommended-worse`` when the recommended cell is worse than the best baseline on the primary
@@ -26,29 +26,29 @@ def failures(analysis: Analysis, said: Answer, against: Against | None) -> Mappi
     worse than what was; ``different`` when any cell is better or worse, or is in one study only, or another one is
     recommended; ``no-verdict`` when any comparison has too few replicates to judge.
     """
-    if said.cell is None:
-        return dict.fromkeys((WORSE_NOW, RECOMMENDED, DIFFERENT, UNKNOWN), said.headline.rstrip("."))
-    return _alone(analysis, said) if against is None else _against(analysis, said, against)
+    if answer.cell is None:
+        return dict.fromkeys((WORSE_NOW, RECOMMENDED, DIFFERENT, UNKNOWN), answer.headline.rstrip("."))
+    return _alone(analysis, answer) if against is None else _against(analysis, answer, against)
 
 
-def _alone(analysis: Analysis, said: Answer) -> dict[str, str]:
-    assert said.cell is not None
-    primary, best = analysis.objective.name, said.best_baseline
+def _alone(analysis: Analysis, answer: Answer) -> dict[str, str]:
+    assert answer.cell is not None
+    primary, best = analysis.objective.name, answer.best_baseline
     if best is None:
-        return {UNKNOWN: f"{said.cell.name} has no baseline to be judged by"}
-    if best.id == said.cell.id:  # it cannot be worse than itself
+        return {UNKNOWN: f"{answer.cell.name} has no baseline to be judged by"}
+    if best.id == answer.cell.id:  # it cannot be worse than itself
         return {}
-    head = next((c for c in said.comparisons if (c.measure, c.against) == (primary, best.id)), None)
+    head = next((c for c in answer.comparisons if (c.measure, c.against) == (primary, best.id)), None)
     if head is None or head.difference is None or head.verdict == Verdict.NONE:
-        return {UNKNOWN: f"no verdict yet on {said.cell.name} against {best.name}, the best baseline"}
+        return {UNKNOWN: f"no verdict yet on {answer.cell.name} against {best.name}, the best baseline"}
     if head.verdict != Verdict.WORSE:
         return {}
     size = analysis.objective.unit.size(head.difference)
-    line = f"{said.cell.name} is worse than {best.name}, the best baseline, on {primary}: {size}"
+    line = f"{answer.cell.name} is worse than {best.name}, the best baseline, on {primary}: {size}"
     return {WORSE_NOW: line, RECOMMENDED: line}
 
 
-def _against(analysis: Analysis, said: Answer, against: Against) -> dict[str, str]:
+def _against(analysis: Analysis, answer: Answer, against: Against) -> dict[str, str]:
     before = against.before.name
     if not against.rows:
         nothing = f"nothing can be compared with {before}: no cell of both has numbers on the same measure"
@@ -60,7 +60,7 @@ def _against(analysis: Analysis, said: Answer, against: Against) -> dict[str, st
     if against.changed:
         was = against.before.recommended
         other.append(
-            f"{said.cell.name if said.cell else 'nothing'} is recommended, before {was.name if was else 'nothing'}"
+            f"{answer.cell.name if answer.cell else 'nothing'} is recommended, before {was.name if was else 'nothing'}"
         )
     other += [f"{c.label} is new" for c in against.only_now] + [f"{c.label} is gone" for c in against.only_before]
     unknown = [f"{r.now.label} on {r.measure} has no verdict" for r in against.all if r.verdict == Verdict.NONE]

@@ -64,7 +64,7 @@ class RankAgreement:
 
     @property
     def within(self) -> bool | None:
-        """Whether the probes' pick is the language models' own, or not told apart from it; None where not known."""
+        """Whether the probes' pick is the language models' own, or not distinguishable from it; None: not known."""
         if self.pick is None or self.best is None:
             return None
         return self.pick.id == self.best.id or (self.regret is not None and self.regret.low <= 0 <= self.regret.high)
@@ -72,7 +72,7 @@ class RankAgreement:
 
 @dataclass(frozen=True)
 class Probes:
-    """A study of probes beside a study of language models; ``reason`` says why there are no ``pairs``."""
+    """A study of probes compared with a study of language models; ``reason`` says why there are no ``pairs``."""
 
     name: str
     analysis: Analysis | None
@@ -94,20 +94,20 @@ def find_probes(uri: str, record: StudyRecord, name: str | None) -> StudyRecord 
                 "model. To compare two studies of probes use --against."
             )
         return None
-    wanted = name or record.language.probes
-    if not wanted:
+    probes_name = name or record.language.probes
+    if not probes_name:
         return None
     try:
-        found = read_study(uri, wanted, record.experiment)
+        probes_record = read_study(uri, probes_name, record.experiment)
     except WorkbenchError:
         if name:
             raise
         return None
-    if found.run_id == record.run_id:
+    if probes_record.run_id == record.run_id:
         if name:
             raise WorkbenchError(f"'{name}' is the study of this report itself; --probes names a study of probes.")
         return None
-    return found
+    return probes_record
 
 
 def compare_with_probes(analysis: Analysis, found: StudyRecord | None) -> Probes | None:
@@ -155,9 +155,9 @@ def _pair(
     x, y = probed.mean(1), own.mean(1)
     low, high, same_pick = _resampled(probed, own)
     best = next(iter(analysis.ranked(mine.name, [c for c in analysis.eligible if c in cells])), None)
-    known = {c.id: c for c in cells}
-    eligible = [c for c in probes.eligible if c.id in known]
-    pick = next((known[c.id] for c in probes.ranked(theirs.name, eligible)), None)
+    by_id = {c.id: c for c in cells}
+    eligible = [c for c in probes.eligible if c.id in by_id]
+    pick = next((by_id[c.id] for c in probes.ranked(theirs.name, eligible)), None)
     regret, lost = None, float("nan")
     if best is not None:
         lost = float(y[cells.index(best)] - y.mean())
@@ -203,29 +203,30 @@ def _means(draw: np.random.Generator, scores: Floats) -> NDArray[np.float64]:
     return np.asarray(times @ scores.T / replicates, dtype=float)
 
 
-def trust_sentence(found: RankAgreement, level: float = 0.05) -> str:
+def trust_sentence(agreement: RankAgreement, level: float = 0.05) -> str:
     """One sentence: whether the probes' cheap answer can be trusted here."""
-    cells = len(found.cells)
-    if found.smallest_p > level:
+    cells = len(agreement.cells)
+    if agreement.smallest_p > level:
         return (
             f"Whether the cheap answer can be trusted cannot be told from {cells} cells: even a perfect order of so "
-            f"few has p {pvalue(found.smallest_p)}."
+            f"few has p {pvalue(agreement.smallest_p)}."
         )
-    if not math.isfinite(found.low):
+    if not math.isfinite(agreement.low):
         return "Whether the cheap answer can be trusted cannot be told: one of the two studies has a single replicate."
-    unit = found.measure.unit
-    if found.p < level and found.high < 0:
+    unit = agreement.measure.unit
+    if agreement.p < level and agreement.high < 0:
         return "The cheap answer cannot be trusted here: probes put the cells in the opposite order."
-    if found.p < level and found.low > 0:
-        if found.regret is not None and found.regret.low > 0:
+    if agreement.p < level and agreement.low > 0:
+        if agreement.regret is not None and agreement.regret.low > 0:
             return (
                 "The cheap answer can be trusted for the order here, but not for the winner: following the probes "
-                f"loses {unit.size(found.regret)}."
+                f"loses {unit.size(agreement.regret)}."
             )
         lost = (
             "pick the same winner"
-            if found.regret is None
-            else f"following their pick loses {unit.size(found.regret)} (a random cell: {unit.score(found.random)})"
+            if agreement.regret is None
+            else f"following their pick loses {unit.size(agreement.regret)} "
+            f"(a random cell: {unit.score(agreement.random)})"
         )
         return (
             f"The cheap answer can be trusted here: probes order the cells much as the language models do, and {lost}."

@@ -46,8 +46,8 @@ class Answer:
     task_text: str = ""
     winners_curse: WinnersCurse | None = None
     retention: Retention | None = None
-    takes: str = ""  # what it would take to tell, where nothing is told apart
-    checks: tuple[str, ...] = ()  # sentences: against controls, retention, luck of the pick, training
+    takes: str = ""  # what it would take to tell, where nothing is distinguishable
+    checks: tuple[str, ...] = ()  # sentences: against matched controls, retention, winner's curse, training
 
     @property
     def text(self) -> str:
@@ -216,14 +216,14 @@ def _against_matched_controls(compared: Sequence[Comparison], judged: Analysis, 
     return f"Is it the fusion or its size? {cell.name} is {listed(parts)}."
 
 
-def _winners_curse_sentence(analysis: Analysis, found: WinnersCurse | None) -> str:
-    if found is None:
+def _winners_curse_sentence(analysis: Analysis, curse: WinnersCurse | None) -> str:
+    if curse is None:
         return ""
     unit = analysis.objective.unit
-    share = dict(found.winners).get(found.winner.id, 0.0)
+    share = dict(curse.winners).get(curse.winner.id, 0.0)
     return (
-        f"Picking the best of {found.candidates} makes its validation score look better than it is by about "
-        f"{' '.join(filter(None, [unit.score(found.optimism), unit.difference]))}; drawn anew, the same cell is "
+        f"Picking the best of {curse.candidates} makes its validation score look better than it is by about "
+        f"{' '.join(filter(None, [unit.score(curse.optimism), unit.difference]))}; drawn anew, the same cell is "
         f"picked in {100 * share:.0f} % of cases."
     )
 

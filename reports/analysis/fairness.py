@@ -16,18 +16,18 @@ _STEPS = ("epochs", "batch_size")
 def flags(record: StudyRecord, cell: Cell) -> list[str]:
     """What a reader should mind of a cell's training, in words; none for one that trained as it should."""
     runs = [r for r in record.runs if r.cell == cell.id and r.phase != Phase.SEARCH and r.state == Status.FINISHED]
-    found = []
+    warnings = []
     converged = [r.metrics[CONVERGED] >= 0.5 for r in runs if CONVERGED in r.metrics]
     if converged and not all(converged):
-        found.append(f"loss still falling in {len(converged) - sum(converged)} of {len(converged)}")
+        warnings.append(f"loss still falling in {len(converged) - sum(converged)} of {len(converged)}")
     opened = [r.metrics[GATES_OPENED] >= 0.5 for r in runs if GATES_OPENED in r.metrics]
     if opened and not all(opened):
-        found.append(f"gates stayed shut in {len(opened) - sum(opened)} of {len(opened)}")
+        warnings.append(f"gates stayed shut in {len(opened) - sum(opened)} of {len(opened)}")
     tried = rates(record).get(cell.id, ())
     if len(tried) > 2 and cell.chosen_lr is not None and cell.chosen_lr in (tried[0], tried[-1]):
         end = "lowest" if cell.chosen_lr == tried[0] else "highest"
-        found.append(f"took the {end} learning rate that was tried")
-    return found
+        warnings.append(f"took the {end} learning rate that was tried")
+    return warnings
 
 
 def rates(record: StudyRecord) -> Mapping[str, tuple[float, ...]]:
@@ -48,16 +48,16 @@ def rates(record: StudyRecord) -> Mapping[str, tuple[float, ...]]:
 
 def budgets(record: StudyRecord) -> list[str]:
     """Sentences on equal budgets, checked and not assumed."""
-    said = []
-    known = rates(record)
+    sentences = []
+    tried_rates = rates(record)
     by_rates: dict[tuple[float, ...], list[str]] = defaultdict(list)
     for cell in record.cells:
-        by_rates[known.get(cell.id, ())].append(cell.name)
+        by_rates[tried_rates.get(cell.id, ())].append(cell.name)
     if set(by_rates) == {()}:
-        said.append("No learning rate was searched: every cell took the one that the study names.")
+        sentences.append("No learning rate was searched: every cell took the one that the study names.")
     elif len(by_rates) == 1:
         (tried,) = by_rates
-        said.append(
+        sentences.append(
             f"Equal tuning: every cell, or one for each strategy, was tried at {listed([f'{r:g}' for r in tried])}."
         )
     else:
@@ -66,9 +66,9 @@ def budgets(record: StudyRecord) -> list[str]:
             f"{', …' if len(cells) > 3 else ''})"
             for tried, cells in by_rates.items()
         ]
-        said.append(f"Unequal tuning: learning rates {'; '.join(parts)}.")
+        sentences.append(f"Unequal tuning: learning rates {'; '.join(parts)}.")
     if any(len(tried) == 2 for tried in by_rates):  # said once, and not of every cell
-        said.append("Of two rates each is at an end of what was tried; a third might do better.")
+        sentences.append("Of two rates each is at an end of what was tried; a third might do better.")
     steps = {
         tuple(run.params.get(name, "") for name in _STEPS)
         for run in record.runs
@@ -76,10 +76,10 @@ def budgets(record: StudyRecord) -> list[str]:
     }
     if len(steps) == 1:
         epochs, batch = next(iter(steps))
-        said.append(f"Equal steps: {epochs} epochs of batches of {batch} for all." if epochs else "")
+        sentences.append(f"Equal steps: {epochs} epochs of batches of {batch} for all." if epochs else "")
     elif steps:
-        said.append(f"Unequal steps: {listed([f'{e} epochs at batch {b}' for e, b in sorted(steps)])}.")
-    return [sentence for sentence in said if sentence]
+        sentences.append(f"Unequal steps: {listed([f'{e} epochs at batch {b}' for e, b in sorted(steps)])}.")
+    return [sentence for sentence in sentences if sentence]
 
 
 def _strategy_key(cell: Cell) -> tuple[str, str, str]:

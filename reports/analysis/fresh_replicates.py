@@ -1,8 +1,8 @@
-"""The winner on trial: picked on validation, trained again on fresh replicates, judged on those alone.
+"""The winner on fresh replicates: picked on validation, trained again on fresh replicates, judged on those alone.
 
 The best of many looks better than it is, as luck took part in the picking. Fresh replicates had no part in it, so what
-they show of winner and baselines needs no discount. Beside them stand the controls of the best fusion (one layer with
-its parameters, or its FLOPs) and the best fusion without each of its layers.
+they show of winner and baselines needs no discount. With them come the budget-matched controls of the best fusion (one
+layer with its parameters, or its FLOPs) and the best fusion without each of its layers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def picks(analysis: Analysis) -> Picks | None:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a layer is worth to the best fusion: the whole minus the one trained without it, on test."""
+    """What a layer contributes to the best fusion: the whole minus the one trained without it, on test."""
 
     layer: int
     measure: str
@@ -93,12 +93,12 @@ class FreshReplicates:
 
     def compared(self, cell: Cell) -> tuple[Comparison, ...]:
         """A cell against every baseline and control, measure by measure."""
-        found = self.analysis.comparisons
+        comparisons = self.analysis.comparisons
         return tuple(
             c
             for m in self.analysis.measures
             for b in BASELINES + MATCHED_CONTROLS
-            if (c := found.get((m.name, b, cell.id)))
+            if (c := comparisons.get((m.name, b, cell.id)))
         )
 
     def _left_out(self) -> Iterator[LeftOut]:
@@ -118,17 +118,17 @@ def judge_fresh_replicates(analysis: Analysis) -> FreshReplicates | None:
     return None if fresh is None else FreshReplicates(analysis.record, fresh)
 
 
-def fresh_replicates_json(found: FreshReplicates | None) -> dict[str, Any]:
+def fresh_replicates_json(fresh: FreshReplicates | None) -> dict[str, Any]:
     """Plain values; of a study without fresh replicates, empty ones."""
-    judged = {c.id: c for c in (found.winner, found.fusion) if c} if found else {}
+    judged = {c.id: c for c in (fresh.winner, fresh.fusion) if c} if fresh else {}
     return {
-        "fresh_replicates": list(found.analysis.record.replicates) if found else [],
-        "ended": found.replicates if found else 0,
-        "winner": found.winner.id if found and found.winner else None,
-        "fusion": found.fusion.id if found and found.fusion else None,
-        "contenders": [_contender_json(c) for c in found.contenders] if found else [],
-        "comparisons": [comparison_json(c) for cell in judged.values() for c in found.compared(cell)] if found else [],
-        "left_out": [asdict(left) for left in found.left_out] if found else [],
+        "fresh_replicates": list(fresh.analysis.record.replicates) if fresh else [],
+        "ended": fresh.replicates if fresh else 0,
+        "winner": fresh.winner.id if fresh and fresh.winner else None,
+        "fusion": fresh.fusion.id if fresh and fresh.fusion else None,
+        "contenders": [_contender_json(c) for c in fresh.contenders] if fresh else [],
+        "comparisons": [comparison_json(c) for cell in judged.values() for c in fresh.compared(cell)] if fresh else [],
+        "left_out": [asdict(left) for left in fresh.left_out] if fresh else [],
     }
 
 

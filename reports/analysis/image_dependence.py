@@ -33,7 +33,7 @@ NO_BASELINES = "no controls"
 
 @dataclass(frozen=True)
 class NoImageBaseline:
-    """One cell on one measure, asked without its images; ``difference`` is real minus control, paired by replicate."""
+    """One cell on one measure, without its images; ``difference`` is real minus no image, paired by replicate."""
 
     kind: str
     score: Estimate  # over replicates alone
@@ -54,12 +54,12 @@ class ImageDependence:
     @property
     def word(self) -> str:
         """Whether it looks at the image: real ones must beat blank and shuffled ones."""
-        found = [self.no_image_baselines[kind].verdict for kind in NO_IMAGE_KINDS if kind in self.no_image_baselines]
-        if not found:
+        verdicts = [self.no_image_baselines[kind].verdict for kind in NO_IMAGE_KINDS if kind in self.no_image_baselines]
+        if not verdicts:
             return NO_BASELINES
-        if Verdict.NONE in found:
+        if Verdict.NONE in verdicts:
             return UNKNOWN
-        if all(word == Verdict.BETTER for word in found):
+        if all(word == Verdict.BETTER for word in verdicts):
             return LOOKS
         blank = self.no_image_baselines.get(NoImage.BLANK)
         return SOME if blank is not None and blank.verdict == Verdict.BETTER else NOT
@@ -82,8 +82,8 @@ def image_dependence(analysis: Analysis) -> dict[tuple[str, str], ImageDependenc
         for (cell, kind), p in zip(raw, holm(counted).tolist(), strict=True):
             no_image = own[cell].no_image_baselines[kind]
             word = verdict(no_image.difference.mean, Judged(p, np.nan, 0), analysis.plan.level, measure.sign)
-            known = dict(own[cell].no_image_baselines) | {kind: replace(no_image, p=p, verdict=word)}
-            own[cell] = replace(own[cell], no_image_baselines=known)
+            judged = dict(own[cell].no_image_baselines) | {kind: replace(no_image, p=p, verdict=word)}
+            own[cell] = replace(own[cell], no_image_baselines=judged)
         out |= {(cell, measure.name): dependence for cell, dependence in own.items()}
     return out
 
@@ -92,9 +92,9 @@ def _image_dependence(analysis: Analysis, cell: Cell, measure: Measure) -> Image
     """Not judged yet. None where the cell has no score, or no control."""
     real = analysis.means.get((cell.id, measure.name))
     by_task = [_task_means(analysis, cell, task) for task in _tasks(analysis, measure)]
-    whole = _combined(analysis, measure, by_task)
-    if real is None and whole:
-        real = _over_replicates(whole)
+    with_images = _combined(analysis, measure, by_task)
+    if real is None and with_images:
+        real = _over_replicates(with_images)
     if real is None:
         return None
     runs = analysis.record.finals(cell.id)
@@ -103,9 +103,9 @@ def _image_dependence(analysis: Analysis, cell: Cell, measure: Measure) -> Image
         scores = _combined(
             analysis, measure, [_tracked(runs, no_image_metric(kind, t.name)) for t in _tasks(analysis, measure)]
         )
-        if shared := [r for r in scores if r in whole]:
+        if shared := [r for r in scores if r in with_images]:
             values = np.asarray([scores[r] for r in shared])
-            gaps = np.asarray([whole[r] for r in shared]) - values
+            gaps = np.asarray([with_images[r] for r in shared]) - values
             difference = _difference(gaps, float(values.mean()), real, measure)
             no_image_baselines[kind] = NoImageBaseline(
                 kind, _over_replicates(scores), difference, float("nan"), Verdict.NONE
@@ -165,14 +165,14 @@ def blank_caveat(analysis: Analysis, cell: Cell | None) -> str:
     """What to mind where the recommended cell is not shown to need its images; empty where it is, or was not asked."""
     if analysis.record.language is None or cell is None:
         return ""
-    found = image_dependence(analysis).get((cell.id, analysis.objective.name))
-    if found is None or (blank := found.no_image_baselines.get(NoImage.BLANK)) is None:
+    dependence = image_dependence(analysis).get((cell.id, analysis.objective.name))
+    if dependence is None or (blank := dependence.no_image_baselines.get(NoImage.BLANK)) is None:
         asked = "has no control on blank images"
         return f"Whether {cell.name} looks at the image is not known: the study {asked}."
     unit = analysis.objective.unit
     size = f"{unit.size(blank.difference)} between real and blank images"
     if blank.verdict == Verdict.BETTER:
-        other = found.no_image_baselines.get(NoImage.SHUFFLED)
+        other = dependence.no_image_baselines.get(NoImage.SHUFFLED)
         if other is None or other.verdict == Verdict.BETTER:
             return ""
         return (
@@ -196,12 +196,12 @@ def blank_caveat(analysis: Analysis, cell: Cell | None) -> str:
 
 def image_dependence_sentence(analysis: Analysis, cell: Cell | None) -> str:
     """For the first screen: by how much real images beat both controls; empty where they do not."""
-    found = image_dependence(analysis).get((cell.id, analysis.objective.name)) if cell is not None else None
-    if found is None or found.word != LOOKS:
+    dependence = image_dependence(analysis).get((cell.id, analysis.objective.name)) if cell is not None else None
+    if dependence is None or dependence.word != LOOKS:
         return ""
     unit = analysis.objective.unit
-    parts = [f"{unit.size(c.difference)} against {kind} images" for kind, c in found.no_image_baselines.items()]
-    return f"Does it look at the image? {found.cell.name} does: {' and '.join(parts)}."
+    parts = [f"{unit.size(c.difference)} against {kind} images" for kind, c in dependence.no_image_baselines.items()]
+    return f"Does it look at the image? {dependence.cell.name} does: {' and '.join(parts)}."
 
 
 def image_dependence_json(analysis: Analysis) -> list[dict[str, Any]]:

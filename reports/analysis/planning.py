@@ -142,27 +142,27 @@ def planning(analysis: Analysis, judged: Analysis | None = None) -> Planning:
 
 
 def what_it_would_take(analysis: Analysis, judged: Analysis | None = None) -> str:
-    """One sentence for a study in which nothing can be told apart: what telling the smallest difference that matters
+    """One sentence for a study in which nothing is distinguishable: what detecting the smallest difference that matters
     (the plan's margin, else one point) would take. Empty where the study is no pilot, or has fewer than five
     replicates: it has no verdicts yet, and knows too little of its seeds.
     """
     try:
-        found = planning(analysis, judged)
+        plan = planning(analysis, judged)
     except WorkbenchError:
         return ""
-    return found.sentence(smallest_effect_of_interest(analysis, found)) if found.pilot.replicates >= FEWEST else ""
+    return plan.sentence(smallest_effect_of_interest(analysis, plan)) if plan.pilot.replicates >= FEWEST else ""
 
 
-def smallest_effect_of_interest(analysis: Analysis, found: Planning) -> float:
-    """The smallest difference that matters: the plan's margin; without one, a point, or half of what is told now."""
-    margin = analysis.margin(found.measure)
+def smallest_effect_of_interest(analysis: Analysis, plan: Planning) -> float:
+    """The smallest effect size of interest: the plan's margin; without one, a point, or half of what shows now."""
+    margin = analysis.margin(plan.measure)
     if margin is not None:
         return margin
-    return 0.01 if found.measure.unit.factor == 100 else found.now / 2
+    return 0.01 if plan.measure.unit.factor == 100 else plan.now / 2
 
 
 def round_differences(now: float) -> list[float]:
-    """Round differences (1, 2 or 5 times a power of ten) from a tenth of ``now``, the smallest that is told."""
+    """Round differences (1, 2 or 5 times a power of ten) from a tenth of ``now``, the smallest that is detectable."""
     ladder = [step * 10.0**power for power in range(-6, 7) for step in (1, 2, 5)]
     return [d for d in ladder if now / 11 <= d <= 1.3 * now][-4:] or [now]
 
@@ -226,8 +226,8 @@ def _designs(analysis: Analysis, winner: Cell) -> tuple[Design, Design]:
 def _hours(record: StudyRecord, cells: list[str]) -> float | None:
     """Of one replicate of some cells, by the mean of their own finished replicates."""
     seconds = [record.mean_metric(cell, CostMetric.SECONDS) for cell in cells]
-    known = [s for s in seconds if s is not None]
-    return sum(known) / len(known) * len(cells) / 3600 if known else None
+    measured = [s for s in seconds if s is not None]
+    return sum(measured) / len(measured) * len(cells) / 3600 if measured else None
 
 
 def _word(share: float) -> str:

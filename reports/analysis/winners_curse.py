@@ -39,28 +39,28 @@ def winners_curse(analysis: Analysis) -> WinnersCurse | None:
     """Of the pick on the primary measure; None below two replicates or two cells."""
     measure = analysis.objective
     ranked = analysis.ranked(measure.name)
-    found = {c.id: o for c in ranked if (o := analysis.example_scores(c.id, measure.name, "val")) is not None}
-    if len(found) < 2:
+    by_cell = {c.id: o for c in ranked if (o := analysis.example_scores(c.id, measure.name, "val")) is not None}
+    if len(by_cell) < 2:
         return None
-    shared = sorted(set.intersection(*(set(o.examples) for o in found.values())))
-    rows = sorted(set.intersection(*(set(o.replicates) for o in found.values())))
+    shared = sorted(set.intersection(*(set(o.examples) for o in by_cell.values())))
+    rows = sorted(set.intersection(*(set(o.replicates) for o in by_cell.values())))
     if len(rows) < 2 or len(shared) < 2:
         return None
-    scores = np.stack([measure.sign * o.cut(rows, shared) for o in found.values()])
-    first = next(iter(found.values()))
+    scores = np.stack([measure.sign * o.cut(rows, shared) for o in by_cell.values()])
+    first = next(iter(by_cell.values()))
     group = dict(zip(first.examples, first.groups, strict=False))
     names = tuple(group[e] for e in shared) if group else ()
     gap, shares = optimism(scores, codes(names))
     order = np.argsort(-shares)
-    winners = tuple((list(found)[i], float(shares[i])) for i in order if shares[i] > 0)
-    best = next(c for c in ranked if c.id in found)
-    return WinnersCurse(best, analysis.validation[best.id, measure.name], max(gap, 0.0), winners, len(found))
+    winners = tuple((list(by_cell)[i], float(shares[i])) for i in order if shares[i] > 0)
+    best = next(c for c in ranked if c.id in by_cell)
+    return WinnersCurse(best, analysis.validation[best.id, measure.name], max(gap, 0.0), winners, len(by_cell))
 
 
-def winners_curse_json(found: WinnersCurse | None) -> dict[str, Any] | None:
+def winners_curse_json(curse: WinnersCurse | None) -> dict[str, Any] | None:
     """Plain values; None where nothing was picked."""
-    if found is None:
+    if curse is None:
         return None
-    winners = [{"cell": cell, "share": share} for cell, share in found.winners]
-    plain = {"winner": found.winner.id, "score": found.score, "inflation": found.optimism}
-    return plain | {"winners": winners, "candidates": found.candidates}
+    winners = [{"cell": cell, "share": share} for cell, share in curse.winners]
+    plain = {"winner": curse.winner.id, "score": curse.score, "inflation": curse.optimism}
+    return plain | {"winners": winners, "candidates": curse.candidates}

@@ -133,8 +133,8 @@ def _covered(world: World) -> Callable[[int, np.random.Generator], int]:
         held = 0
         for size in _chunks(studies, 2 * world.replicates * world.examples):
             scores, truth = draw(world, size, rng)
-            found = noise(scores[:, 0] - scores[:, 1], world.codes)
-            held += int((np.abs(found.mean - (truth[:, 0] - truth[:, 1])) <= found.half()).sum())
+            estimates = noise(scores[:, 0] - scores[:, 1], world.codes)
+            held += int((np.abs(estimates.mean - (truth[:, 0] - truth[:, 1])) <= estimates.half()).sum())
         return held
 
     return run
@@ -173,7 +173,7 @@ def _powers(pilot_components: Mapping[str, VarianceComponents]) -> Iterator[Chec
 
 
 def expected_power(world: World, difference: float, alpha: float = LEVEL) -> float:
-    """What ``workbench power`` promises one comparison alone, told the variance components that were simulated."""
+    """What ``workbench power`` promises one comparison alone, given the variance components that were simulated."""
     m, n, r = world.components, world.examples, world.replicates
     seeds = m.replicate + m.interaction / n
     sampled = world.clusters if world.sampled else n

@@ -32,13 +32,13 @@ def components_of(analysis: Analysis) -> list[VarianceComponents]:
     }
     out = []
     for (measure, *_), (cell, against) in pairs.items():
-        found = analysis.paired(cell, against, measure)
-        if found is None or min(found.scores.shape) < 2:
+        paired = analysis.paired(cell, against, measure)
+        if paired is None or min(paired.scores.shape) < 2:
             continue
-        groups = codes(found.groups)
+        groups = codes(paired.groups)
         if groups is not None and groups.max() + 1 >= len(groups):
             groups = None  # every example is its own group
-        parts = variance_components(found.scores, groups)
+        parts = variance_components(paired.scores, groups)
         total = parts.replicate + parts.example + parts.interaction
         if total > 0:
             out.append(VarianceComponents(parts.replicate / total, parts.example / total, parts.interaction / total))
@@ -90,8 +90,8 @@ def pilot_components(rows: Sequence[Mapping[str, Any]]) -> dict[str, VarianceCom
     """One mix for each quantile: of the least replicate share at ``min`` to the largest at ``max``, over all pilots."""
     out = {}
     for name, q in QUANTILES.items():
-        found = sorted((VarianceComponents(**row["mixes"][name]) for row in rows), key=lambda m: m.replicate)
-        out[name] = found[round(q * (len(found) - 1))]
+        ordered = sorted((VarianceComponents(**row["mixes"][name]) for row in rows), key=lambda m: m.replicate)
+        out[name] = ordered[round(q * (len(ordered) - 1))]
     return out
 
 

@@ -38,11 +38,11 @@ def document(rows: Sequence[CheckResult], facts: Mapping[str, Any]) -> dict[str,
     return {"schema": SCHEMA, **facts, "passed": all(r.passed for r in rows), "rows": [r.plain() for r in rows]}
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(table: Mapping[str, Any]) -> str:
     """The table for people. Coverage is folded: a line for replicates and clusters, with the range of its rows."""
     out: list[str] = []
     for check, title in TITLES.items():
-        rows = [r for r in found["rows"] if r["check"] == check]
+        rows = [r for r in table["rows"] if r["check"] == check]
         if not rows:
             continue
         out += [
@@ -56,11 +56,11 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(out)
 
 
-def terminal_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def terminal_rows(table: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows for a terminal: check, study, rate, Monte-Carlo interval, bar, mark."""
     out: list[tuple[str, ...]] = []
     for check in TITLES:
-        rows = [r for r in found["rows"] if r["check"] == check]
+        rows = [r for r in table["rows"] if r["check"] == check]
         out += [(check, *line) for line in (_folded(rows) if check == COVERAGE else map(_line, rows))]
     return out
 
@@ -74,9 +74,9 @@ def load(path: Path = TABLE) -> dict[str, Any]:
     if not path.is_file():
         raise WorkbenchError(f"{path}: there is no such calibration table; workbench calibrate writes one.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["schema"] == SCHEMA:
-            return dict(found)
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if table["schema"] == SCHEMA:
+            return dict(table)
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise WorkbenchError(f"{path} is no calibration table of schema {SCHEMA}; write one with workbench calibrate.")
@@ -117,10 +117,10 @@ def calibration_rows(analysis: Analysis, found: Mapping[str, Any] | None = None)
     return {"rows": out, "studies": table["studies"], "command": table["command"], "version": table["version"]}
 
 
-def _nearest(rows: Sequence[Mapping[str, Any]], key: str, wanted: int) -> list[Mapping[str, Any]]:
+def _nearest(rows: Sequence[Mapping[str, Any]], key: str, target: int) -> list[Mapping[str, Any]]:
     """Those whose setting is nearest; of two as near, the smaller, which is the harder."""
     values = sorted({r["setting"][key] for r in rows})
-    chosen = min(values, key=lambda v: (abs(v - wanted), v), default=None)
+    chosen = min(values, key=lambda v: (abs(v - target), v), default=None)
     return [r for r in rows if r["setting"][key] == chosen]
 
 

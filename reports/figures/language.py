@@ -1,4 +1,4 @@
-"""Drawings of a study of language models: scores with and without the image, and what probes foretold."""
+"""Drawings of a study of language models: scores with and without the image, and rank agreement with probes."""
 
 from __future__ import annotations
 

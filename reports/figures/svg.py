@@ -102,8 +102,8 @@ def finish(figure: MplFigure, name: str, title: str, caption: str, description: 
     head, rest = body.split(">", 1)
     view = re.search(r'viewBox="[^"]+"', head)
     assert view is not None
-    said, told = (_UNPRINTABLE.sub("", escape(text)) for text in (title, description))
-    words = f'<title id="{name}-title">{said}</title><desc id="{name}-desc">{told}</desc>'
+    said, description_text = (_UNPRINTABLE.sub("", escape(text)) for text in (title, description))
+    words = f'<title id="{name}-title">{said}</title><desc id="{name}-desc">{description_text}</desc>'
     space = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     aria = f'role="img" aria-labelledby="{name}-title {name}-desc"'
     inline = f"<svg {space} {view.group()} {aria}>{words}{rest}"

@@ -102,7 +102,7 @@ def _check_file(uri: str) -> None:
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """A server that is not there is told within seconds, not after MLflow's minutes of retries."""
+    """A server that is not there is reported within seconds, not after MLflow's minutes of retries."""
     before = {key: os.environ.get(key) for key in _PATIENCE}
     for key, value in _PATIENCE.items():
         os.environ.setdefault(key, value)

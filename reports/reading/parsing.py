@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def tasks_of(
-    known: Mapping[str, Any], example_scores: Mapping[tuple[str, str, str], ExampleScores]
+    listed: Mapping[str, Any], example_scores: Mapping[tuple[str, str, str], ExampleScores]
 ) -> tuple[Task, ...]:
     """The tasks that the study lists, then any that there are scores of."""
-    names = dict.fromkeys([*known, *(task for _, task, _ in example_scores)])
-    return tuple(Task.read(str(name), known.get(name)) for name in names)
+    names = dict.fromkeys([*listed, *(task for _, task, _ in example_scores)])
+    return tuple(Task.read(str(name), listed.get(name)) for name in names)
 
 
 def run_of(raw: MlflowRun, parent_status: str) -> Run:

@@ -142,7 +142,7 @@ class _Reader:
         return replace(record, notes=tuple(dict.fromkeys(self.notes)))
 
     def _entries(self, name: str, entries: Sequence[Any], read: Callable[[Any], _Entry]) -> Iterator[_Entry]:
-        """Cells that a file describes; an entry that cannot be read is left out and told."""
+        """Cells that a file describes; an entry that cannot be read is left out and reported in a note."""
         for number, entry in enumerate(entries, 1):
             try:
                 yield read(entry)
@@ -267,15 +267,15 @@ class _Reader:
             self.notes.append(f"{Artifact.PLAN} describes no plan; the default one is used.")
             return None
 
-    def _departures(self, found: TrackedPlan) -> tuple[str, ...]:
+    def _departures(self, plan_file: TrackedPlan) -> tuple[str, ...]:
         """Changes of the plan, in words; also where it is not the one whose hash was tracked."""
         tracked = self.parent.data.tags.get(Tag.PLAN)
-        told = found.changes
+        departures = plan_file.changes
         if tracked and not self._optional(Artifact.PLAN):
-            told += (f"{Artifact.PLAN}, tracked with the hash {tracked}, is missing or cannot be read",)
-        elif tracked and found.first and plan_hash(found.first) != tracked:
-            told += (f"{Artifact.PLAN} does not have the hash that was tracked before the first run, {tracked}",)
-        return told
+            departures += (f"{Artifact.PLAN}, tracked with the hash {tracked}, is missing or cannot be read",)
+        elif tracked and plan_file.first and plan_hash(plan_file.first) != tracked:
+            departures += (f"{Artifact.PLAN} does not have the hash that was tracked before the first run, {tracked}",)
+        return departures
 
     def _optional(self, path: str) -> Mapping[str, Any]:
         """A JSON object that older studies do not have; empty without it."""
@@ -298,7 +298,7 @@ class _Reader:
         return found if isinstance(found, list) else []
 
     def _part(self, path: str, read: Callable[[Mapping[str, Any]], _Entry]) -> _Entry | None:
-        """What ``read`` makes of a JSON file that older studies do not have; one that it cannot read is told."""
+        """What ``read`` makes of a JSON file that older studies do not have; one it cannot read gets a note."""
         plain = self._optional(path)
         try:
             return read(plain) if plain else None

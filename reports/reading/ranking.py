@@ -24,7 +24,7 @@ class Measure:
     title: str
     metric: str
     sign: int
-    chance: float | None  # of a guess that looks at no image: fitted to the training images, scored on test
+    chance: float | None  # of the chance baseline, which uses no image: fitted to the training images, scored on test
     unit: Unit = SHARE
 
     @property

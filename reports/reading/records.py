@@ -77,7 +77,7 @@ class TokenMapColumn:
     label: str
     replicate: str  # whose fuser it is
     explained: tuple[float, ...]  # of the tokens' variance: red, green, blue
-    tiles: tuple[str, ...]  # data URIs, a token a pixel
+    tiles: tuple[str, ...]  # data URIs, one pixel per token
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A study of language models on the page: with and without the image, answers, what probes foretold."""
+"""A study of language models on the page: with and without the image, answers, rank agreement with probes."""
 
 from __future__ import annotations
 

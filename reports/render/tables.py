@@ -62,7 +62,7 @@ class ScoreEntry:
 
 @dataclass(frozen=True)
 class StrategyColumn:
-    """A strategy, told apart by those options that vary within the study."""
+    """A strategy, distinguished by those options that vary within the study."""
 
     strategy: str
     detail: str

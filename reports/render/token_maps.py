@@ -34,7 +34,7 @@ def token_map_groups(analysis: Analysis) -> list[dict[str, Any]]:
 
 def token_maps_page(analysis: Analysis) -> dict[str, Any]:
     """What the templates print of the look."""
-    token_maps, known = analysis.record.token_maps, analysis.record.searched
+    token_maps, by_id = analysis.record.token_maps, analysis.record.searched
     if token_maps is None:
         return {"look": None}
     found = {"before": token_maps.baseline or "", "after": token_maps.featured or ""}
@@ -47,7 +47,7 @@ def token_maps_page(analysis: Analysis) -> dict[str, Any]:
     return {
         "look": token_maps,
         "look_groups": groups,
-        "look_names": {key: known[cell].name if cell in known else "" for key, cell in found.items()},
+        "look_names": {key: by_id[cell].name if cell in by_id else "" for key, cell in found.items()},
         "look_heads": heads,
         "look_starts": {0, len(heads[0][1])} if heads else set(),
         "look_drawn": _drawn(groups),

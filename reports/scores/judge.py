@@ -252,13 +252,13 @@ def _headline(found: Judgement) -> str:
         return f"No verdict on any of {len(comparisons)} comparisons: intervals only."
     if len(comparisons) in number.values():
         return f"All {len(comparisons)} comparisons are {next(w for w, n in number.items() if n)}."
-    told = [f"{n} {'is' if n == 1 else 'are'} {word}" for word, n in number.items() if n and word != Verdict.NONE]
-    told += (
+    counts = [f"{n} {'is' if n == 1 else 'are'} {word}" for word, n in number.items() if n and word != Verdict.NONE]
+    counts += (
         [f"{number[Verdict.NONE]} {'has' if number[Verdict.NONE] == 1 else 'have'} no verdict"]
         if number[Verdict.NONE]
         else []
     )
-    return f"Of {len(comparisons)} comparisons {listed(told)}."
+    return f"Of {len(comparisons)} comparisons {listed(counts)}."
 
 
 def _caveats(scores: Scores, pairs: dict[PairKey, Difference], independent: bool) -> list[str]:

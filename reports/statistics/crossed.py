@@ -25,7 +25,7 @@ from fusion_workbench.reports.statistics.example_scores import Floats
 LEVEL = 0.95
 ALPHA = 0.05
 FEW_GROUPS = 10  # below it, verdicts are conditional on the groups at hand
-_SMALLEST = 1e-15  # p values are not told apart below it
+_SMALLEST = 1e-15  # p values are not distinguished below it
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ def optimism(
     cells, replicates, examples = scores.shape
     clusters = np.arange(examples)
     if groups is not None:
-        known = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
-        clusters = known if known.max(initial=0) + 1 >= FEW_GROUPS else clusters
+        group_codes = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
+        clusters = group_codes if group_codes.max(initial=0) + 1 >= FEW_GROUPS else clusters
     number = int(clusters.max()) + 1
     member = np.zeros((examples, number))
     member[np.arange(examples), clusters] = 1

@@ -34,7 +34,7 @@ MOST = 100_000  # replicates or examples that are looked for at most
 def power(
     difference: float, seeds_var: float, sampling_var: float, replicates: int, examples: int, alpha: float
 ) -> float:
-    """The chance that a true ``difference`` is told: that the two-sided p of :meth:`Noise.p` is below ``alpha``.
+    """The chance that a true ``difference`` is detected: that the two-sided p of :meth:`Noise.p` is below ``alpha``.
 
     The mean is normal; the estimates of the two variances are taken as chi-squared, with R − 1 and N − 1 degrees of
     freedom, and integrated over (the second is a difference of mean squares: an approximation that hardly matters from
@@ -56,8 +56,8 @@ def power(
     (a, wa), (b, wb) = _chi_squared(replicates - 1, 64), _chi_squared(examples - 1, 24)
     ta, tb = (stats.t.isf(alpha / 2, df) ** 2 for df in (replicates - 1, examples - 1))
     half = np.sqrt(ta * seeds * a[:, None] + tb * sampling * b[None, :])
-    told = special.ndtr((abs(difference) - half) / total) + special.ndtr((-abs(difference) - half) / total)
-    return float(wa @ told @ wb)
+    detected = special.ndtr((abs(difference) - half) / total) + special.ndtr((-abs(difference) - half) / total)
+    return float(wa @ detected @ wb)
 
 
 def needed(

@@ -284,7 +284,7 @@ class Verdict(StrEnum):
 
 
 class NoImage(StrEnum):
-    """How test questions are asked without the image that they are about."""
+    """How test questions are asked without their image: the no-image baselines."""
 
     BLANK = "blank"
     SHUFFLED = "shuffled"

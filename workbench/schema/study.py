@@ -47,7 +47,7 @@ class Task:
 
     @property
     def chance_baseline(self) -> float | None:
-        """The chance baseline on test: what is reached without any image."""
+        """What the chance baseline, which uses no image, reaches on test."""
         return self.chance if self.chance_test is None else self.chance_test
 
     def chance_normalised(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
