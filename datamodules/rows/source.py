@@ -184,8 +184,8 @@ class RowSource(ConversationSource):
             metric = row.metric or self.rows.metric
             if metrics.setdefault(row.task, metric) != metric:
                 raise WorkbenchError(
-                    f"{located.origin}: task '{row.task}' is judged by {metric} here and by {metrics[row.task]} before; "
-                    "give one of them another task."
+                    f"{located.origin}: task '{row.task}' is judged by {metric} here and by {metrics[row.task]} "
+                    "before; give one of them another task."
                 )
             id_ = _unique(row.id or f"{split}-{at:06d}", row.task, used)
             images = tuple(number[key] for key in located.keys)

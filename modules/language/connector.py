@@ -18,7 +18,15 @@ from fusion_workbench.modules.language.visual import LanguageConnector, VisualIn
 from fusion_workbench.modules.optim import others
 from fusion_workbench.modules.projector import Projector
 
-__all__ = ["Adapter", "AdapterConfig", "FusedAdapter", "VisualInput", "build_adapter", "match_scale", "seeded_adapter"]
+__all__ = [
+    "ConnectorConfig",
+    "FusedConnector",
+    "LanguageConnector",
+    "VisualInput",
+    "build_connector",
+    "match_scale",
+    "seeded_connector",
+]
 
 
 @dataclass(frozen=True)

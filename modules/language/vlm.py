@@ -54,7 +54,7 @@ class VisionLanguageModel(L.LightningModule):
         max_length: int = 0,
     ) -> None:
         super().__init__()
-        self.connector = connector
+        self.add_module("adapter", connector)  # its name in the state dict, as in checkpoints of 0.1
         self.decoder = decoder
         self.grid = grid
         self.recipe = recipe
@@ -66,6 +66,13 @@ class VisionLanguageModel(L.LightningModule):
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that
         self._random: Tensor | None = None
         self._cuda_random: Tensor | None = None
+
+    @property
+    def connector(self) -> LanguageConnector:
+        """What is trained between encoder and decoder."""
+        module = self.get_submodule("adapter")
+        assert isinstance(module, LanguageConnector)
+        return module
 
     # --- forward ------------------------------------------------------------------------------------------------
 
@@ -81,7 +88,7 @@ class VisionLanguageModel(L.LightningModule):
         return given
 
     def spliced(self, batch: Batch, side: Side = "right") -> Spliced:
-        """The batch as the decoder reads it; what is injected is laid ready until the next, or :meth:`clear_injected`."""
+        """The batch as the decoder reads it; what it injects is set until the next call or :meth:`clear_injected`."""
         given = self.visual(batch["features"])
         spliced = splice(
             batch["input_ids"],

@@ -137,13 +137,13 @@ class FusionBank(L.LightningModule):
     """
 
     def __init__(
-        self, probe_runs: Sequence[ProbeRunConfig], tasks: Sequence[Task], layers: Sequence[int], grid: tuple[int, int]
+        self, configs: Sequence[ProbeRunConfig], tasks: Sequence[Task], layers: Sequence[int], grid: tuple[int, int]
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.tasks = list(tasks)
         self.grid = grid
-        self.probe_runs = [ProbeRun(config, tasks) for config in probe_runs]
+        self.probe_runs = [ProbeRun(config, tasks) for config in configs]
         self.probes = nn.ModuleList(probe_run.probe for probe_run in self.probe_runs)
         place = {layer: position for position, layer in enumerate(layers)}
         self._rows = [tuple(place[layer] for layer in probe_run.probe.fuser.uses) for probe_run in self.probe_runs]

@@ -104,10 +104,13 @@ def register_task(name: str) -> Callable[[T], T]:
     """Class decorator that makes a task known under ``name``.
 
     Raises:
-        WorkbenchError: the name is taken by another class, or the class is no Task or lacks something of one.
+        WorkbenchError: the name is taken by another class, or the class is no Task or lacks something of one, or
+            overrides ``chance_baseline``, which is not called any more.
     """
 
     def add(cls: T) -> T:
+        if hasattr(cls, "guess"):  # it would be ignored in silence
+            raise WorkbenchError(f"task '{name}': {cls.__name__}.guess is now called chance_baseline; rename it.")
         TASKS.add(name, cls, cls)
         cls.name = name
         return cls

@@ -78,12 +78,15 @@ class FreshReplicates:
         self.fusion = role(Role.FUSION)
         measures = [task.name for task in record.tasks] + [OVERALL]
         baselines = {key: c.cell.id for c in record.contenders for key in c.stands_for}
-        controls = {
-            (m, Budget(b).control_name): c.cell.id for c in record.contenders for b in c.controls for m in measures
+        matched_budgets = {
+            (m, Budget(b).control_name): c.cell.id
+            for c in record.contenders
+            for b in c.matched_budgets
+            for m in measures
         }
         judged: set[tuple[str, str]] = {(cell.id, b) for cell in (self.winner, self.fusion) if cell for b in BASELINES}
         judged |= {(self.fusion.id, b) for b in MATCHED_CONTROLS if self.fusion}
-        self.analysis = Analysis(fresh, baselines | controls, judged)
+        self.analysis = Analysis(fresh, baselines | matched_budgets, judged)
         self.left_out = tuple(self._left_out())
 
     @property
@@ -136,6 +139,6 @@ def _contender_json(c: Contender) -> dict[str, Any]:
     return cell_json(c.cell) | {
         "roles": list(c.roles),
         "stands_for": [{"measure": measure, "baseline": baseline} for measure, baseline in c.stands_for],
-        "controls": list(c.controls),
+        "controls": list(c.matched_budgets),
         "without": c.without,
     }

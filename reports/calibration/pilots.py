@@ -14,8 +14,8 @@ import numpy as np
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.records import StudyRecord
+from fusion_workbench.reports.statistics.components import VarianceComponents, variance_components
 from fusion_workbench.reports.statistics.example_scores import codes
-from fusion_workbench.reports.statistics.variance_components import VarianceComponents, variance_components
 from fusion_workbench.schema.names import Tag
 
 PILOTS = Path(__file__).with_name("pilots.json")

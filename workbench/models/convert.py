@@ -165,15 +165,15 @@ def from_connector_file(
     from fusion_workbench.modules.language.decoder import Decoder
     from fusion_workbench.study.encoder_store import load_encoder
 
-    to_published = read_connector_file(file)
+    published = read_connector_file(file)
     vision = load_encoder(EncoderConfig(encoder, image_size=0, precision="float32"), progress=False)
-    if to_published.in_dim % vision.dim or (to_published.fuser and to_published.in_dim != vision.dim):
+    if published.in_dim % vision.dim or (to_published.fuser and to_published.in_dim != vision.dim):
         raise WorkbenchError(
-            f"{file} reads tokens of {to_published.in_dim} channels, and those of {encoder} have {vision.dim}."
+            f"{file} reads tokens of {published.in_dim} channels, and those of {encoder} have {vision.dim}."
         )
-    expected = to_published.levels if to_published.fuser else to_published.in_dim // vision.dim - 1
+    expected = published.levels if to_published.fuser else to_published.in_dim // vision.dim - 1
     chosen: Sequence[str | int] = levels
-    if not levels and to_published.fuser and vision.depth == PAPER_DEPTH:
+    if not levels and published.fuser and vision.depth == PAPER_DEPTH:
         chosen = PAPER_LEVELS
     if len(chosen) != expected:
         raise WorkbenchError(
@@ -181,13 +181,13 @@ def from_connector_file(
             "the shallowest first."
         )
     decoder = Decoder.load(language_path(language), precision="float32")
-    if to_published.width != decoder.width:
+    if published.width != decoder.width:
         raise WorkbenchError(
-            f"{file} gives tokens of {to_published.width} channels, and {language} reads {decoder.width}; it was made for "
+            f"{file} gives tokens of {published.width} channels, and {language} reads {decoder.width}; it was made for "
             "another language model."
         )
     _drop_processor_template(decoder.tokenizer, system)
-    strategy, options = _strategy(to_published.strategy, expected, to_published.options)
+    strategy, options = _strategy(published.strategy, expected, to_published.options)
     config = ConnectorConfig(
         strategy=strategy,
         selection=Selection.parse(list(chosen), query, vision.depth),
@@ -195,14 +195,14 @@ def from_connector_file(
         width=decoder.width,
         depth=decoder.depth,
         options=options,
-        projector=to_published.kind,
+        projector=published.kind,
         grid=vision.grid(),
         projector_norm=False,
     )
     connector = build_connector(config)
     assert isinstance(connector, FusedConnector)
-    load_weights(connector.fuser, to_published.fuser, str(file))
-    load_weights(connector.projector, to_published.projector, str(file))
+    load_weights(connector.fuser, published.fuser, str(file))
+    load_weights(connector.projector, published.projector, str(file))
     info = ModelInfo(
         config, language, system=system, background=CLIP_MEAN, origin={"converted from": f"connector file {file}"}
     )

@@ -63,8 +63,8 @@ def log_layers(
     inputs = {"layers": layers, "encoder": parts.encoder.fingerprint, "images": parts.source.fingerprint(SPLIT)}
     similar = logged(Artifact.SIMILARITY, "comparing layers", inputs, lambda: similarity(parts, layers))
     values, of = _values(parts, variants, planner, ledger)
-    scored_cells = {"cells": sorted([cell.id, value] for cell, value in values), "of": of}
-    weighed = logged(Artifact.IMPORTANCE, "weighing layers", scored_cells, lambda: importances(parts, values, of))
+    basis = {"cells": sorted([cell.id, value] for cell, value in values), "of": of}
+    weighed = logged(Artifact.IMPORTANCE, "weighing layers", basis, lambda: importances(parts, values, of))
     return similar and weighed
 
 

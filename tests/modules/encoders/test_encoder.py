@@ -243,7 +243,7 @@ def test_a_hub_name_is_resolved_to_its_commit(tmp_path: Path) -> None:
         "from fusion_workbench.modules.encoders.encoder import VisionEncoder\n"
         "free = VisionEncoder('someone/tiny', image_size=56)\n"
         f"fixed = VisionEncoder('someone/tiny', image_size=56, revision='{commit}')\n"
-        "print(free.passport()['revision'], free.pinned, fixed.passport()['revision'], fixed.pinned)"
+        "print(free.encoder_info()['revision'], free.pinned, fixed.encoder_info()['revision'], fixed.pinned)"
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, check=True)
