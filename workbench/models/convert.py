@@ -167,11 +167,11 @@ def from_connector_file(
 
     published = read_connector_file(file)
     vision = load_encoder(EncoderConfig(encoder, image_size=0, precision="float32"), progress=False)
-    if published.in_dim % vision.dim or (to_published.fuser and to_published.in_dim != vision.dim):
+    if published.in_dim % vision.dim or (published.fuser and published.in_dim != vision.dim):
         raise WorkbenchError(
             f"{file} reads tokens of {published.in_dim} channels, and those of {encoder} have {vision.dim}."
         )
-    expected = published.levels if to_published.fuser else to_published.in_dim // vision.dim - 1
+    expected = published.levels if published.fuser else published.in_dim // vision.dim - 1
     chosen: Sequence[str | int] = levels
     if not levels and published.fuser and vision.depth == PAPER_DEPTH:
         chosen = PAPER_LEVELS
@@ -187,7 +187,7 @@ def from_connector_file(
             "another language model."
         )
     _drop_processor_template(decoder.tokenizer, system)
-    strategy, options = _strategy(published.strategy, expected, to_published.options)
+    strategy, options = _strategy(published.strategy, expected, published.options)
     config = ConnectorConfig(
         strategy=strategy,
         selection=Selection.parse(list(chosen), query, vision.depth),
