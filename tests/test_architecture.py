@@ -60,6 +60,17 @@ def test_folders_are_not_drawers() -> None:
     assert not full, f"more than {FULLEST} files: {full}; a folder is one room"
 
 
+def test_the_public_face_is_there_and_light() -> None:
+    """Each name leads to what is called so, and none is looked up before it is asked for."""
+    program = (
+        "import sys, fusion_workbench as face\n"
+        "print([m for m in ('torch', 'lightning', 'mlflow', 'numpy') if m in sys.modules])\n"
+        "print([n for n in face.__all__ if getattr(getattr(face, n), '__name__', n) != n])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "[]"], done.stdout
+
+
 def test_help_imports_nothing_heavy() -> None:
     """``workbench --help`` is what is typed most: of what is installed it imports Typer and Rich alone."""
     heavy = "numpy torch lightning transformers mlflow optuna omegaconf pandas scipy matplotlib yaml jinja2 pyarrow PIL"

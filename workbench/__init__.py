@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from fusion_workbench.datamodules.datamodule import AblationDataModule
     from fusion_workbench.datamodules.sources.base import register_source
     from fusion_workbench.models.connector import load_connector
+    from fusion_workbench.modules.answers.metrics.base import register_metric
+    from fusion_workbench.modules.encoders.families import register_family
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
     from fusion_workbench.modules.fusion.base import register_strategy
     from fusion_workbench.modules.language.injection import register_injection
@@ -27,7 +29,9 @@ _PLACES = {
     "VisionLanguageModel": "modules.language.vlm",
     "load_connector": "models.connector",
     "read_study": "reports.reading.query",
+    "register_family": "modules.encoders.families",
     "register_injection": "modules.language.injection",
+    "register_metric": "modules.answers.metrics.base",
     "register_source": "datamodules.sources.base",
     "register_strategy": "modules.fusion.base",
     "register_task": "modules.tasks.base",
@@ -41,7 +45,9 @@ __all__ = [
     "__version__",
     "load_connector",
     "read_study",
+    "register_family",
     "register_injection",
+    "register_metric",
     "register_source",
     "register_strategy",
     "register_task",
