@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from fusion_workbench.datamodules.sources.base import register_source
     from fusion_workbench.models.connector import load_connector
     from fusion_workbench.modules.answers.metrics.base import register_metric
-    from fusion_workbench.modules.encoders.families import register_family
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
+    from fusion_workbench.modules.encoders.families import register_family
     from fusion_workbench.modules.fusion.base import register_strategy
     from fusion_workbench.modules.language.injection import register_injection
     from fusion_workbench.modules.language.vlm import VisionLanguageModel
