@@ -8,7 +8,6 @@ baseline are of the same questions.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from fusion_workbench.modules.encoders.encoder import height_width
 from fusion_workbench.schema.names import NoImage, statistic_column, task_metric
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.prepare import Parts
+from fusion_workbench.study.record import parquet
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.base import Conversation
@@ -181,6 +181,4 @@ _IMAGES = {REAL: Evaluator._own, NoImage.BLANK: Evaluator._blank, NoImage.SHUFFL
 def _parquet(rows: list[dict[str, Any]], dtypes: Mapping[str, str]) -> bytes:
     import pandas as pd
 
-    buffer = io.BytesIO()
-    pd.DataFrame(rows).astype(dict(dtypes)).to_parquet(buffer, index=False, compression="zstd")
-    return buffer.getvalue()
+    return parquet(pd.DataFrame(rows).astype(dict(dtypes)))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from fusion_workbench.config.study import StudyConfig
 from fusion_workbench.core.errors import WorkbenchError
@@ -24,7 +23,7 @@ from fusion_workbench.schema.names import (
 )
 from fusion_workbench.study.language_parts import count_parameters, stage_rates
 from fusion_workbench.study.prepare import Parts
-from fusion_workbench.study.record import describe_variant, finite, keeps_results, training_metrics, variant_params
+from fusion_workbench.study.record import finite, keeps_results, training_metrics, variant_file, variant_params
 from fusion_workbench.study.tracking import to_json
 
 if TYPE_CHECKING:
@@ -143,9 +142,7 @@ def child_files(
 
     The model is written to ``scratch``, and stays there until the files are logged.
     """
-    files: dict[str, str | bytes | Path] = {
-        Artifact.VARIANT: yaml.safe_dump(describe_variant(run.job.variant), sort_keys=False)
-    }
+    files: dict[str, str | bytes | Path] = dict(variant_file(run.job.variant))
     if not keeps_results(phase, run.status):
         return files
     for split, predictions in answers.items():

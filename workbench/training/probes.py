@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_workbench.schema.names import Phase, Status
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.jobs import Job, JobTrainer
-from fusion_workbench.study.record import child_files, child_params, final_metrics
+from fusion_workbench.training.probe_record import child_files, child_params, final_metrics
 
 if TYPE_CHECKING:
     from fusion_workbench.modules.probes.bank import ProbeRunConfig
