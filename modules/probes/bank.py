@@ -1,7 +1,7 @@
 """The probe bank: the variants of one replicate, trained side by side on one stream of batches.
 
-Every probe run has its own probe, optimizer, schedule, random state and status. What happens to one (it diverges,
-is pruned, runs out of memory) leaves the others as they would have been, and a bank of one is the ordinary Lightning
+Every probe run has its own probe, optimizer, schedule, random state and status. What happens to one (it diverges or
+runs out of memory) leaves the others as they would have been, and a bank of one is the ordinary Lightning
 run: a variant ends with the same weights whichever runs are beside it, bitwise on the CPU.
 """
 

@@ -94,12 +94,12 @@ OPEN = (RunStatus.RUNNING, RunStatus.SCHEDULED)  # as MLflow takes it, the run s
 
 
 class Status(StrEnum):
-    """How a variant-replicate ended. A study writes the first four; the rest is what a reader finds."""
+    """How a variant-replicate ended. A study writes the first three; the rest is what a reader finds."""
 
     FINISHED = "finished"  # trained to the end
     DIVERGED = "diverged"  # the loss left the finite numbers
     OUT_OF_MEMORY = "out_of_memory"
-    PRUNED = "pruned"  # stopped early by the search
+    PRUNED = "pruned"  # stopped early by the search, which no study does today: old ones are read
     FAILED = "failed"  # broke off with an error
     KILLED = "killed"  # stopped from outside
     UNREADABLE = "unreadable"  # finished, but its scores cannot be read

@@ -69,6 +69,7 @@ class LanguageTrainer(JobTrainer):
         else:
             run = LanguageRun(self.parts, job, folder, tell, advance)
             run.train()
+        assert run.outcome is not None  # training ended, or it raised
         run.to_device()
         answers: dict[str, SplitPredictions] = {}
         controls: dict[str, SplitPredictions] = {}
@@ -87,5 +88,5 @@ class LanguageTrainer(JobTrainer):
         metrics = final_metrics(run, self.parts, answers, controls)
         with tempfile.TemporaryDirectory(prefix="workbench-") as scratch:
             files = child_files(run, self.parts, answers, phase, Path(scratch))
-            self.commit(job, run_id, run.status or Status.PRUNED, len(run.history), metrics, files, last)
+            self.commit(job, run_id, run.status, len(run.history), metrics, files, last)
         run.forget()

@@ -76,7 +76,8 @@ class BankTrainer(JobTrainer):
             metrics = final_metrics(probe_run, self.parts, grid, phase, trainer.strategy.root_device)
             files = child_files(probe_run, self.parts, job.variant, phase)
             last = probe_run.history[-1] if probe_run.history else {}
-            self.commit(job, run_id, probe_run.status or Status.PRUNED, len(probe_run.history), metrics, files, last)
+            status = probe_run.status or Status.FAILED  # Lightning ended before the last epoch, without an error
+            self.commit(job, run_id, status, len(probe_run.history), metrics, files, last)
 
     def _member(self, job: Job) -> ProbeRunConfig:
         from fusion_workbench.modules.optim import Recipe

@@ -152,10 +152,10 @@ class _Stop(L.Callback):
             pl_module.probe_runs[self.number].stop(self.status)
 
 
-def test_a_pruned_member_leaves_the_others_untouched() -> None:
+def test_a_stopped_member_leaves_the_others_untouched() -> None:
     undisturbed = fit(ALL)
-    bank = fit(ALL, callback=_Stop(2, Status.PRUNED))
-    assert bank.probe_runs[2].status == Status.PRUNED
+    bank = fit(ALL, callback=_Stop(2, Status.FAILED))
+    assert bank.probe_runs[2].status == Status.FAILED
     for number in (0, 1, 3, 4):
         assert same(weights(bank, number), weights(undisturbed, number))
 
