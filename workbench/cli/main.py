@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fusion_workbench.cli import calibration as cli_referee
 from fusion_workbench.cli import data as cli_data
 from fusion_workbench.cli import inspect as cli_parts
 from fusion_workbench.cli import models as cli_model
@@ -234,7 +233,6 @@ app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_model.app)
 app.add_typer(cli_others.app)
 app.add_typer(cli_parts.app)
-app.add_typer(cli_referee.app)
 
 
 # --- shared by commands -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The commands about results from elsewhere and studies still to come: ``verdict`` and ``power``."""
+"""The commands about the statistics themselves: ``verdict`` on results from elsewhere, ``power``, ``calibrate``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fusion_workbench.cli.terminal import DEFAULT_WORKSPACE, Uri, Workspace, terminal
+from fusion_workbench.cli.terminal import DEFAULT_WORKSPACE, Quiet, Uri, Workspace, terminal
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.study.tracking import existing_uri
 
@@ -168,3 +168,35 @@ def power(
 
     name = load_study(study).name if study.endswith((".yaml", ".yml")) else study
     planned.from_study(terminal(), uri or existing_uri(workspace), name, experiment, difference or [])
+
+
+@app.command()
+def calibrate(
+    studies: Annotated[int, typer.Option("--studies", min=20, help="Simulated studies a row of the table.")] = 4000,
+    short: Annotated[bool, typer.Option("--short", help="A few rows of 400 studies: seconds, and wide.")] = False,
+    planted: Annotated[
+        int, typer.Option("--planted", min=0, help="Also run so many studies with a signal in known layers.")
+    ] = 0,
+    real_aa: Annotated[
+        int, typer.Option("--real-aa", min=0, help="Also train so many studies of one strategy under four names.")
+    ] = 0,
+    pilot: Annotated[
+        str, typer.Option("--pilot", help="Take the variance ratios of this study instead of the shipped ones.")
+    ] = "",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for calibration.json and calibration.md.")] = Path(
+        "workspace/calibration"
+    ),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything that is drawn.")] = 4,
+    uri: Uri = "",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    quiet: Quiet = False,
+) -> None:
+    """Hold intervals and verdicts against studies whose truth is known. Exits with 1 when a bar is missed."""
+    from fusion_workbench.tools.calibrate import run, show
+
+    console = terminal()
+    place = (uri or existing_uri(workspace)) if pilot else ""
+    found = run(console, out, studies, short, planted, real_aa, (place, pilot), seed, quiet)
+    show(console, found, out)
+    if not found["passed"]:
+        raise typer.Exit(1)
