@@ -43,8 +43,8 @@ def export(
     """Write a source's conversations as LLaVA JSON and its images as PNG."""
     from fusion_workbench.config.overrides import parse_values
     from fusion_workbench.core.bars import progress_bar
-    from fusion_workbench.tools.data_export import conversation_source
-    from fusion_workbench.tools.data_export import export as write
+    from fusion_workbench.tools.data import conversation_source
+    from fusion_workbench.tools.data import export as write
 
     console = terminal()
     conversations = conversation_source(source, parse_values(options or []))
@@ -79,7 +79,7 @@ def check(
     ] = None,
 ) -> None:
     """Count what a file holds and list the rows that cannot be used. Exits with 1 when they are too many."""
-    from fusion_workbench.tools.data_check import check as read
+    from fusion_workbench.tools.data import check as read
 
     if not read(terminal(), file, images or file.parent, verify, bad_rows, quarantine):
         raise typer.Exit(1)

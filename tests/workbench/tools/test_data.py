@@ -20,7 +20,7 @@ from fusion_workbench.datamodules.conversations.base import Conversation, Conver
 from fusion_workbench.datamodules.rows.hub import HubDataset
 from fusion_workbench.datamodules.rows.llava import Llava
 from fusion_workbench.datamodules.sources.base import SPLITS
-from fusion_workbench.tools.data_export import conversation_source, export
+from fusion_workbench.tools.data import conversation_source, export
 
 SMALL = {"train": 6, "val": 3, "test": 4, "size": 56, "glyphs": 3}
 

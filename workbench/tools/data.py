@@ -1,17 +1,21 @@
-"""Any source of conversations as LLaVA's files: JSON and a folder of PNG images that read back as they were."""
+"""Conversations about images as LLaVA's files: any source written as such, and what is wrong with a file."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.core.files import write_file
+from fusion_workbench.core.text import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fusion_workbench.datamodules.conversations.base import Conversation, ConversationSource
 
 IMAGES = "images"  # the folder, beside the JSON files
@@ -19,7 +23,7 @@ ROLES = {"user": "human", "assistant": "gpt"}  # LLaVA's words for them
 
 
 @dataclass(frozen=True)
-class ExportedConversations:
+class Exported:
     """What was written."""
 
     files: dict[str, Path]  # split → JSON or JSONL
@@ -52,7 +56,7 @@ def export(
     jsonl: bool = False,
     overwrite: bool = False,
     advance: Callable[[int], None] = lambda count: None,
-) -> ExportedConversations:
+) -> Exported:
     """Write ``splits`` of a source to ``out``: ``SPLIT.json`` and ``images/SPLIT/NUMBER.png``.
 
     The images are those that the encoder reads, so the source ``llava`` with the same ``size`` gives the same pixels.
@@ -83,9 +87,62 @@ def export(
         raise WorkbenchError(f"{error.filename or out} cannot be written: {error.strerror or error}.") from None
     every = [conversation for conversations in conversations_of.values() for conversation in conversations]
     pictures = sum(source.size(split) for split in splits)
-    return ExportedConversations(
-        files, out / IMAGES, len(every), pictures, all(_begins_with_its_image(c) for c in every)
-    )
+    return Exported(files, out / IMAGES, len(every), pictures, all(_begins_with_its_image(c) for c in every))
+
+
+def check(
+    console: Console,
+    file: Path,
+    images: Path,
+    verify: str,
+    bad_rows: float,
+    lists: Path | None,
+    image_first: bool = True,
+) -> bool:
+    """Read a file as the source ``llava`` would, and print what it found. Returns whether it would be accepted.
+
+    Args:
+        verify: how closely images are looked at; a key of ``fusion_workbench.datamodules.rows.image_folder.VERIFY``.
+        bad_rows: the share of bad rows above which it would not be.
+        lists: folder of the quarantine's list; None: beside the file.
+
+    Raises:
+        WorkbenchError: no such file or folder, no JSON at all, an unknown ``verify``.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from fusion_workbench.datamodules.rows.image_folder import VERIFY, ImageFolder
+    from fusion_workbench.datamodules.rows.llava import read_file
+
+    if verify not in VERIFY:
+        raise WorkbenchError(f"--verify: unknown '{verify}'.{nearest(verify, VERIFY)}")
+    found = read_file(file, ImageFolder(images), image_first, verify, lists)
+    where = found.quarantine.write()
+    rows, bad = [placed.row for placed in found.rows], found.quarantine
+    facts = {
+        "rows": bad.seen,
+        "conversations": len(rows),
+        "turns": sum(len(row.turns) for row in rows),
+        "with one image": sum(len(row.images) == 1 for row in rows),
+        "with several images": sum(len(row.images) > 1 for row in rows),
+        "text alone": sum(not row.images for row in rows),
+        "different images": len({key for placed in found.rows for key in placed.keys}),
+        "bad rows": len(bad.rows),
+    }
+    table = Table(show_header=False, title=Text(printable(str(file))), title_justify="left")
+    for name, number in facts.items():
+        table.add_row(name, f"{number:,}")
+    for task, number in sorted(Counter(row.task for row in rows).items()):
+        table.add_row(Text(printable(f"task {task}")), f"{number:,}")
+    console.print(table)
+    for reason, (number, first) in bad.reasons.items():
+        console.print(f"{number:,} {reason}: {first.file}:{first.line}: {first.detail}", highlight=False, markup=False)
+    console.print(where, highlight=False, markup=False)
+    if bad.share > bad_rows:
+        told = f"{bad.share:.2%} of the rows are bad, more than bad_rows={bad_rows:g} allows"
+        console.print(told, highlight=False, markup=False)
+    return bad.share <= bad_rows
 
 
 def _write_images(source: ConversationSource, split: str, folder: Path, advance: Callable[[int], None]) -> None:
