@@ -7,7 +7,6 @@ is. Words are drawn from a seed for each scene and kind alone, so a question doe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from fusion_workbench.datamodules.conversations.base import (
     Turn,
 )
 from fusion_workbench.datamodules.sources.base import Array, register_source
+from fusion_workbench.datamodules.sources.drawn import frozen_stream
 from fusion_workbench.datamodules.sources.finescenes import FineScenes, FineScenesOptions, Layout, PlacedGlyph
 from fusion_workbench.datamodules.sources.finescenes_parts import CLASSES
 
@@ -190,7 +190,7 @@ class FineScenesQuestions(ConversationSource):
         return self._conversations[split]
 
     def _training_conversation(self, split: str, row: int, id_: str, group: str) -> list[Conversation]:
-        order = self._random(split, row, "order").permutation(len(KINDS))
+        order = self._stream(split, row, "order").permutation(len(KINDS))
         kinds = [kind for kind in np.array(list(KINDS))[order].tolist() if kind in self.kinds]
         turns: list[Turn] = []
         for kind in kinds:
@@ -207,17 +207,15 @@ class FineScenesQuestions(ConversationSource):
 
     def question_and_answer(self, split: str, index: int, kind: str) -> tuple[str, str]:
         """Question and answer of a kind about scene ``index``."""
-        draw = self._random(split, index, kind)
+        draw = self._stream(split, index, kind)
         wordings = KINDS[kind].wordings
         wording = wordings[int(draw.randint(len(wordings)))]
         place, answer = KINDS[kind].answer(self.scenes.layouts(split)[index], self.image_size, draw)
         question = wording.format(place=place)
         return f"{question}\n{SHORTLY}" if self.instruct else question, answer
 
-    def _random(self, split: str, index: int, purpose: str) -> np.random.RandomState:
-        # RandomState, not Generator: its stream is frozen for good.
-        words = f"{WORDS}|{self.scenes.chosen.seed}|{split}|{index}|{purpose}"
-        return np.random.RandomState(np.frombuffer(hashlib.sha256(words.encode()).digest(), dtype="<u4"))
+    def _stream(self, split: str, index: int, purpose: str) -> np.random.RandomState:
+        return frozen_stream(WORDS, self.scenes.chosen.seed, split, index, purpose)
 
 
 def _turns(question: str, answer: str, shown: bool) -> tuple[Turn, Turn]:

@@ -9,9 +9,8 @@ ever seen before. Four photographs are few: what a study finds here holds for th
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -21,7 +20,8 @@ from PIL import Image
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.boxes import Box, padded, points_inside
-from fusion_workbench.datamodules.sources.base import SPLITS, Array, Source, register_source
+from fusion_workbench.datamodules.sources.base import Array, register_source
+from fusion_workbench.datamodules.sources.drawn import DrawnSource, check_sizes
 from fusion_workbench.datamodules.transforms import load_image
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Tile:
 
 
 @register_source("crowns")
-class Crowns(Source):
+class Crowns(DrawnSource[CrownsOptions]):
     """The source ``crowns``. A tile is placed at random around a crown drawn at random, so each holds one at least.
 
     A crown counts in a tile when half of its box lies in it, and its box is clipped at the tile's edge.
@@ -104,17 +104,6 @@ class Crowns(Source):
         corners = ("xmin", "ymin", "xmax", "ymax")
         return np.array([[int(box.findtext(corner, "0")) for corner in corners] for box in boxes], np.int64)
 
-    @property
-    def image_size(self) -> int:
-        return self.chosen.size
-
-    def size(self, split: str) -> int:
-        return int(getattr(self.chosen, split))
-
-    def fingerprint(self, split: str) -> str:
-        facts = {key: value for key, value in asdict(self.chosen).items() if key not in SPLITS}
-        return hashlib.sha256(f"{self.version}|{split}|{sorted(facts.items())}".encode()).hexdigest()
-
     def classes(self) -> dict[str, list[str]]:
         return {"segment": ["ground", "crown"]}
 
@@ -122,9 +111,8 @@ class Crowns(Source):
 
     def tile(self, split: str, index: int) -> Tile:
         """Tile ``index`` of a split: the same whatever the number of tiles."""
-        if not 0 <= index < self.size(split):
-            raise IndexError(f"sample {index} of {self.size(split)} in '{split}'")
-        draw, span = self._random(split, index, "tile"), self.chosen.span
+        self.check_index(split, index)
+        draw, span = self.stream(split, index, "tile"), self.chosen.span
         every = [(name, crown) for name in PHOTOGRAPHS[split] for crown in self.crowns(name)]
         name, (x1, y1, x2, y2) = every[int(draw.randint(len(every)))]
         height, width = self.photograph(name).shape[:2]
@@ -159,7 +147,7 @@ class Crowns(Source):
     def targets(self, split: str) -> dict[str, Array]:
         tiles = self._all(split)
         boxes, valid = padded([self.boxes(tile) for tile in tiles])
-        draws = [self._random(split, index, "points") for index in range(len(tiles))]
+        draws = [self.stream(split, index, "points") for index in range(len(tiles))]
         return {
             "segment.box": boxes,
             "segment.valid": valid,
@@ -175,7 +163,7 @@ class Crowns(Source):
         tiles = self._all(split)
         return pd.DataFrame(
             {
-                "example_id": [f"{split}-{index:05d}" for index in range(len(tiles))],
+                "example_id": self.example_ids(split),
                 "group": [tile.photograph for tile in tiles],
                 "left": [tile.left for tile in tiles],
                 "top": [tile.top for tile in tiles],
@@ -186,11 +174,6 @@ class Crowns(Source):
         if split not in self._tiles:
             self._tiles[split] = [self.tile(split, index) for index in range(self.size(split))]
         return self._tiles[split]
-
-    def _random(self, split: str, index: int, purpose: str) -> np.random.RandomState:
-        # RandomState, not Generator: its stream is frozen for good.
-        words = f"{self.version}|{self.chosen.seed}|{split}|{index}|{purpose}"
-        return np.random.RandomState(np.frombuffer(hashlib.sha256(words.encode()).digest(), dtype="<u4"))
 
 
 def _around(draw: np.random.RandomState, low: int, high: int, span: int, room: int) -> int:
@@ -207,9 +190,7 @@ def _areas(boxes: Array) -> Array:
 
 
 def _check(options: CrownsOptions) -> None:
-    for split in SPLITS:
-        if getattr(options, split) < 1:
-            raise WorkbenchError(f"source.options.{split} is {getattr(options, split)}; it must be at least 1.")
+    check_sizes(options)
     if not 28 <= options.size <= 1024:
         raise WorkbenchError(f"source.options.size is {options.size}; tiles are 28 to 1024 px.")
     if not 64 <= options.span <= 400:

@@ -9,17 +9,17 @@ typefaces are each split, so that nothing that is seen in training is seen again
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.boxes import padded, points_inside
-from fusion_workbench.datamodules.sources.base import SPLITS, Array, Source, register_source
+from fusion_workbench.datamodules.sources.base import Array, register_source
+from fusion_workbench.datamodules.sources.drawn import DrawnSource, check_sizes
 from fusion_workbench.datamodules.sources.finescenes_parts import CLASSES, Parts
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Layout:
 
 
 @register_source("finescenes")
-class FineScenes(Source):
+class FineScenes(DrawnSource[FineScenesOptions]):
     """The source ``finescenes``.
 
     Targets: ``read.label`` int64 [N, G], ``read.box`` float32 [N, G, 4] (x1, y1, x2, y2 in [0, 1]), ``read.valid``
@@ -110,18 +110,11 @@ class FineScenes(Source):
             folders = assets.ensure("photographs", "digits", "typefaces")
         return Parts(folders["photographs"], folders["digits"], folders["typefaces"])
 
-    @property
-    def image_size(self) -> int:
-        return self.chosen.size
-
-    def size(self, split: str) -> int:
-        return int(getattr(self.chosen, split))
-
-    def fingerprint(self, split: str) -> str:
-        facts = {key: value for key, value in asdict(self.chosen).items() if key not in SPLITS}
+    def facts(self) -> dict[str, Any]:
+        facts = super().facts()
         if not facts["fewest"]:
             del facts["fewest"]  # the scenes of before this option was there, and their stored features
-        return hashlib.sha256(f"{self.version}|{split}|{sorted(facts.items())}".encode()).hexdigest()
+        return facts
 
     def classes(self) -> dict[str, list[str]]:
         return {"read": list(CLASSES), "digit": [str(d) for d in range(10)]}
@@ -131,7 +124,7 @@ class FineScenes(Source):
     def layout(self, split: str, index: int) -> Layout:
         """Scene ``index`` of a split: what stands where."""
         parts, size = self.parts, self.chosen.size
-        draw = self._random(split, index, "layout")
+        draw = self.stream(split, index, "layout")
         photograph = int(draw.choice(parts.photographs_of(split)))
         height, width = parts.photograph(photograph).shape[:2]
         side = int(draw.randint(min(size, height, width), min(height, width) + 1))
@@ -157,7 +150,7 @@ class FineScenes(Source):
         """How many glyphs the scene holds; a stream of its own, so that the default scenes stay what they were."""
         if not self.chosen.fewest:
             return self.chosen.glyphs
-        return int(self._random(split, index, "number").randint(self.chosen.fewest, self.chosen.glyphs + 1))
+        return int(self.stream(split, index, "number").randint(self.chosen.fewest, self.chosen.glyphs + 1))
 
     def _glyphs(
         self, draw: np.random.RandomState, split: str, digit: PlacedGlyph, number: int
@@ -190,20 +183,13 @@ class FineScenes(Source):
             self._layouts[split] = [self.layout(split, index) for index in range(self.size(split))]
         return self._layouts[split]
 
-    def _random(self, split: str, index: int, purpose: str) -> np.random.RandomState:
-        # RandomState, not Generator: its stream is frozen for good.
-        words = f"{self.version}|{self.chosen.seed}|{split}|{index}|{purpose}"
-        digest = hashlib.sha256(words.encode()).digest()
-        return np.random.RandomState(np.frombuffer(digest, dtype="<u4"))
-
     # --- what a study reads -------------------------------------------------------------------------------------
 
     def image(self, split: str, index: int) -> Array:
         """Draw scene ``index``: uint8 ``[size, size, 3]``."""
-        if not 0 <= index < self.size(split):
-            raise IndexError(f"sample {index} of {self.size(split)} in '{split}'")
+        self.check_index(split, index)
         scene = self._layouts[split][index] if split in self._layouts else self.layout(split, index)
-        draw = self._random(split, index, "ink")
+        draw = self.stream(split, index, "ink")
         canvas = self.parts.background(scene.photograph, scene.crop, scene.flip, self.chosen.size)
         _ink(canvas, scene.digit, self.parts.handwriting(scene.digit.which, scene.digit.width), draw)
         for glyph in scene.glyphs:
@@ -217,7 +203,7 @@ class FineScenes(Source):
         labels = np.zeros(valid.shape, np.int64)
         labels[valid] = [g.label for scene in scenes for g in scene.glyphs]
         objects, there = padded([[_box(g, size) for g in (scene.digit, *scene.glyphs)] for scene in scenes])
-        draws = [self._random(split, index, "points") for index in range(len(scenes))]
+        draws = [self.stream(split, index, "points") for index in range(len(scenes))]
         return {
             "read.label": labels,
             "read.box": glyphs,
@@ -238,7 +224,7 @@ class FineScenes(Source):
         scenes = self.layouts(split)
         return pd.DataFrame(
             {
-                "example_id": [f"{split}-{index:05d}" for index in range(len(scenes))],
+                "example_id": self.example_ids(split),
                 "group": [self.parts.photograph_name(scene.photograph) for scene in scenes],
                 "handwriting": [scene.digit.which for scene in scenes],
                 "typefaces": [" ".join(sorted({self.parts.typeface_name(g.which) for g in s.glyphs})) for s in scenes],
@@ -269,9 +255,7 @@ def _box(placed: PlacedGlyph, size: int) -> tuple[float, float, float, float]:
 
 
 def _check(options: FineScenesOptions) -> None:
-    for split in SPLITS:
-        if getattr(options, split) < 1:
-            raise WorkbenchError(f"source.options.{split} is {getattr(options, split)}; it must be at least 1.")
+    check_sizes(options)
     if not 56 <= options.size <= 300:
         raise WorkbenchError(f"source.options.size is {options.size}; scenes are 56 to 300 px.")
     if not 1 <= options.glyphs <= 12:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.sources.base import Array, Source, register_source
+from fusion_workbench.datamodules.sources.drawn import check_sizes, example_ids
 
 SIDE = 8  # pixels
 CLASSES = 9  # three times three: a half in each of two layers
@@ -42,9 +42,7 @@ class Planted(Source):
     def __init__(self, options: PlantedOptions | None = None, folders: Mapping[str, Path] | None = None) -> None:
         chosen = options or PlantedOptions()
         self.sizes = {"train": chosen.train, "val": chosen.val, "test": chosen.test}
-        for split, size in self.sizes.items():
-            if size < 1:
-                raise WorkbenchError(f"source.options.{split} is {size}; it must be at least 1.")
+        check_sizes(chosen)
         self.seed = chosen.seed
 
     @property
@@ -69,7 +67,7 @@ class Planted(Source):
         return {"digit.label": np.array(labels, dtype=np.int64)}
 
     def identity(self, split: str) -> pd.DataFrame:
-        names = [f"{split}-{index:05d}" for index in range(self.size(split))]
+        names = example_ids(split, self.size(split))
         return pd.DataFrame({"example_id": names, "group": names})
 
     def classes(self) -> dict[str, list[str]]:

@@ -1,0 +1,84 @@
+"""What sources have in common whose samples are drawn from a seed: sizes, fingerprints, names and streams of numbers.
+
+Sample ``i`` of a split is the same bytes on every machine and does not depend on how many samples there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import Field, asdict
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.sources.base import SPLITS, Source
+
+
+class DrawnOptions(Protocol):
+    """The options that every such source has; a dataclass with one more for each split, the number of its samples."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def size(self) -> int: ...  # pixels of the image's side
+    @property
+    def seed(self) -> int: ...
+
+
+O = TypeVar("O", bound=DrawnOptions)  # noqa: E741 - options
+
+
+class DrawnSource(Source, Generic[O]):
+    """A source whose samples are a function of its version, its options, the split and the index.
+
+    Attributes:
+        chosen: the options; a subclass sets and checks them.
+    """
+
+    chosen: O
+
+    @property
+    def image_size(self) -> int:
+        return self.chosen.size
+
+    def size(self, split: str) -> int:
+        return int(getattr(self.chosen, split))
+
+    def fingerprint(self, split: str) -> str:
+        return hashlib.sha256(f"{self.version}|{split}|{sorted(self.facts().items())}".encode()).hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """The options that decide the bytes of a sample."""
+        return {key: value for key, value in asdict(self.chosen).items() if key not in SPLITS}
+
+    def example_ids(self, split: str) -> list[str]:
+        """The name of each sample of a split."""
+        return example_ids(split, self.size(split))
+
+    def check_index(self, split: str, index: int) -> None:
+        """Raises IndexError for a sample that the split does not have."""
+        if not 0 <= index < self.size(split):
+            raise IndexError(f"sample {index} of {self.size(split)} in '{split}'")
+
+    def stream(self, split: str, index: int, purpose: str) -> np.random.RandomState:
+        """The random numbers of a sample for one purpose."""
+        return frozen_stream(self.version, self.chosen.seed, split, index, purpose)
+
+
+def frozen_stream(*words: object) -> np.random.RandomState:
+    """Random numbers that are a function of ``words``. RandomState, not Generator: its stream is frozen for good."""
+    digest = hashlib.sha256("|".join(map(str, words)).encode()).digest()
+    return np.random.RandomState(np.frombuffer(digest, dtype="<u4"))
+
+
+def example_ids(split: str, size: int) -> list[str]:
+    """The name of each of ``size`` samples."""
+    return [f"{split}-{index:05d}" for index in range(size)]
+
+
+def check_sizes(options: object) -> None:
+    """Raises WorkbenchError unless the options ask for a sample at least of each split."""
+    for split in SPLITS:
+        if getattr(options, split) < 1:
+            raise WorkbenchError(f"source.options.{split} is {getattr(options, split)}; it must be at least 1.")
