@@ -11,9 +11,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import safetensors.torch
 import torch
@@ -29,7 +30,8 @@ GRIDS: tuple[Grid, ...] = ((4, 4), (3, 5), (1, 7))  # square, rectangular, a seq
 DEPTH = 7  # blocks of the imagined encoder
 
 
-C = TypeVar("C")  # a case: whatever the requirements look at
+M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C", bound="Case[Any]")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def check(
     selection = Selection(tuple(levels) if spec_of(strategy).uses_levels else (), DEPTH - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        case = _Case(lambda: build(strategy, selection, dim, options), selection, dim)
+        case = _FusionCase(lambda: build(strategy, selection, dim, options), selection, dim)
         return hold_against(case, _REQUIREMENTS)
 
 
@@ -144,31 +146,61 @@ def _strategies_in(module: Any) -> list[str]:
     return [k for k, v in classes.items() if issubclass(v, torch.nn.Module) and not inspect.isabstract(v)]
 
 
-def select_used(hidden_states: Tensor, fuser: Fusion) -> Tensor:
-    """The layers that ``fuser`` reads, out of all: ``[depth + 1, B, T, dim] → [len(uses), B, T, dim]``."""
-    return hidden_states[list(fuser.uses)]
+class Reader(Protocol):
+    """A module that reads layers of an encoder."""
+
+    uses: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class _Case:
-    fresh: Callable[[], Fusion]
-    selection: Selection
-    dim: int
+def select_used(hidden_states: Tensor, module: Reader) -> Tensor:
+    """The layers that ``module`` reads, out of all: ``[depth + 1, B, T, dim] → [len(uses), B, T, dim]``."""
+    return hidden_states[list(module.uses)]
 
-    def fuser(self) -> Fusion:
+
+class Case(ABC, Generic[M]):
+    """What is held against a contract, a fusion strategy or an injection, over an imagined encoder.
+
+    Attributes:
+        fresh: makes the module at its initial parameters.
+        selection: the layers that it may read.
+        dim: channels of a layer.
+        what: :meth:`output` in the words of the findings.
+        tolerance: relative and absolute, of what is equal but for the order of sums.
+    """
+
+    what: ClassVar[str] = "output"
+    tolerance: ClassVar[tuple[float, float]] = (1e-4, 1e-5)
+
+    def __init__(self, fresh: Callable[[], M], selection: Selection, dim: int) -> None:
+        self.fresh, self.selection, self.dim = fresh, selection, dim
+
+    @abstractmethod
+    def output(self, module: M, features: Tensor, grid: Grid) -> Tensor:
+        """What the module is there to move."""
+
+    def module(self) -> M:
         """At random parameters, as after some training."""
-        fuser = self.fresh().eval()
+        module = self.fresh().eval()
         with torch.no_grad():
-            for parameter in fuser.parameters():
+            for parameter in module.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
-        return fuser
+        return module
 
     def stack(self, grid: Grid, batch: int = 2) -> Tensor:
         """Hidden states of every layer."""
         return torch.randn(DEPTH + 1, batch, grid[0] * grid[1], self.dim)
 
 
-def _uses(case: _Case) -> Iterator[str]:
+class _FusionCase(Case[Fusion]):
+    def output(self, module: Fusion, features: Tensor, grid: Grid) -> Tensor:
+        tokens: Tensor = module(features, grid)
+        return tokens
+
+
+# --- of both contracts ----------------------------------------------------------------------------------------------
+
+
+def uses_layers(case: Case[Any]) -> Iterator[str]:
     """uses names layers of the selection, each once, the query last"""
     uses = case.fresh().uses
     if not set(uses) <= set(case.selection.layers):
@@ -177,54 +209,34 @@ def _uses(case: _Case) -> Iterator[str]:
         yield f"uses {uses} should hold each layer once and end with the query {case.selection.query}"
 
 
-def _shape(case: _Case) -> Iterator[str]:
-    """output is [batch, tokens, out_dim], and token_map gives each token a cell or -1, on any grid"""
-    for grid in GRIDS:
-        fuser = case.fuser()
-        out = fuser(select_used(case.stack(grid), fuser), grid)
-        places = fuser.token_map(grid)
-        if out.shape != (2, len(places), fuser.out_dim):
-            yield f"grid {grid}: output {tuple(out.shape)}, token_map {len(places)}, out_dim {fuser.out_dim}"
-        if places.dtype != torch.int64 or places.min() < -1 or places.max() >= grid[0] * grid[1]:
-            yield f"grid {grid}: token_map is {places.dtype} from {places.min()} to {places.max()}"
-
-
-def _every_layer(case: _Case) -> Iterator[str]:
-    """every layer it says it uses moves the output, and no other can"""
-    grid, fuser = GRIDS[1], case.fuser()
-    stack = case.stack(grid)
+def layer_complaints(case: Case[Any]) -> Iterator[str]:
+    """Layers that the module says it uses and that do not move its output, and others that do."""
+    grid, module = GRIDS[1], case.module()
+    stack, what = case.stack(grid), case.what
     with torch.no_grad():
-        before = fuser(select_used(stack, fuser), grid)
+        before = case.output(module, select_used(stack, module), grid)
         for layer in range(len(stack)):
             moved = stack.clone()
             moved[layer] += torch.randn_like(moved[layer])
-            change = float((fuser(select_used(moved, fuser), grid) - before).abs().max())
-            if layer in fuser.uses and not change > 1e-6:
-                yield f"layer {layer} is used and does not move the output ({change:.1g})"
-            if layer not in fuser.uses and change:
-                yield f"layer {layer} is not used and moves the output by {change:.1g}"
+            change = float((case.output(module, select_used(moved, module), grid) - before).abs().max())
+            if layer in module.uses and not change > 1e-6:
+                yield f"layer {layer} is used and does not move the {what} ({change:.1g})"
+            if layer not in module.uses and change:
+                yield f"layer {layer} is not used and moves the {what} by {change:.1g}"
 
 
-def _images_apart(case: _Case) -> Iterator[str]:
+def images_apart(case: Case[Any]) -> Iterator[str]:
     """an image's tokens do not depend on the others of its batch, nor do features change"""
-    grid, fuser = GRIDS[1], case.fuser()
-    features = select_used(case.stack(grid), fuser)
+    grid, module = GRIDS[1], case.module()
+    features = select_used(case.stack(grid), module)
     kept = features.clone()
     with torch.no_grad():
-        together, alone = fuser(features, grid), fuser(features[:, :1], grid)
+        together, alone = case.output(module, features, grid), case.output(module, features[:, :1], grid)
     if not torch.equal(features, kept):
         yield "the features were changed in place"
-    if not torch.allclose(together[:1], alone, rtol=1e-4, atol=1e-5):
+    rtol, atol = case.tolerance
+    if not torch.allclose(together[:1], alone, rtol=rtol, atol=atol):
         yield f"image 0 differs by {float((together[:1] - alone).abs().max()):.1g} with and without image 1"
-
-
-def _identity(case: _Case) -> Iterator[str]:
-    """where identity_at_start is promised, a fresh module returns the query's tokens"""
-    fuser = case.fresh()
-    for grid in GRIDS if fuser.identity_at_start else ():
-        features = select_used(case.stack(grid), fuser)
-        if not torch.equal(fuser(features, grid), features[-1]):
-            yield f"grid {grid}: a fresh module does not return the query's tokens"
 
 
 def gradient_complaints(module: nn.Module) -> Iterator[str]:
@@ -236,9 +248,67 @@ def gradient_complaints(module: nn.Module) -> Iterator[str]:
             yield f"{name} has a gradient that is not finite"
 
 
-def _gradients(case: _Case) -> Iterator[str]:
+def cost_of_shapes(case: Case[Any]) -> Iterator[str]:
+    """cost is a function of the shapes: FLOPs double with the batch, a second module has as many parameters"""
+    one, two = case.fresh(), case.fresh()
+    if parameters(one) != parameters(two):
+        yield f"{parameters(one)} parameters, then {parameters(two)}"
+    single, double = one.flops(GRIDS[0]), one.flops(GRIDS[0], batch=2)
+    if double != 2 * single:
+        yield f"{single} FLOPs for one image, {double} for two"
+
+
+def round_trip(case: Case[Any]) -> Iterator[str]:
+    """weights go through safetensors into a fresh module that computes the same"""
+    grid, module, other = GRIDS[1], case.module(), case.fresh().eval()
+    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+    other.load_state_dict(safetensors.torch.load(safetensors.torch.save(state)))
+    features = select_used(case.stack(grid), module)
+    with torch.no_grad():
+        if not torch.equal(case.output(module, features, grid), case.output(other, features, grid)):
+            yield "the loaded module computes something else"
+
+
+def diagnosis(case: Case[Any]) -> Iterator[str]:
+    """diagnose returns finite numbers by name"""
+    module = case.module()
+    for name, value in module.diagnose(select_used(case.stack(GRIDS[1]), module), GRIDS[1]).items():
+        if not isinstance(name, str) or not isinstance(value, float) or not math.isfinite(value):
+            yield f"{name} is {value!r}"
+
+
+# --- of fusion strategies -------------------------------------------------------------------------------------------
+
+
+def _shape(case: _FusionCase) -> Iterator[str]:
+    """output is [batch, tokens, out_dim], and token_map gives each token a cell or -1, on any grid"""
+    for grid in GRIDS:
+        fuser = case.module()
+        out = fuser(select_used(case.stack(grid), fuser), grid)
+        places = fuser.token_map(grid)
+        if out.shape != (2, len(places), fuser.out_dim):
+            yield f"grid {grid}: output {tuple(out.shape)}, token_map {len(places)}, out_dim {fuser.out_dim}"
+        if places.dtype != torch.int64 or places.min() < -1 or places.max() >= grid[0] * grid[1]:
+            yield f"grid {grid}: token_map is {places.dtype} from {places.min()} to {places.max()}"
+
+
+def _every_layer(case: _FusionCase) -> Iterator[str]:
+    """every layer it says it uses moves the output, and no other can"""
+    yield from layer_complaints(case)
+
+
+def _identity(case: _FusionCase) -> Iterator[str]:
+    """where identity_at_start is promised, a fresh module returns the query's tokens"""
+    fuser = case.fresh()
+    for grid in GRIDS if fuser.identity_at_start else ():
+        features = select_used(case.stack(grid), fuser)
+        if not torch.equal(fuser(features, grid), features[-1]):
+            yield f"grid {grid}: a fresh module does not return the query's tokens"
+
+
+def _gradients(case: _FusionCase) -> Iterator[str]:
     """at random parameters every parameter has a finite gradient, and gates are among them"""
-    grid, fuser = GRIDS[1], case.fuser()
+    grid, fuser = GRIDS[1], case.module()
     out = fuser(select_used(case.stack(grid), fuser), grid)
     if out.requires_grad:
         (out * torch.randn_like(out)).sum().backward()
@@ -248,23 +318,9 @@ def _gradients(case: _Case) -> Iterator[str]:
         yield "gates() returns something that is not a parameter of the module"
 
 
-def _cost(case: _Case) -> Iterator[str]:
-    """cost is a function of the shapes: FLOPs double with the batch, a second module has as many parameters"""
-    yield from cost_complaints(case.fresh(), case.fresh())
-
-
-def cost_complaints(one: Any, two: Any) -> Iterator[str]:
-    """What is wrong with the cost of two fresh modules of the same shapes, that tell their FLOPs."""
-    if parameters(one) != parameters(two):
-        yield f"{parameters(one)} parameters, then {parameters(two)}"
-    single, double = one.flops(GRIDS[0]), one.flops(GRIDS[0], batch=2)
-    if double != 2 * single:
-        yield f"{single} FLOPs for one image, {double} for two"
-
-
-def _autocast(case: _Case) -> Iterator[str]:
+def _autocast(case: _FusionCase) -> Iterator[str]:
     """runs under bfloat16 autocast, forward and backward, close to float32"""
-    grid, fuser = GRIDS[1], case.fuser()
+    grid, fuser = GRIDS[1], case.module()
     features = select_used(case.stack(grid), fuser)
     exact = fuser(features, grid).detach()
     with torch.autocast("cpu", torch.bfloat16):
@@ -276,9 +332,9 @@ def _autocast(case: _Case) -> Iterator[str]:
         yield f"relative error {error:.2g}"
 
 
-def _projected(case: _Case) -> Iterator[str]:
+def _projected(case: _FusionCase) -> Iterator[str]:
     """every projector takes the fused tokens to the width that is asked for, and passes gradients back"""
-    grid, fuser, width = GRIDS[1], case.fuser(), 24
+    grid, fuser, width = GRIDS[1], case.module(), 24
     features = select_used(case.stack(grid), fuser)
     for kind in PROJECTORS:
         projector = fuser.projector(kind, width, grid)
@@ -290,26 +346,7 @@ def _projected(case: _Case) -> Iterator[str]:
             yield f"{kind}: a parameter has no gradient"
 
 
-def _round_trip(case: _Case) -> Iterator[str]:
-    """weights go through safetensors into a fresh module that computes the same"""
-    grid, fuser, other = GRIDS[1], case.fuser(), case.fresh().eval()
-    state = {key: value.contiguous() for key, value in fuser.state_dict().items()}
-    other.load_state_dict(safetensors.torch.load(safetensors.torch.save(state)))
-    features = select_used(case.stack(grid), fuser)
-    with torch.no_grad():
-        if not torch.equal(fuser(features, grid), other(features, grid)):
-            yield "the loaded module computes something else"
-
-
-def _diagnosis(case: _Case) -> Iterator[str]:
-    """diagnose returns finite numbers by name"""
-    fuser = case.fuser()
-    for name, value in fuser.diagnose(select_used(case.stack(GRIDS[1]), fuser), GRIDS[1]).items():
-        if not isinstance(name, str) or not isinstance(value, float) or not math.isfinite(value):
-            yield f"{name} is {value!r}"
-
-
 _REQUIREMENTS = (
-    _uses, _shape, _every_layer, _images_apart, _identity, _gradients, _cost, _autocast, _projected, _round_trip,
-    _diagnosis,
+    uses_layers, _shape, _every_layer, images_apart, _identity, _gradients, cost_of_shapes, _autocast, _projected,
+    round_trip, diagnosis,
 )  # fmt: skip

@@ -11,11 +11,9 @@ for finding in check_injection("my_injection"):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -24,10 +22,17 @@ from fusion_workbench.modules.fusion.base import Grid
 from fusion_workbench.modules.fusion.contract import (
     DEPTH,
     GRIDS,
+    Case,
     Finding,
-    cost_complaints,
+    cost_of_shapes,
+    diagnosis,
     gradient_complaints,
     hold_against,
+    images_apart,
+    layer_complaints,
+    pick,
+    round_trip,
+    uses_layers,
 )
 from fusion_workbench.modules.language.injection import Injection, InjectionSetting, build_injection, injection_spec
 from fusion_workbench.modules.language.injector import Injector
@@ -86,25 +91,20 @@ def _language_model() -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-class _Case:
+class _Case(Case[Injection]):
     """An injection, and two conversations of an image with words around it."""
 
+    what = "logits"
+    tolerance = (1e-3, 1e-4)
+
     def __init__(self, fresh: Callable[[], Injection], setting: InjectionSetting, language_model: nn.Module) -> None:
-        self.fresh, self.setting, self.language_model = fresh, setting, language_model
+        super().__init__(fresh, setting.selection, setting.dim)
+        self.language_model = language_model
         model: Any = language_model
         self.injector = Injector(model.model.layers)
 
-    def injection(self) -> Injection:
-        """At random parameters, as after some training."""
-        injection = self.fresh().eval()
-        with torch.no_grad():
-            for parameter in injection.parameters():
-                parameter.add_(0.3 * torch.randn_like(parameter))
-        return injection
-
-    def stack(self, grid: Grid, images: int = 2) -> Tensor:
-        """Hidden states of every layer of the encoder."""
-        return torch.randn(DEPTH + 1, images, grid[0] * grid[1], self.setting.dim)
+    def output(self, module: Injection, features: Tensor, grid: Grid) -> Tensor:
+        return self.logits(module(features, grid))
 
     def logits(self, given: VisualInput) -> Tensor:
         """``[N, words + T', vocabulary]``: a conversation an image, two words before it and three behind."""
@@ -122,18 +122,11 @@ class _Case:
         return logits
 
 
-def _uses(case: _Case) -> Iterator[str]:
-    """uses names layers of the selection, each once, the query last"""
-    uses, layers = case.fresh().uses, case.setting.selection.layers
-    if not set(uses) <= set(layers) or len(set(uses)) != len(uses) or uses[-1:] != layers[-1:]:
-        yield f"uses {uses}, and the selection is {layers}"
-
-
 def _shape(case: _Case) -> Iterator[str]:
     """tokens and what each of blocks() is given are [images, tokens, width], on any grid and for no image"""
     for grid, images in (*((grid, 2) for grid in GRIDS), (GRIDS[0], 0)):
-        injection = case.injection()
-        given = injection(case.stack(grid, images)[list(injection.uses)], grid)
+        injection = case.module()
+        given = injection(pick(case.stack(grid, images), injection), grid)
         if tuple(sorted(given.injected)) != injection.blocks() or not set(injection.blocks()) <= set(range(BLOCKS)):
             yield f"blocks() {injection.blocks()}, injected at {sorted(given.injected)} of {BLOCKS}"
         shapes = {tuple(tokens.shape) for tokens in (given.tokens, *given.injected.values())}
@@ -143,25 +136,14 @@ def _shape(case: _Case) -> Iterator[str]:
 
 def _every_layer(case: _Case) -> Iterator[str]:
     """every layer it says it uses moves the logits, and no other can"""
-    grid, injection = GRIDS[1], case.injection()
-    stack, uses = case.stack(grid), list(injection.uses)
-    with torch.no_grad():
-        before = case.logits(injection(stack[uses], grid))
-        for layer in range(len(stack)):
-            moved = stack.clone()
-            moved[layer] += torch.randn_like(moved[layer])
-            change = float((case.logits(injection(moved[uses], grid)) - before).abs().max())
-            if layer in uses and not change > 1e-6:
-                yield f"layer {layer} is used and does not move the logits ({change:.1g})"
-            if layer not in uses and change:
-                yield f"layer {layer} is not used and moves the logits by {change:.1g}"
+    yield from layer_complaints(case)
 
 
 def _every_block(case: _Case) -> Iterator[str]:
     """what each block is given moves the logits"""
-    grid, injection = GRIDS[1], case.injection()
+    grid, injection = GRIDS[1], case.module()
     with torch.no_grad():
-        given = injection(case.stack(grid)[list(injection.uses)], grid)
+        given = injection(pick(case.stack(grid), injection), grid)
         before = case.logits(given)
         for block in given.injected:
             others = {key: value for key, value in given.injected.items() if key != block}
@@ -170,23 +152,10 @@ def _every_block(case: _Case) -> Iterator[str]:
                 yield f"without what block {block} is given the logits are the same ({change:.1g})"
 
 
-def _images_apart(case: _Case) -> Iterator[str]:
-    """an image's tokens do not depend on the others of its batch, nor do features change"""
-    grid, injection = GRIDS[1], case.injection()
-    features = case.stack(grid)[list(injection.uses)]
-    kept = features.clone()
-    with torch.no_grad():
-        together, alone = case.logits(injection(features, grid)), case.logits(injection(features[:, :1], grid))
-    if not torch.equal(features, kept):
-        yield "the features were changed in place"
-    if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4):
-        yield f"image 0 differs by {float((together[:1] - alone).abs().max()):.1g} with and without image 1"
-
-
 def _gradients(case: _Case) -> Iterator[str]:
     """at random parameters every parameter has a finite gradient, and parts() holds each of them once"""
-    grid, injection = GRIDS[1], case.injection()
-    logits = case.logits(injection(case.stack(grid)[list(injection.uses)], grid))
+    grid, injection = GRIDS[1], case.module()
+    logits = case.logits(injection(pick(case.stack(grid), injection), grid))
     torch.autograd.backward((logits * torch.randn_like(logits)).sum())
     yield from gradient_complaints(injection)
     parts = injection.parts()
@@ -195,15 +164,10 @@ def _gradients(case: _Case) -> Iterator[str]:
         yield f"parts() has {list(parts)} with {len(listed)} of {len(list(injection.parameters()))} parameters"
 
 
-def _cost(case: _Case) -> Iterator[str]:
-    """cost is a function of the shapes: FLOPs double with the batch, a second module has as many parameters"""
-    yield from cost_complaints(case.fresh(), case.fresh())
-
-
 def _autocast(case: _Case) -> Iterator[str]:
     """runs under bfloat16 autocast, close to float32"""
-    grid, injection = GRIDS[1], case.injection()
-    features = case.stack(grid)[list(injection.uses)]
+    grid, injection = GRIDS[1], case.module()
+    features = pick(case.stack(grid), injection)
     with torch.no_grad():
         exact = injection(features, grid)
         with torch.autocast("cpu", torch.bfloat16):
@@ -214,25 +178,7 @@ def _autocast(case: _Case) -> Iterator[str]:
             yield f"{what}: relative error {error:.2g}"
 
 
-def _round_trip(case: _Case) -> Iterator[str]:
-    """weights go through safetensors into a fresh module that computes the same"""
-    grid, injection, other = GRIDS[1], case.injection(), case.fresh().eval()
-    state = {key: value.contiguous() for key, value in injection.state_dict().items()}
-    other.load_state_dict(safetensors.torch.load(safetensors.torch.save(state)))
-    features = case.stack(grid)[list(injection.uses)]
-    with torch.no_grad():
-        if not torch.equal(case.logits(injection(features, grid)), case.logits(other(features, grid))):
-            yield "the loaded module computes something else"
-
-
-def _diagnosis(case: _Case) -> Iterator[str]:
-    """diagnose returns finite numbers by name"""
-    injection = case.injection()
-    for name, value in injection.diagnose(case.stack(GRIDS[1])[list(injection.uses)], GRIDS[1]).items():
-        if not isinstance(name, str) or not isinstance(value, float) or not math.isfinite(value):
-            yield f"{name} is {value!r}"
-
-
 _REQUIREMENTS = (
-    _uses, _shape, _every_layer, _every_block, _images_apart, _gradients, _cost, _autocast, _round_trip, _diagnosis,
+    uses_layers, _shape, _every_layer, _every_block, images_apart, _gradients, cost_of_shapes, _autocast, round_trip,
+    diagnosis,
 )  # fmt: skip
