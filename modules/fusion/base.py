@@ -24,7 +24,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,12 @@ from fusion_workbench.core.layers import Selection
 from fusion_workbench.core.options import read_options
 from fusion_workbench.core.registry import Registry, check_options
 from fusion_workbench.modules import cost
+from fusion_workbench.modules.optim import others
 from fusion_workbench.modules.projector import Projector
+
+M = TypeVar("M", bound=nn.Module)
+_C = TypeVar("_C", bound=type[nn.Module])
+_F = TypeVar("_F", bound=type["Fusion"])
 
 Grid = tuple[int, int]  # rows, columns
 LayerNorm = Literal["per_layer", "none"]  # the option ``layer_norm`` of the strategies without norms of their own
@@ -124,27 +129,58 @@ class Fusion(nn.Module, ABC):
         check_features(self, self.uses, self.dim, features, grid)
 
 
+def connector_parts(fuser: Fusion, projector: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The parameters of a fuser and its projector by part; each part has its own learning rate."""
+    gates = list(fuser.gates())
+    return {
+        "fuser": others(fuser.parameters(), gates),
+        "gates": gates,
+        "projector": list(projector.parameters()),
+    }
+
+
 @dataclass(frozen=True)
-class StrategySpec:
-    """A registered strategy."""
+class StrategySpec(Generic[M]):
+    """A registered strategy: a fusion strategy, or an injection into a language model."""
 
     name: str
-    cls: type[Fusion]
+    cls: type[M]
     options: type[Any]  # a dataclass of plain values with defaults
     uses_levels: bool
     title: str
     source: str
 
+    def parse_options(self, options: Mapping[str, Any]) -> Any:
+        """The options dataclass, filled from ``options``.
 
-STRATEGIES: Registry[StrategySpec] = Registry(
+        Raises:
+            WorkbenchError: an unknown option, or a value of the wrong type.
+        """
+        return read_options(f"strategy '{self.name}'", self.options, options)
+
+    def canonical_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """``options`` with every default filled in, as plain values: equal for options that mean the same.
+
+        Raises:
+            WorkbenchError: as :meth:`parse_options`.
+        """
+        return asdict(self.parse_options(options))
+
+    def check_levels(self, selection: Selection) -> None:
+        """Raises WorkbenchError where it reads levels and ``selection`` names none."""
+        if self.uses_levels and not selection.levels:
+            raise WorkbenchError(
+                f"strategy '{self.name}' reads levels, and the selection with query {selection.query} names none."
+            )
+
+
+STRATEGIES: Registry[StrategySpec[Fusion]] = Registry(
     "strategy",
     "strategies",
     group="fusion_workbench.strategies",
     base=Fusion,
     decorator="@register_strategy('a_name', options=AnOptionsDataclass, uses_levels=True)",
 )
-
-_F = TypeVar("_F", bound=type[Fusion])
 
 
 def register_strategy(
@@ -157,37 +193,36 @@ def register_strategy(
             defaults.
     """
 
-    def register(cls: _F) -> _F:
-        STRATEGIES.check(name, cls)
-        check_options(f"strategy '{name}'", options)
-        STRATEGIES.add(name, StrategySpec(name, cls, options, uses_levels, title or name, source), cls)
+    return strategy_decorator(STRATEGIES, name, options, uses_levels, title, source)
+
+
+def strategy_decorator(
+    registry: Registry[StrategySpec[Any]], name: str, options: type[Any], uses_levels: bool, title: str, source: str
+) -> Callable[[_C], _C]:
+    """The decorator of a registry of strategies; see :func:`register_strategy`."""
+
+    def register(cls: _C) -> _C:
+        registry.check(name, cls)
+        check_options(f"{registry.kind} '{name}'", options)
+        registry.add(name, StrategySpec(name, cls, options, uses_levels, title or name, source), cls)
         return cls
 
     return register
 
 
-def spec_of(name: str) -> StrategySpec:
+def spec_of(name: str) -> StrategySpec[Fusion]:
     """Raises WorkbenchError for an unknown strategy; where :mod:`modules.language` is imported, its strategies are told
     apart from unknown ones."""
     return STRATEGIES.find(name)
 
 
-def parse_options(name: str, options: Mapping[str, Any]) -> Any:
-    """The options dataclass of strategy ``name``, filled from ``options``.
+def canonical_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """As :meth:`StrategySpec.canonical_options`, of the strategy ``name``.
 
     Raises:
         WorkbenchError: an unknown strategy or option, or a value of the wrong type.
     """
-    return read_options(f"strategy '{name}'", spec_of(name).options, options)
-
-
-def canonical_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` with every default filled in, as plain values: equal for options that mean the same.
-
-    Raises:
-        WorkbenchError: as :func:`parse_options`.
-    """
-    return asdict(parse_options(name, options))
+    return spec_of(name).canonical_options(options)
 
 
 def build(name: str, selection: Selection, dim: int, options: Mapping[str, Any] | None = None) -> Fusion:
@@ -197,14 +232,11 @@ def build(name: str, selection: Selection, dim: int, options: Mapping[str, Any] 
         WorkbenchError: an unknown strategy or option, a wrong value, or no levels for a strategy that reads them.
     """
     spec = spec_of(name)
-    parsed = parse_options(name, options or {})
-    if spec.uses_levels and not selection.levels:
-        raise WorkbenchError(
-            f"strategy '{name}' reads levels, and the selection with query {selection.query} names none."
-        )
+    parsed = spec.parse_options(options or {})
+    spec.check_levels(selection)
     return spec.cls(selection, dim, parsed)
 
 
-def spec_of_class(cls: type[Fusion]) -> StrategySpec:
+def spec_of_class(cls: type[Fusion]) -> StrategySpec[Fusion]:
     """Raises WorkbenchError for a class that is not registered."""
     return STRATEGIES.of_class(cls)

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.fusion import Fusion, build
-from fusion_workbench.modules.fusion.base import Grid
+from fusion_workbench.modules.fusion.base import Grid, connector_parts
 from fusion_workbench.modules.language.injection import INJECTIONS, InjectionSetting, build_injection
 from fusion_workbench.modules.language.visual import LanguageConnector, VisualInput
-from fusion_workbench.modules.optim import others
 from fusion_workbench.modules.projector import Projector
 
 __all__ = [
@@ -68,12 +67,7 @@ class FusedConnector(LanguageConnector):
         return VisualInput(self.projector(self.fuser(features, grid)))
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        gates = list(self.fuser.gates())
-        return {
-            "fuser": others(self.fuser.parameters(), gates),
-            "gates": gates,
-            "projector": list(self.projector.parameters()),
-        }
+        return connector_parts(self.fuser, self.projector)
 
 
 def build_connector(config: ConnectorConfig) -> LanguageConnector:

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -38,10 +38,9 @@ from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
-from fusion_workbench.core.options import read_options
-from fusion_workbench.core.registry import Registry, check_options
+from fusion_workbench.core.registry import Registry
 from fusion_workbench.modules import cost
-from fusion_workbench.modules.fusion.base import STRATEGIES, Grid, check_features
+from fusion_workbench.modules.fusion.base import STRATEGIES, Grid, StrategySpec, check_features, strategy_decorator
 from fusion_workbench.modules.language.injector import Injector
 from fusion_workbench.modules.language.visual import LanguageConnector, VisualInput
 from fusion_workbench.modules.optim import others
@@ -51,7 +50,6 @@ __all__ = [
     "INJECTIONS",
     "Injection",
     "InjectionSetting",
-    "InjectionSpec",
     "Injector",
     "build_injection",
     "canonical_injection",
@@ -147,19 +145,7 @@ def _rms(tokens: Tensor) -> float:
     return float(tokens.detach().float().square().mean().sqrt())
 
 
-@dataclass(frozen=True)
-class InjectionSpec:
-    """A registered injection; the fields of :class:`modules.fusion.base.StrategySpec`."""
-
-    name: str
-    cls: type[Injection]
-    options: type[Any]  # a dataclass of plain values with defaults
-    uses_levels: bool
-    title: str
-    source: str
-
-
-INJECTIONS: Registry[InjectionSpec] = Registry(
+INJECTIONS: Registry[StrategySpec[Injection]] = Registry(
     "injection",
     "strategies",  # a study names both kinds in one list, so they share their names
     group="fusion_workbench.injections",
@@ -185,32 +171,26 @@ def register_injection(
             options are no dataclass with defaults.
     """
 
-    def register(cls: _I) -> _I:
-        INJECTIONS.check(name, cls)
-        check_options(f"injection '{name}'", options)
-        INJECTIONS.add(name, InjectionSpec(name, cls, options, uses_levels, title or name, source), cls)
-        return cls
-
-    return register
+    return strategy_decorator(INJECTIONS, name, options, uses_levels, title, source)
 
 
-def injection_spec(name: str) -> InjectionSpec:
+def injection_spec(name: str) -> StrategySpec[Injection]:
     """Raises WorkbenchError for an unknown injection."""
     return INJECTIONS.find(name)
 
 
-def injection_of_class(cls: type[Injection]) -> InjectionSpec:
+def injection_of_class(cls: type[Injection]) -> StrategySpec[Injection]:
     """Raises WorkbenchError for a class that is not registered."""
     return INJECTIONS.of_class(cls)
 
 
 def canonical_injection(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` with every default filled in, as plain values: equal for options that mean the same.
+    """As :meth:`~modules.fusion.base.StrategySpec.canonical_options`, of the injection ``name``.
 
     Raises:
         WorkbenchError: an unknown injection or option, or a value of the wrong type.
     """
-    return asdict(read_options(f"strategy '{name}'", injection_spec(name).options, options))
+    return injection_spec(name).canonical_options(options)
 
 
 def build_injection(name: str, setting: InjectionSetting, options: Mapping[str, Any] | None = None) -> Injection:
@@ -220,11 +200,8 @@ def build_injection(name: str, setting: InjectionSetting, options: Mapping[str, 
         WorkbenchError: an unknown injection or option, a wrong value, no levels, or a decoder with too few blocks.
     """
     spec = injection_spec(name)
-    parsed = read_options(f"strategy '{name}'", spec.options, options or {})
-    if spec.uses_levels and not setting.selection.levels:
-        raise WorkbenchError(
-            f"strategy '{name}' reads levels, and the selection with query {setting.selection.query} names none."
-        )
+    parsed = spec.parse_options(options or {})
+    spec.check_levels(setting.selection)
     return spec.cls(setting, parsed)
 
 

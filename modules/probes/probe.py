@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.fusion import build
-from fusion_workbench.modules.optim import others
+from fusion_workbench.modules.fusion.base import connector_parts
 from fusion_workbench.modules.tasks import Batch, Task
 
 
@@ -55,13 +55,7 @@ class Probe(nn.Module):
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """The trainable parameters by part; each part has its own learning rate."""
-        gates = list(self.fuser.gates())
-        return {
-            "fuser": others(self.fuser.parameters(), gates),
-            "gates": gates,
-            "projector": list(self.projector.parameters()),
-            "head": list(self.heads.parameters()),
-        }
+        return connector_parts(self.fuser, self.projector) | {"head": list(self.heads.parameters())}
 
 
 def seeded_probe(config: ProbeConfig, tasks: Sequence[Task], seed: int) -> Probe:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fusion_workbench.core.layers import Selection
-from fusion_workbench.modules.fusion import STRATEGIES, StrategySpec, build
+from fusion_workbench.modules.fusion import STRATEGIES, Fusion, StrategySpec, build
 from fusion_workbench.modules.fusion.contract import Finding, check, class_of, name_of
 from fusion_workbench.modules.fusion.matched import cost_of
 from fusion_workbench.modules.meta import on_meta
@@ -52,7 +52,7 @@ VARIATIONS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 class CostRow:
     """One line of the table; parameters and FLOPs an image of fuser and projector together, for each setting."""
 
-    spec: StrategySpec
+    spec: StrategySpec[Fusion]
     options: Mapping[str, Any]
     identity: bool
     out_dim: str  # in units of dim
@@ -175,7 +175,7 @@ def _check(target: str, options: Mapping[str, Any] | None) -> _Checked:
     return _Checked(name, cls, "Injection", check_injection(name, options), INJECTIONS.group, " of language models")
 
 
-def _row(spec: StrategySpec, options: Mapping[str, Any]) -> CostRow:
+def _row(spec: StrategySpec[Fusion], options: Mapping[str, Any]) -> CostRow:
     fusers = [on_meta(build, spec.name, setting.selection, setting.dim, options) for setting in (PAPER, EMBEDDED)]
     costs = tuple(
         on_meta(cost_of, fuser, setting.projector, setting.width, setting.grid)
