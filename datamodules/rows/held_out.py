@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 
 def components(links: Sequence[Sequence[str]]) -> list[str]:
     """The group of each row: rows with a name in common are in one group, and so on through every other row.
@@ -14,21 +16,20 @@ def components(links: Sequence[Sequence[str]]) -> list[str]:
 
     Returns the smallest name of each group, or ``""`` for a row without names.
     """
-    parent: dict[str, str] = {}
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    for names in links:
-        for name in names:
-            parent.setdefault(name, name)
-        for name in names[1:]:
-            one, other = sorted((root(names[0]), root(name)))
-            parent[other] = one
-    return [root(names[0]) if names else "" for names in links]
+    names = sorted({name for row in links for name in row})
+    if not names:
+        return [""] * len(links)
+    place = {name: number for number, name in enumerate(names)}
+    pairs = np.array([(place[row[0]], place[name]) for row in links for name in row], dtype=np.int64)
+    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(names), len(names)))
+    groups = connected_components(graph, directed=False)[1].tolist()
+    smallest: dict[int, str] = {}
+    for group, name in zip(groups, names, strict=True):
+        smallest.setdefault(group, name)
+    return [smallest[groups[place[row[0]]]] if row else "" for row in links]
 
 
 def hold_out(groups: Sequence[str], rows: Mapping[str, int], seed: int) -> list[str]:
