@@ -21,8 +21,18 @@ from fusion_workbench.modules.language import INJECTIONS, injection
 from fusion_workbench.modules.language.injection import build_injection
 from fusion_workbench.modules.probes.probe import Probe, ProbeConfig
 from fusion_workbench.study.prepare import prepare
-from fusion_workbench.tools import injection_table
-from fusion_workbench.tools.strategies import BEGIN, EMBEDDED, END, check_strategy, markdown, rows, show
+from fusion_workbench.tools.strategies import (
+    EMBEDDED,
+    EMBEDDED_PAIR,
+    FUSED,
+    INJECTED,
+    MARKERS,
+    check_strategy,
+    injection_rows,
+    markdown,
+    rows,
+    show,
+)
 
 PAGE = DOCS / "strategies.md"
 THEIRS = """
@@ -51,7 +61,7 @@ def printed(function: object, *arguments: object) -> tuple[str, object]:
 
 def test_the_documented_tables_are_the_codes() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    ends = ((BEGIN, END), (injection_table.BEGIN, injection_table.END))
+    ends = [[marker.format(table.mark) for marker in MARKERS] for table in (FUSED, INJECTED)]
     tables = [text[text.index(begin) : text.index(end) + len(end)] + "\n" for begin, end in ends]
     assert "\n".join(tables) == markdown(), (
         "run `workbench strategies --markdown` and put its tables into docs/strategies.md"
@@ -70,7 +80,7 @@ def test_the_table_holds_what_a_probe_costs() -> None:
     for name in ("weighted", "fpn", "mmfuser (attention=global)", "matched", "sti"):
         row = by_name[name]
         config = ProbeConfig(
-            row.spec.name, EMBEDDED.selection, EMBEDDED.dim, row.options, EMBEDDED.projector, EMBEDDED.width
+            row.strategy, EMBEDDED.selection, EMBEDDED.dim, row.options, EMBEDDED.projector, EMBEDDED.width
         )
         probe = Probe(config, [])
         features = torch.zeros(len(probe.fuser.uses), 1, 64, EMBEDDED.dim)
@@ -87,16 +97,16 @@ def test_mmfuser_costs_what_its_paper_says() -> None:
 
 def test_injections_cost_a_projector_a_level() -> None:
     """Against modules in memory; four levels and the query at the paper's setting, three at the embedded one."""
-    by_name = {row.name: row for row in injection_table.rows()}
+    by_name = {row.name: row for row in injection_rows()}
     plain = by_name["deep_only"].costs
     for name in INJECTIONS:
-        for pair, levels, own, single in zip(injection_table.PAIRS, (4, 3), by_name[name].costs, plain, strict=True):
+        for pair, levels, own, single in zip(INJECTED.settings, (4, 3), by_name[name].costs, plain, strict=True):
             assert own == tuple((levels + 1) * value for value in single), (name, pair.name)
-    pair = injection_table.EMBEDDED
-    real = build_injection("deepstack", pair.setting)
-    features = torch.zeros(4, 1, 64, pair.setting.dim)
+    pair = EMBEDDED_PAIR
+    real = build_injection("deepstack", pair.injection)
+    features = torch.zeros(4, 1, 64, pair.dim)
     assert by_name["deepstack"].costs[1] == (parameters(real), flops(lambda x: real(x, pair.grid), features))
-    assert by_name["internal_direct (encoder_depth=24)"].blocks == (3, 9, 16, 23)
+    assert by_name["internal_direct (encoder_depth=24)"].cells == ("3, 9, 16, 23",)
 
 
 def test_the_terminal_shows_every_strategy() -> None:
