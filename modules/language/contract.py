@@ -30,8 +30,8 @@ from fusion_workbench.modules.fusion.contract import (
     hold_against,
     images_apart,
     layer_complaints,
-    pick,
     round_trip,
+    select_used,
     uses_layers,
 )
 from fusion_workbench.modules.language.injection import Injection, InjectionSetting, build_injection, injection_spec
@@ -126,7 +126,7 @@ def _shape(case: _Case) -> Iterator[str]:
     """tokens and what each of blocks() is given are [images, tokens, width], on any grid and for no image"""
     for grid, images in (*((grid, 2) for grid in GRIDS), (GRIDS[0], 0)):
         injection = case.module()
-        given = injection(pick(case.stack(grid, images), injection), grid)
+        given = injection(select_used(case.stack(grid, images), injection), grid)
         if tuple(sorted(given.injected)) != injection.blocks() or not set(injection.blocks()) <= set(range(BLOCKS)):
             yield f"blocks() {injection.blocks()}, injected at {sorted(given.injected)} of {BLOCKS}"
         shapes = {tuple(tokens.shape) for tokens in (given.tokens, *given.injected.values())}
@@ -143,7 +143,7 @@ def _every_block(case: _Case) -> Iterator[str]:
     """what each block is given moves the logits"""
     grid, injection = GRIDS[1], case.module()
     with torch.no_grad():
-        given = injection(pick(case.stack(grid), injection), grid)
+        given = injection(select_used(case.stack(grid), injection), grid)
         before = case.logits(given)
         for block in given.injected:
             others = {key: value for key, value in given.injected.items() if key != block}
@@ -155,7 +155,7 @@ def _every_block(case: _Case) -> Iterator[str]:
 def _gradients(case: _Case) -> Iterator[str]:
     """at random parameters every parameter has a finite gradient, and parts() holds each of them once"""
     grid, injection = GRIDS[1], case.module()
-    logits = case.logits(injection(pick(case.stack(grid), injection), grid))
+    logits = case.logits(injection(select_used(case.stack(grid), injection), grid))
     torch.autograd.backward((logits * torch.randn_like(logits)).sum())
     yield from gradient_complaints(injection)
     parts = injection.parts()
@@ -167,7 +167,7 @@ def _gradients(case: _Case) -> Iterator[str]:
 def _autocast(case: _Case) -> Iterator[str]:
     """runs under bfloat16 autocast, close to float32"""
     grid, injection = GRIDS[1], case.module()
-    features = pick(case.stack(grid), injection)
+    features = select_used(case.stack(grid), injection)
     with torch.no_grad():
         exact = injection(features, grid)
         with torch.autocast("cpu", torch.bfloat16):

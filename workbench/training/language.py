@@ -69,7 +69,7 @@ class LanguageTrainer(JobTrainer):
         else:
             run = LanguageRun(self.parts, job, folder, tell, advance)
             run.train()
-        assert run.outcome is not None  # training ended, or it raised
+        assert run.status is not None  # training ended, or it raised
         run.to_device()
         answers: dict[str, SplitPredictions] = {}
         controls: dict[str, SplitPredictions] = {}

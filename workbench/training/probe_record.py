@@ -79,7 +79,7 @@ def final_metrics(
         timed=member.step_seconds,
         peak_memory_mb=peak_memory_mb(),
         history=member.history,
-        status=member.outcome,
+        status=member.status,
     )
     metrics |= {CostMetric.PARAMETERS_HEADS: parameters(probe.heads)} | member.diagnostics | gates
     if phase != Phase.SEARCH:
@@ -97,7 +97,7 @@ def child_files(member: ProbeRun, parts: Parts, variant: Variant, phase: str) ->
     import safetensors.torch
 
     files: dict[str, str | bytes] = variant_file(variant)
-    if not keeps_results(phase, member.outcome):
+    if not keeps_results(phase, member.status):
         return files
     for split, evaluation in member.evaluations.items():
         files[scores_file(split)] = _outcomes(evaluation, parts, split)
