@@ -78,15 +78,12 @@ class FreshReplicates:
         self.fusion = role(Role.FUSION)
         measures = [task.name for task in record.tasks] + [OVERALL]
         baselines = {key: c.cell.id for c in record.contenders for key in c.stands_for}
-        matched_budgets = {
-            (m, Budget(b).control_name): c.cell.id
-            for c in record.contenders
-            for b in c.matched_budgets
-            for m in measures
+        controls = {
+            (m, Budget(b).control_name): c.cell.id for c in record.contenders for b in c.controls for m in measures
         }
         judged: set[tuple[str, str]] = {(cell.id, b) for cell in (self.winner, self.fusion) if cell for b in BASELINES}
         judged |= {(self.fusion.id, b) for b in MATCHED_CONTROLS if self.fusion}
-        self.analysis = Analysis(fresh, baselines | matched_budgets, judged)
+        self.analysis = Analysis(fresh, baselines | controls, judged)
         self.left_out = tuple(self._left_out())
 
     @property
@@ -139,6 +136,6 @@ def _contender_json(c: Contender) -> dict[str, Any]:
     return cell_json(c.cell) | {
         "roles": list(c.roles),
         "stands_for": [{"measure": measure, "baseline": baseline} for measure, baseline in c.stands_for],
-        "controls": list(c.matched_budgets),
+        "controls": list(c.controls),
         "without": c.without,
     }

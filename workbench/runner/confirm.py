@@ -138,8 +138,7 @@ class Confirmer:
                 before = merged.get(cell.id, replace(contender, cell=replace(cell, chosen_lr=rates[cell.id])))
                 merged[cell.id] = replace(
                     before,
-                    matched_budgets=before.matched_budgets
-                    + tuple(c for c in contender.matched_budgets if c not in before.matched_budgets),
+                    controls=before.controls + tuple(c for c in contender.controls if c not in before.controls),
                     without=contender.without if contender.without is not None else before.without,
                 )
             chosen = list(merged.values())
@@ -165,7 +164,7 @@ class Confirmer:
             first, budgets = sizes.get(size, (cell, ()))
             sizes[size] = (first, (*budgets, budget))
         for cell, budgets in sizes.values():
-            yield self._contender(cell, matched_budgets=budgets)
+            yield self._contender(cell, controls=budgets)
 
     def _without(self, fusion: Cell) -> Iterator[Contender]:
         """The fusion without each of its layers; without its query, its highest level becomes the query."""

@@ -200,7 +200,7 @@ class Contender:
     cell: Cell
     roles: tuple[str, ...] = ()
     stands_for: tuple[tuple[str, str], ...] = ()
-    matched_budgets: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
     without: int | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class Contender:
         return self.cell.plain() | {
             "roles": list(self.roles),
             "stands_for": [list(pair) for pair in self.stands_for],
-            "controls": list(self.matched_budgets),
+            "controls": list(self.controls),
             "without": self.without,
         }
 
@@ -220,7 +220,7 @@ class Contender:
             cell=Cell.read(entry),
             roles=tuple(map(str, entry.get("roles") or ())),
             stands_for=tuple((str(measure), str(name)) for measure, name in entry.get("stands_for") or ()),
-            matched_budgets=tuple(map(str, entry.get("controls") or ())),
+            controls=tuple(map(str, entry.get("controls") or ())),
             without=None if without is None else int(without),
         )
 

@@ -185,10 +185,10 @@ def test_a_task_that_a_source_cannot_serve_is_refused(name: str, targets: dict[s
 
 
 def test_a_task_of_an_older_package_is_refused() -> None:
-    """``chance_baseline`` of 0.1 would be ignored in silence."""
+    """``guess`` of 0.1 would be ignored in silence."""
 
     class Old(Digit):
-        def chance_baseline(self, targets: Any, scored: Any = None) -> float:
+        def guess(self, targets: Any, scored: Any = None) -> float:
             return 0.5
 
     with pytest.raises(WorkbenchError, match=r"Old\.guess is now called chance_baseline"):

@@ -65,7 +65,7 @@ def test_the_winner_is_trained_again_with_its_controls(text: str, tmp_path: Path
     by_role = {c.cell.id: c for c in record.contenders}
     assert {key for c in record.contenders for key in c.stands_for} == set(analysis.baselines)
     assert all(by_role[analysis.baselines[key]].stands_for for key in analysis.baselines)
-    assert {b for c in record.contenders for b in c.matched_budgets} == {"parameters", "flops"}
+    assert {b for c in record.contenders for b in c.controls} == {"parameters", "flops"}
     without = {c.without: c.cell for c in record.contenders if c.without is not None}
     assert set(without) == {*found.fusion.levels, found.fusion.query}
     assert all(layer not in cell.selection.layers for layer, cell in without.items())

@@ -297,7 +297,7 @@ def chosen_of(cells: list[Cell], fusing: list[bool], value: np.ndarray) -> Chose
         *(0, None, {}, "", {}, TrackedSource(), (), tracked, {cell.id: cell for cell in tracked}),
         replicates=tuple(map(str, range(value.shape[1]))),
         runs=runs,
-        outcomes={},
+        example_scores={},
         groups=(),
     )
     ranked = [tracked.index(cell) for cell in Ranking(record).ranked()]
