@@ -32,16 +32,14 @@ class Recipe:
 
     Attributes:
         rates: peak learning rate of each part (:data:`PARTS`).
-        weight_decay: of the matrices; gates never decay.
-        warmup: share of the steps in which the rate rises.
+        weight_decay: of the matrices; gates, norms, biases and whatever else has one dimension never decay.
+        warmup: share of the steps in which the rate rises; their number is the ceiling, as in transformers' Trainer.
         gradient_clip: norm that the gradients are clipped to; 0: none. A probe bank clips each probe by itself; a
             language model leaves it to its trainer, as sharded gradients need it.
         betas, eps: AdamW's.
         warmup_offset: where the rise begins: step s, from 0, has (s + warmup_offset) / (steps of warm-up) of the peak.
             At 1 the first step moves the weights; at 0 it has rate 0, as in transformers'
             ``get_cosine_schedule_with_warmup``, and so in LLaVA's trainer.
-        spare_vectors: whether norms, biases and whatever else has one dimension are spared from weight decay.
-        round_warmup: the steps of warm-up are rounded, to at least one; otherwise their number is the ceiling.
     """
 
     rates: Mapping[str, float]
@@ -51,8 +49,6 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     warmup_offset: int = 1
-    spare_vectors: bool = True
-    round_warmup: bool = False
 
     @classmethod
     def of(cls, lr: float, scales: Mapping[str, float] | None = None, **settings: Any) -> Recipe:
@@ -66,9 +62,8 @@ class Recipe:
         return self.rates[part]
 
     def warmup_steps(self, steps: int) -> int:
-        """How many of ``steps`` the warm-up takes."""
-        share = self.warmup * steps
-        return max(1, round(share)) if self.round_warmup else math.ceil(share)
+        """How many of ``steps`` the warm-up takes: ``TrainingArguments.get_warmup_steps`` of transformers."""
+        return math.ceil(self.warmup * steps)
 
     def share(self, step: int, steps: int) -> float:
         """The share of the peak rate at ``step``, from 0: up over the warm-up, then down to zero at ``steps``."""
@@ -93,7 +88,7 @@ def parameter_groups(parts: Parts, recipe: Recipe) -> list[dict[str, Any]]:
     groups = []
     for part, parameters in parts.items():
         trained = [p for p in parameters if p.requires_grad]
-        bare = [p for p in trained if part == "gates" or (recipe.spare_vectors and p.ndim < 2)]
+        bare = [p for p in trained if part == "gates" or p.ndim < 2]
         decayed = others(trained, bare)
         for name, chosen, decay in ((part, decayed, recipe.weight_decay), (f"{part}/bare", bare, 0.0)):
             if chosen:

@@ -2,5 +2,5 @@
 
 __version__ = "0.2.0.dev0"
 
-# Raised whenever the same study would train to other numbers. 1: 0.1.0.
-NUMERICS = 1
+# Raised whenever the same study would train to other numbers. 1: 0.1.0. 2: probes have the recipe of language models.
+NUMERICS = 2

@@ -88,17 +88,6 @@ def test_norms_biases_and_gates_never_decay(module: Any) -> None:
     assert all(decay[id(p)] == 0.5 for p in weights)
 
 
-def test_decay_of_everything_but_gates() -> None:
-    parts = Probe(probe_config("mmfuser", {"heads": 2}), TASKS).parts()
-    groups = parameter_groups(parts, recipe(weight_decay=0.5, spare_vectors=False))
-    assert {group["name"]: group["weight_decay"] for group in groups} == {
-        "fuser": 0.5,
-        "gates/bare": 0.0,
-        "projector": 0.5,
-        "head": 0.5,
-    }
-
-
 def test_what_is_frozen_has_no_group() -> None:
     probe = Probe(probe_config("concat", {}), TASKS)
     probe.fuser.requires_grad_(False)
@@ -141,12 +130,6 @@ def test_the_schedule_is_that_of_transformers(warmup: float, steps: int, tmp_pat
         assert chosen.share(step, steps) == theirs.get_last_lr()[0]
         theirs.optimizer.step()
         theirs.step()
-
-
-def test_rounded_warm_up_takes_a_step_at_least() -> None:
-    rounded = recipe(warmup=0.03, round_warmup=True)
-    assert [rounded.warmup_steps(steps) for steps in (10, 49, 50, 51, 84)] == [1, 1, 2, 2, 3]
-    assert recipe(round_warmup=True).warmup_steps(100) == 1
 
 
 # --- both trainers -----------------------------------------------------------------------------------------------

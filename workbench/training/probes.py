@@ -109,8 +109,6 @@ class BankTrainer(JobTrainer):
                 weight_decay=training.weight_decay,
                 warmup=training.warmup,
                 gradient_clip=training.gradient_clip,
-                spare_vectors=False,
-                round_warmup=True,
             ),
             init_seed=seed_of("init", job.replicate, job.variant.id),
             dropout_seed=seed_of("dropout", job.replicate, job.variant.id),
