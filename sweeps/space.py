@@ -13,7 +13,7 @@ from fusion_workbench.config.study import SelectionConfig, StrategyConfig, Study
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import LayerRef, Selection, parse_layer
 from fusion_workbench.schema.names import SINGLE_LAYER, Baseline
-from fusion_workbench.schema.study import Cell as TrackedCell
+from fusion_workbench.schema.records import Cell as TrackedCell
 
 MIDDLE = ("25%", "33%", "42%", "50%")  # the layers of the middle concat
 

@@ -14,8 +14,8 @@ from typing import Any
 import platformdirs
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.datamodules.rows.image_folder import ImageFolder, check_image
 from fusion_workbench.datamodules.rows.quarantine import LISTED, Quarantine
+from fusion_workbench.datamodules.rows.row_images import ImageFolder, check_image
 from fusion_workbench.datamodules.rows.rows import BadRow, parse_row
 from fusion_workbench.datamodules.rows.source import LocatedRow, RowOptions, RowSource, print_notice
 from fusion_workbench.datamodules.sources.base import SPLITS, register_source

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.datamodules.rows.files import RowEntry, read_entries
-from fusion_workbench.datamodules.rows.image_folder import VERIFY, ImageFile, ImageFolder
 from fusion_workbench.datamodules.rows.quarantine import LISTED, Quarantine
+from fusion_workbench.datamodules.rows.row_images import VERIFY, ImageFile, ImageFolder
 from fusion_workbench.datamodules.rows.rows import BadRow, ConversationRow, parse_row
 from fusion_workbench.datamodules.rows.source import LocatedRow, RowOptions, RowSource, print_notice
 from fusion_workbench.datamodules.sources.base import SPLITS, register_source

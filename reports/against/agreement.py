@@ -19,7 +19,7 @@ from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.statistics.example_scores import Floats
 from fusion_workbench.reports.statistics.ranks import RESAMPLED, exact_p, tau_b
 from fusion_workbench.reports.words.wording import pvalue
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.reading.records import StudyRecord
-from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.statistics.example_scores import Floats
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.statistics.ranks import RESAMPLED, exact_p, tau_b
 from fusion_workbench.reports.words.wording import pvalue
 from fusion_workbench.schema.names import OVERALL
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 FEWEST_CELLS = 3
 

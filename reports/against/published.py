@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.layers import Selection, parse_layer
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 FOLDER = Path(__file__).parent / "published"
 FEWEST_ROWS = 3  # below it there is no order to agree with

@@ -15,10 +15,10 @@ from fusion_workbench.reports.analysis.answer import Answer, answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.records import StudyRecord
-from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.statistics.example_scores import ExampleScores
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.schema.names import REPORT_SCHEMA
-from fusion_workbench.schema.study import Cell, Task
+from fusion_workbench.schema.records import Cell, Task
 
 
 @dataclass(frozen=True)

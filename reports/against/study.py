@@ -18,12 +18,12 @@ from fusion_workbench.reports.against.environment import Change, changes
 from fusion_workbench.reports.against.sides import Side, of_analysis
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
-from fusion_workbench.reports.statistics.crossed import Estimate, holm
+from fusion_workbench.reports.statistics.intervals import Estimate, holm
 from fusion_workbench.reports.statistics.unpaired import Difference, of_estimates, of_example_scores
 from fusion_workbench.reports.statistics.verdicts import Judged, equivalence, verdict
 from fusion_workbench.schema.names import RunStatus
 from fusion_workbench.schema.plan import FEWEST
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 
 @dataclass(frozen=True)

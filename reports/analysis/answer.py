@@ -19,11 +19,11 @@ from fusion_workbench.reports.analysis.retention import Retention, retention, re
 from fusion_workbench.reports.analysis.task_picks import TaskPick, task_picks, task_words
 from fusion_workbench.reports.analysis.winners_curse import WinnersCurse, winners_curse
 from fusion_workbench.reports.reading.ranking import Measure
-from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.words.wording import listed
 from fusion_workbench.schema.names import BASELINES, MATCHED_CONTROLS, MATCHED_STRATEGY, Baseline, Verdict
 from fusion_workbench.schema.plan import FEWEST
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 
 @dataclass(frozen=True)

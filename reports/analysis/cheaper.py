@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fusion_workbench.reports.analysis.comparison import Analysis, includes_zero
-from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.schema.names import CostMetric
 from fusion_workbench.schema.plan import FEWEST
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 
 @dataclass(frozen=True)

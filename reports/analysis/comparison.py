@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from fusion_workbench.reports.reading.ranking import Measure, Ranking, measured, measures_of
 from fusion_workbench.reports.reading.records import ENDED, StudyRecord
-from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, estimate
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, codes
+from fusion_workbench.reports.statistics.intervals import FEW_GROUPS, Estimate, estimate
 from fusion_workbench.reports.statistics.verdicts import PairedScores, judge, verdict
 from fusion_workbench.reports.words.units import CHANCE_NORMALISED, SHARE
 from fusion_workbench.schema.names import BASELINES, SINGLE_LAYER, Baseline, Verdict
 from fusion_workbench.schema.plan import ComparisonFamily, Plan
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 
 @dataclass(frozen=True)

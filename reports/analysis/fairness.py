@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.words.wording import listed
 from fusion_workbench.schema.names import CONVERGED, GATES_OPENED, Phase, Status
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 _STEPS = ("epochs", "batch_size")
 

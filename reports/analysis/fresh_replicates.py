@@ -15,9 +15,9 @@ from typing import Any
 from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
 from fusion_workbench.reports.analysis.plain import cell_json, comparison_json
 from fusion_workbench.reports.reading.records import StudyRecord
-from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.schema.names import BASELINES, MATCHED_CONTROLS, MATCHED_STRATEGY, OVERALL, Budget, Role
-from fusion_workbench.schema.study import Cell, Contender
+from fusion_workbench.schema.records import Cell, Contender
 
 
 @dataclass(frozen=True)

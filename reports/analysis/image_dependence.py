@@ -18,12 +18,12 @@ import numpy as np
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.reading.records import Run
-from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, Noise, estimate, estimated, holm
 from fusion_workbench.reports.statistics.example_scores import Floats
+from fusion_workbench.reports.statistics.intervals import FEW_GROUPS, Estimate, Noise, estimate, estimated, holm
 from fusion_workbench.reports.statistics.verdicts import Judged, verdict
 from fusion_workbench.reports.words.units import CHANCE_NORMALISED, SHARE
 from fusion_workbench.schema.names import NO_IMAGE_KINDS, OVERALL, NoImage, Verdict, no_image_metric
-from fusion_workbench.schema.study import Cell, Task
+from fusion_workbench.schema.records import Cell, Task
 
 LEAST = 3  # replicates: what is asked is whether there is a gap at all, not which of two cells is better
 

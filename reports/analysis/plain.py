@@ -8,7 +8,7 @@ from typing import Any
 from fusion_workbench.reports.analysis.comparison import Comparison, includes_zero
 from fusion_workbench.reports.words.wording import pvalue
 from fusion_workbench.schema.names import Verdict
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 
 def cell_json(cell: Cell | None) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.reading.records import StudyRecord
-from fusion_workbench.reports.statistics.crossed import Estimate
 from fusion_workbench.reports.statistics.example_scores import codes
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.statistics.power import MOST, POWER, Pilot, needed, needed_examples, pilot, smallest
 from fusion_workbench.reports.words.wording import plural
 from fusion_workbench.schema.names import Baseline, CostMetric
 from fusion_workbench.schema.plan import FEWEST
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 
 @dataclass(frozen=True)

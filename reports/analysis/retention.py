@@ -13,11 +13,11 @@ import numpy as np
 
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.ranking import Measure
-from fusion_workbench.reports.statistics.crossed import Estimate, noise
 from fusion_workbench.reports.statistics.example_scores import codes
+from fusion_workbench.reports.statistics.intervals import Estimate, noise
 from fusion_workbench.schema.names import Baseline, Verdict
 from fusion_workbench.schema.plan import FEWEST
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 RETAINED, LOST, OPEN, UNJUDGED = "retained", "lost", "not shown", "not judged"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
 from fusion_workbench.reports.words.wording import listed
 from fusion_workbench.schema.names import Baseline, Verdict
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 
 @dataclass(frozen=True)

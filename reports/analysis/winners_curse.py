@@ -13,7 +13,7 @@ import numpy as np
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.statistics.example_scores import codes
 from fusion_workbench.reports.statistics.optimism import optimism
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What is held against the statistics of the report: each check simulates studies of known truth and counts.
 
 Every verdict and interval is made by the functions that the report itself uses (``judge`` and ``verdict`` of
-:mod:`reports.statistics.verdicts`, ``noise`` of :mod:`reports.statistics.crossed`); nothing of them is written
+:mod:`reports.statistics.verdicts`, ``noise`` of :mod:`reports.statistics.intervals`); nothing of them is written
 again here.
 """
 
@@ -26,7 +26,7 @@ from fusion_workbench.reports.calibration.simulation import (
     interval,
 )
 from fusion_workbench.reports.statistics.components import VarianceComponents
-from fusion_workbench.reports.statistics.crossed import noise
+from fusion_workbench.reports.statistics.intervals import noise
 from fusion_workbench.reports.statistics.power import power
 from fusion_workbench.reports.statistics.verdicts import Judged, PairedScores, judge, verdict
 from fusion_workbench.schema.names import OVERALL, Verdict

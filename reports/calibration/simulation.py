@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from fusion_workbench.reports.statistics.components import VarianceComponents
-from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, quotient_shares
 from fusion_workbench.reports.statistics.example_scores import Floats
+from fusion_workbench.reports.statistics.intervals import FEW_GROUPS, quotient_shares
 from fusion_workbench.reports.statistics.verdicts import PairedScores
 from fusion_workbench.schema.names import OVERALL
 from fusion_workbench.schema.plan import ComparisonFamily, Plan

@@ -19,7 +19,7 @@ from fusion_workbench.reports.calibration.checks import (
     REAL_AA,
     CheckResult,
 )
-from fusion_workbench.reports.statistics.crossed import FEW_GROUPS
+from fusion_workbench.reports.statistics.intervals import FEW_GROUPS
 
 TABLE = Path(__file__).with_name("calibration.json")
 SCHEMA = 1

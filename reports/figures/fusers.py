@@ -29,7 +29,7 @@ from fusion_workbench.reports.statistics.example_scores import Floats
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.wording import number
 from fusion_workbench.schema.names import ATTENTION_SHARE, GATE
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from fusion_workbench.reports.against.probes import Probes, RankAgreement
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.image_dependence import LOOKS, ImageDependence, image_dependence
-from fusion_workbench.reports.figures.study import columns, distinct_slug, name_points, numbers, room
+from fusion_workbench.reports.figures.scores import columns, distinct_slug, name_points, numbers, room
 from fusion_workbench.reports.figures.svg import (
     ACCENT,
     CHARACTER,
@@ -23,11 +23,11 @@ from fusion_workbench.reports.figures.svg import (
     short,
 )
 from fusion_workbench.reports.reading.ranking import Measure
-from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.wording import plural
 from fusion_workbench.schema.names import NO_IMAGE_KINDS, NoImage
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from fusion_workbench.reports.reading.layers import Similarity
 from fusion_workbench.reports.statistics.stages import ALIKE, Stage, stages
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.wording import listed
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

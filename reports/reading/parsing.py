@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from fusion_workbench.reports.reading.records import Run
-from fusion_workbench.reports.statistics.crossed import quotient_shares
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, natural_key
+from fusion_workbench.reports.statistics.intervals import quotient_shares
 from fusion_workbench.schema.names import Phase, Status, Tag, fresh_replicate, statistic_column
-from fusion_workbench.schema.study import Cell, Task, number
+from fusion_workbench.schema.records import Cell, Task, number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,7 @@ def cell_of_run(run: Run) -> Cell:
 
 
 def scores_by_example(table: pd.DataFrame, ratio: tuple[str, str] | None) -> pd.Series[float]:
-    """Each example's score; of a quotient of sums, its share (:func:`reports.statistics.crossed.quotient_shares`)."""
+    """Each example's score; of a quotient of sums, its share (:func:`reports.statistics.intervals.quotient_shares`)."""
     import pandas as pd
 
     if ratio is None or not {statistic_column(name) for name in ratio} <= {*table.columns}:

@@ -44,7 +44,7 @@ from fusion_workbench.schema.names import (
     token_map_file,
 )
 from fusion_workbench.schema.plan import Plan, TrackedPlan, plan_hash
-from fusion_workbench.schema.study import Cell, Contender, TrackedSource
+from fusion_workbench.schema.records import Cell, Contender, TrackedSource
 
 if TYPE_CHECKING:
     import pandas as pd

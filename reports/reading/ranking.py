@@ -11,7 +11,7 @@ from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.example_scores import ExampleScores
 from fusion_workbench.reports.words.units import CHANCE_NORMALISED, SHARE, Unit, common, unit_of
 from fusion_workbench.schema.names import OBJECTIVE, OVERALL, on_validation, task_metric
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 _ACRONYMS = {"iou": "IoU", "mae": "MAE", "anls": "ANLS", "vqa_accuracy": "VQA accuracy", "ocrbench": "OCRBench"}
 

@@ -13,7 +13,7 @@ from fusion_workbench.reports.statistics.example_scores import ExampleScores
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import Phase, Status
 from fusion_workbench.schema.plan import Plan
-from fusion_workbench.schema.study import Cell, Contender, Task, TrackedSource
+from fusion_workbench.schema.records import Cell, Contender, Task, TrackedSource
 
 # What became of a variant-replicate, in the words of the report.
 STATES: dict[str, str] = {

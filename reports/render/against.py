@@ -12,7 +12,7 @@ from fusion_workbench.reports.render.tables import VerdictMark, mark_of
 from fusion_workbench.reports.statistics.unpaired import BOTH, IMAGES, NOTHING
 from fusion_workbench.reports.words.wording import listed, pvalue, when
 from fusion_workbench.schema.names import Verdict
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 SHARED = {
     BOTH: "Paired by replicate and test image.",

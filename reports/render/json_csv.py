@@ -17,15 +17,15 @@ from fusion_workbench.reports.analysis.fresh_replicates import fresh_replicates_
 from fusion_workbench.reports.analysis.plain import cell_json, comparison_json
 from fusion_workbench.reports.analysis.retention import retention_json
 from fusion_workbench.reports.analysis.winners_curse import winners_curse_json
-from fusion_workbench.reports.figures.layers import layers_json
+from fusion_workbench.reports.figures.layer_importance import layers_json
 from fusion_workbench.reports.render.language import language_json
 from fusion_workbench.reports.render.saving import finite
 from fusion_workbench.reports.render.tables import cost_columns, health
 from fusion_workbench.reports.render.token_maps import token_maps_json
-from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.schema.names import BASELINES, COST, REPORT_SCHEMA, Status, Tag, on_validation, task_metric
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 
 def to_json(

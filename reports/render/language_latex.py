@@ -6,7 +6,7 @@ from fusion_workbench.reports.against.probes import Probes, RankAgreement, trust
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.image_dependence import NoImageBaseline, image_dependence
 from fusion_workbench.reports.render.latex import MARKS, interval, line, numeral, table
-from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.words.tex import escape
 from fusion_workbench.reports.words.units import Unit
 from fusion_workbench.reports.words.wording import pvalue, signed

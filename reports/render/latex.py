@@ -14,11 +14,11 @@ from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis, Comparison
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.render import tables
-from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.words.tex import escape
 from fusion_workbench.reports.words.wording import listed, plural
 from fusion_workbench.schema.names import BASELINES, Baseline, Verdict
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 from fusion_workbench.version import __version__
 
 PANEL = 4  # selections beside each other

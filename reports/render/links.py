@@ -13,7 +13,7 @@ from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.records import Run, StudyRecord
 from fusion_workbench.reports.words.units import Unit
 from fusion_workbench.schema.names import OBJECTIVE, Phase, Status, on_test, task_metric
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 UI = "http://127.0.0.1:5000"  # where `workbench ui` serves a database, unless told otherwise
 _PHASES = tuple(Phase)

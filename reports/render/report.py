@@ -18,8 +18,8 @@ from fusion_workbench.reports.analysis.fairness import budgets
 from fusion_workbench.reports.calibration.table import calibration_rows
 from fusion_workbench.reports.figures.answer import answer_figure
 from fusion_workbench.reports.figures.language import language_figures
-from fusion_workbench.reports.figures.layers import layer_page
-from fusion_workbench.reports.figures.study import figures
+from fusion_workbench.reports.figures.layer_importance import layer_page
+from fusion_workbench.reports.figures.scores import figures
 from fusion_workbench.reports.figures.svg import Figure
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.records import STATES

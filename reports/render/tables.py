@@ -11,7 +11,7 @@ from fusion_workbench.reports.analysis.fairness import flags
 from fusion_workbench.reports.analysis.plain import correction
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.reading.records import STATES, StudyRecord
-from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.words.units import Unit
 from fusion_workbench.reports.words.wording import SYMBOLS, count, number, pvalue
 from fusion_workbench.schema.names import (
@@ -27,7 +27,7 @@ from fusion_workbench.schema.names import (
     Status,
     Tag,
 )
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 
 @dataclass(frozen=True)

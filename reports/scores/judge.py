@@ -11,9 +11,9 @@ import numpy as np
 from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.reports.analysis.comparison import Comparison
 from fusion_workbench.reports.analysis.plain import correction_sentence
-from fusion_workbench.reports.scores.files import Scores
-from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, Estimate, estimate, holm
+from fusion_workbench.reports.scores.tables import Scores
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, Floats, codes, natural_key
+from fusion_workbench.reports.statistics.intervals import FEW_GROUPS, Estimate, estimate, holm
 from fusion_workbench.reports.statistics.unpaired import BOTH, Difference, of_example_scores
 from fusion_workbench.reports.statistics.verdicts import Judged, equivalence, verdict
 from fusion_workbench.reports.words.units import MIXED, SHARE, Unit

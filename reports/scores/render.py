@@ -12,7 +12,7 @@ from fusion_workbench.reports.render.saving import finite, json_text, save_files
 from fusion_workbench.reports.render.tables import VerdictMark, mark_of
 from fusion_workbench.reports.render.templating import frame, template
 from fusion_workbench.reports.scores.judge import Judgement, JudgementTable
-from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.units import Unit
 from fusion_workbench.schema.plan import FEWEST

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
 
-from fusion_workbench.reports.statistics.crossed import mean_squares
 from fusion_workbench.reports.statistics.example_scores import Floats
+from fusion_workbench.reports.statistics.intervals import mean_squares
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, mean_squares
 from fusion_workbench.reports.statistics.example_scores import Floats
+from fusion_workbench.reports.statistics.intervals import FEW_GROUPS, mean_squares
 
 _DRAWS = 400
 
@@ -31,7 +31,7 @@ def optimism(
 
     Args:
         scores: ``[C, R, N]``, more is better.
-        groups: ``[N]`` as in :func:`reports.statistics.crossed.noise`: from ten on they are drawn, else examples are.
+        groups: ``[N]`` as in :func:`reports.statistics.intervals.noise`: from ten on they are drawn, else examples are.
         draws: how many.
         seed: of the draws.
     """

@@ -1,6 +1,6 @@
 """How many replicates and test examples it takes to tell a difference, planned before they are paid for.
 
-The difference of two systems, paired by replicate r and example n, is modelled as in :mod:`reports.statistics.crossed`:
+The difference of two systems, paired by replicate r and example n, is modelled as in :mod:`.intervals`:
 ``d[r, n] = difference + replicate[r] + example[n] + interaction[r, n]``. Its mean over R replicates and N examples has
 the variance ``seeds_var / R + sampling_var / N`` with
 
@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
-from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, noise
 from fusion_workbench.reports.statistics.example_scores import Floats
+from fusion_workbench.reports.statistics.intervals import FEW_GROUPS, noise
 from fusion_workbench.schema.plan import FEWEST
 
 POWER = 0.8
@@ -147,7 +147,7 @@ def pilot(differences: ArrayLike, groups: ArrayLike | None = None) -> Pilot | No
     second as it is.
 
     Args:
-        groups: ``[N]``, as in :func:`reports.statistics.crossed.noise`: from ten on they are what is sampled.
+        groups: ``[N]``, as in :func:`reports.statistics.intervals.noise`: from ten on they are what is sampled.
     """
     x = np.asarray(differences, dtype=float)
     if x.shape[0] < 2 or x.shape[1] < 2:

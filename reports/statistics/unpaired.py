@@ -4,7 +4,7 @@ Nothing to pair is assumed that was not seen:
 
 - *replicates and images*: the same examples, and replicates of the same names. What a name seeds may or may not make
   two systems alike; differences taken replicate by replicate are drawn alike either way, so the paired interval of
-  :mod:`reports.statistics.crossed` holds, and where nothing is common it only costs degrees of freedom.
+  :mod:`reports.statistics.intervals` holds, and where nothing is common it only costs degrees of freedom.
 - *images*: the same examples, too few replicates of the same names (:func:`unpaired`).
 - *nothing*: other examples, or only means with their intervals (:func:`from_estimates`): each system's own parts of the
   variance add up. Where the examples were the same after all, this is wider than it need be.
@@ -17,10 +17,11 @@ Of the second kind, seeds are independent and examples are the same:
                part of it that is each system's interaction, N − 1 degrees of freedom
     half²    = t²(R₁ − 1)·V₁ + t²(R₂ − 1)·V₂ + t²(N − 1)·S
 
-This is the form of :mod:`reports.statistics.crossed` (Howe, JASA 69, 1974) with a part more. For two independent means
-alone it is Banerjee's interval (Sankhyā 23, 1961), whose coverage is proven never to lie below its level. Welch's
-degrees of freedom would give shorter intervals (at five replicates each by up to a sixth), but far out in the tail,
-where Holm looks, they are wrong up to ten times too often where the replicates are unequal in number (docs/verdict.md).
+This is the form of :mod:`reports.statistics.intervals` (Howe, JASA 69, 1974) with a part more. For two independent
+means alone it is Banerjee's interval (Sankhyā 23, 1961), whose coverage is proven never to lie below its level.
+Welch's degrees of freedom would give shorter intervals (at five replicates each by up to a sixth), but far out in the
+tail, where Holm looks, they are wrong up to ten times too often where the replicates are unequal in number
+(docs/verdict.md).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from fusion_workbench.reports.statistics.crossed import FEW_GROUPS, LEVEL, Estimate, Noise, estimate, estimated, noise
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, Floats, codes, natural_key
+from fusion_workbench.reports.statistics.intervals import FEW_GROUPS, LEVEL, Estimate, Noise, estimate, estimated, noise
 from fusion_workbench.schema.plan import FEWEST
 
 BOTH, IMAGES, NOTHING = "replicates and images", "images", "nothing"
@@ -41,7 +42,7 @@ _SMALLEST = 1e-15
 
 @dataclass(frozen=True)
 class Unpaired(Noise):
-    """A :class:`~reports.statistics.crossed.Noise` of more than two parts, each a variance with its degrees of freedom.
+    """A :class:`~reports.statistics.intervals.Noise` of more than two parts, each with degrees of freedom.
 
     ``seeds`` and ``sampling`` are sums over the parts, ``df_seeds`` and ``df_sampling`` the smallest numbers. A system
     with one replicate has a part of 0 with 0 degrees of freedom: nothing is known of its seeds.
@@ -78,7 +79,7 @@ def unpaired(one: ArrayLike, other: ArrayLike, groups: ArrayLike | None = None) 
     part. Where a system's own sampling part is cut off at 0, S is too large rather than too small.
 
     Args:
-        groups: ``[N]``, as in :func:`reports.statistics.crossed.noise`.
+        groups: ``[N]``, as in :func:`reports.statistics.intervals.noise`.
     """
     x, y = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
     means = [s.mean(0, keepdims=True) for s in (x, y)]
@@ -101,7 +102,7 @@ def from_estimates(one: Estimate, other: Estimate) -> Unpaired:
 
 
 def _df_sampling(e: Estimate) -> int:
-    """As :func:`reports.statistics.crossed.noise` counts them."""
+    """As :func:`reports.statistics.intervals.noise` counts them."""
     inside = e.examples - max(e.groups, 1)
     return max(e.groups - 1 if e.groups >= FEW_GROUPS else inside if inside >= 1 else e.examples - 1, 1)
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fusion_workbench.reports.statistics.crossed import Noise, holm, noise
 from fusion_workbench.reports.statistics.example_scores import Floats
+from fusion_workbench.reports.statistics.intervals import Noise, holm, noise
 from fusion_workbench.schema.names import Verdict
 from fusion_workbench.schema.plan import FEWEST, Plan
 
@@ -30,7 +30,7 @@ class PairedScores:
         scores: ``[R, N]`` differences, first minus second, same replicate, same example.
         replicates: of each row, its place among the planned replicates.
         margin: of equivalence on this measure, in the unit of the scores; None: not judged.
-        groups: what each example is part of, as in :func:`reports.statistics.crossed.noise`.
+        groups: what each example is part of, as in :func:`reports.statistics.intervals.noise`.
     """
 
     measure: str

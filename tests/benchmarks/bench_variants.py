@@ -26,7 +26,7 @@ from fusion_workbench.modules.optim import Recipe, make_optimizer
 from fusion_workbench.modules.probes.bank import FusionBank, ProbeRun, ProbeRunConfig
 from fusion_workbench.modules.probes.probe import ProbeConfig
 from fusion_workbench.modules.tasks import Digit, Read, Task
-from fusion_workbench.training.callbacks import quiet_lightning
+from fusion_workbench.training.probe_callbacks import quiet_lightning
 
 TASKS: list[Task] = [Read(34), Digit(10)]
 STRATEGIES = ("deep_only", "average", "concat", "mmfuser")

@@ -17,7 +17,7 @@ from fusion_workbench.reports.reading.records import (
     TokenMapScore,
 )
 from fusion_workbench.schema.language import LanguageModel
-from fusion_workbench.schema.study import Cell, Task, TrackedSource
+from fusion_workbench.schema.records import Cell, Task, TrackedSource
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = "\"'><img src=x onerror=alert(1)>"

@@ -18,7 +18,7 @@ import yaml
 from fusion_workbench.reports.reading.records import Run, StudyRecord
 from fusion_workbench.reports.statistics.example_scores import ExampleScores
 from fusion_workbench.schema.plan import ComparisonFamily, Plan
-from fusion_workbench.schema.study import Cell, Contender, Task, TrackedSource
+from fusion_workbench.schema.records import Cell, Contender, Task, TrackedSource
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

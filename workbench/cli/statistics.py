@@ -77,8 +77,8 @@ def verdict(
     """Judge anybody's per-example scores as the report judges cells: better, worse, equivalent, or none of these."""
     if fail_on not in ("", "worse"):
         raise WorkbenchError(f"--fail-on {fail_on}: only 'worse' is known.")
-    from fusion_workbench.reports.scores.files import read_scores
     from fusion_workbench.reports.scores.judge import judge_scores
+    from fusion_workbench.reports.scores.tables import read_scores
 
     scores = read_scores(files or [], system or [], column or [], metric or [])
     judgement = judge_scores(scores, baseline or [], level, margin, higher, independent)

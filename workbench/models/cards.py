@@ -11,7 +11,7 @@ from fusion_workbench.schema.names import CostMetric
 
 if TYPE_CHECKING:
     from fusion_workbench.reports.analysis.comparison import Analysis
-    from fusion_workbench.schema.study import Cell, TrackedSource
+    from fusion_workbench.schema.records import Cell, TrackedSource
 
 _LOAD_CONNECTOR = """```python
 from fusion_workbench.models.connector import load_connector

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
     from fusion_workbench.reports.analysis.comparison import Analysis
-    from fusion_workbench.schema.study import Cell
+    from fusion_workbench.schema.records import Cell
 
 ARTIFACT = "model"  # the folder of a whole model among a run's artifacts
 

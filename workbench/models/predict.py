@@ -17,7 +17,7 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.files import explain_writing, write_file
 from fusion_workbench.datamodules.conversations.base import USER
 from fusion_workbench.datamodules.rows.files import read_entries
-from fusion_workbench.datamodules.rows.image_folder import ImageFolder, has_header
+from fusion_workbench.datamodules.rows.row_images import ImageFolder, has_header
 from fusion_workbench.datamodules.rows.rows import ROLES, BadRow, parse_row
 
 if TYPE_CHECKING:

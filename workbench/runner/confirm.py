@@ -23,7 +23,7 @@ from fusion_workbench.schema.names import (
     Role,
     fresh_replicate,
 )
-from fusion_workbench.schema.study import Contender
+from fusion_workbench.schema.records import Contender
 from fusion_workbench.study.identity import variant
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.plan_log import write_plan

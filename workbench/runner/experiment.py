@@ -19,16 +19,14 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.runner.confirm import Confirmer
 from fusion_workbench.runner.layer_analysis import log_layers
+from fusion_workbench.runner.resume import reconcile
 from fusion_workbench.runner.token_maps import log_token_maps
 from fusion_workbench.schema.names import (
-    OPEN,
     SEARCH_REPLICATE,
     Artifact,
-    LedgerState,
     Phase,
     RunStatus,
     Tag,
-    closing_status,
 )
 from fusion_workbench.study import provenance
 from fusion_workbench.study.identity import LEDGER, remember_schema, variant
@@ -238,32 +236,13 @@ class Experiment:
             self.tracker.log_params(self.run_id, flat(to_dict(self.study)))
         self.tracker.log_files(self.run_id, study_files(parts) | kind.study_files(parts))
         self.plan = register_plan(self.study, self.ledger, self.tracker, self.run_id)
-        self._reconcile()
+        self.kept = reconcile(self.ledger, self.tracker, self.run_id, self.retry_failed)
         if mixed := open_numerics(self.ledger, self.tracker, self.run_id):
             self.display.say(mixed)
 
     def _place(self) -> str:
         """This study's folder on this machine."""
         return f"{platform.node()}:{self.parts.folder.resolve()}"
-
-    def _reconcile(self) -> None:
-        entries = self.ledger.entries()
-        runs = self.tracker.children(self.run_id)
-        owner = {entry.run_id: entry for entry in entries if entry.state == LedgerState.DONE}
-        for run_id, status in runs.items():
-            if status not in OPEN:
-                continue
-            entry = owner.get(run_id)
-            if entry is None:
-                self.tracker.close(run_id, RunStatus.KILLED)
-            else:
-                self.tracker.close(run_id, closing_status(entry.status), entry.status)
-        for entry in entries:
-            lost = entry.run_id not in runs
-            again = self.retry_failed and entry.state == LedgerState.DONE and not entry.finished
-            if entry.state == LedgerState.RUNNING or lost or again:
-                self.ledger.forget(entry.variant, entry.replicate)
-        self.kept = sum(entry.state == LedgerState.DONE for entry in self.ledger.entries())
 
 
 def trainer_of(parts: Parts) -> type[JobTrainer]:
@@ -272,6 +251,6 @@ def trainer_of(parts: Parts) -> type[JobTrainer]:
         from fusion_workbench.training.probes import BankTrainer
 
         return BankTrainer
-    from fusion_workbench.training.language import LanguageTrainer
+    from fusion_workbench.training.language_jobs import LanguageTrainer
 
     return LanguageTrainer

@@ -2,7 +2,7 @@
 
 A variant-replicate is first in MLflow (RUNNING), then, when all its numbers and files are there, done in the ledger
 (the commit), then FINISHED in MLflow. What a job *is* (a probe in a probe bank, a vision-language model) is the
-business of the two kinds of trainer: :mod:`training.probes` and :mod:`training.language`.
+business of the two kinds of trainer: :mod:`training.probes` and :mod:`training.language_jobs`.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from fusion_workbench.schema.names import (
     Phase,
     Status,
 )
-from fusion_workbench.schema.study import Task as TrackedTask
-from fusion_workbench.schema.study import TrackedSource
+from fusion_workbench.schema.records import Task as TrackedTask
+from fusion_workbench.schema.records import TrackedSource
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.tracking import to_json
 

@@ -102,7 +102,7 @@ def check(
     """Read a file as the source ``llava`` would, and print what it found. Returns whether it would be accepted.
 
     Args:
-        verify: how closely images are looked at; a key of ``fusion_workbench.datamodules.rows.image_folder.VERIFY``.
+        verify: how closely images are looked at; a key of ``fusion_workbench.datamodules.rows.row_images.VERIFY``.
         bad_rows: the share of bad rows above which it would not be.
         lists: folder of the quarantine's list; None: beside the file.
 
@@ -112,8 +112,8 @@ def check(
     from rich.table import Table
     from rich.text import Text
 
-    from fusion_workbench.datamodules.rows.image_folder import VERIFY, ImageFolder
     from fusion_workbench.datamodules.rows.llava import read_file
+    from fusion_workbench.datamodules.rows.row_images import VERIFY, ImageFolder
 
     if verify not in VERIFY:
         raise WorkbenchError(f"--verify: unknown '{verify}'.{nearest(verify, VERIFY)}")

@@ -78,8 +78,8 @@ def from_scores(
     """Others' scores as the pilot: on each measure the noisiest pair is planned on. Raises WorkbenchError."""
     from rich.table import Table
 
-    from fusion_workbench.reports.scores.files import read_scores
     from fusion_workbench.reports.scores.judge import judge_scores, paired_differences
+    from fusion_workbench.reports.scores.tables import read_scores
 
     scores = read_scores(files, systems, columns, metrics)
     judgement = judge_scores(scores, baselines, level)

@@ -20,7 +20,7 @@ from fusion_workbench.schema.names import Status
 if TYPE_CHECKING:
     from fusion_workbench.study.jobs import Job
     from fusion_workbench.study.prepare import Parts
-    from fusion_workbench.training.language_run import LossRow
+    from fusion_workbench.training.language_training import LossRow
 
 ORDER = "order.json"
 _LAST = 20  # lines of a failed worker's output that are shown
@@ -114,12 +114,12 @@ def run_worker(path: Path) -> None:
     import torch
 
     from fusion_workbench.config.study import study_from_yaml
-    from fusion_workbench.schema.study import Cell as TrackedCell
+    from fusion_workbench.schema.records import Cell as TrackedCell
     from fusion_workbench.study.jobs import Job
     from fusion_workbench.study.prepare import prepare
     from fusion_workbench.sweeps.space import Cell, Variant
-    from fusion_workbench.training.callbacks import quiet_lightning
-    from fusion_workbench.training.language_run import LanguageRun
+    from fusion_workbench.training.language_training import LanguageRun
+    from fusion_workbench.training.probe_callbacks import quiet_lightning
 
     quiet_lightning()
     if torch.cuda.is_available():  # else every process would load its models onto the first device

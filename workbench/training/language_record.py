@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fusion_workbench.study.ledger import Ledger
     from fusion_workbench.sweeps.space import Variant
     from fusion_workbench.training.evaluation import SplitPredictions
-    from fusion_workbench.training.language_run import LanguageRun
+    from fusion_workbench.training.language_training import LanguageRun
 
 # Dense bf16 operations a second, by the name of the device (NVIDIA's data sheets).
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "4090": 165e12}

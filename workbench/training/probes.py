@@ -40,7 +40,7 @@ class BankTrainer(JobTrainer):
 
         from fusion_workbench.datamodules.datamodule import AblationDataModule
         from fusion_workbench.modules.probes.bank import FusionBank
-        from fusion_workbench.training.callbacks import BankRecorder, quiet_lightning
+        from fusion_workbench.training.probe_callbacks import BankRecorder, quiet_lightning
 
         quiet_lightning()
         grid = self.parts.encoder.grid()

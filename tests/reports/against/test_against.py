@@ -27,7 +27,7 @@ from fusion_workbench.reports.render.against import words
 from fusion_workbench.reports.render.json_csv import to_json
 from fusion_workbench.reports.statistics.unpaired import BOTH, NOTHING
 from fusion_workbench.schema.names import Verdict
-from fusion_workbench.schema.study import TrackedSource
+from fusion_workbench.schema.records import TrackedSource
 
 DEEP, FIVE, CONCAT, FUSER = ("deep_only", (), 12), ("deep_only", (), 5), ("concat", (3, 6), 12), ("mmfuser", (3, 6), 12)
 PRINTS = TrackedSource(fingerprints={"test": "ab"})

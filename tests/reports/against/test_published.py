@@ -25,7 +25,7 @@ from fusion_workbench.reports.against.published import READ, load, match, tables
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.statistics.ranks import exact_p, tau_b
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 from fusion_workbench.study.prepare import strategy_traits
 
 BLOCK = {"attention": "deformable", "self_attention": True, "gate_init": 0.0}

@@ -13,7 +13,7 @@ from fusion_workbench.reports.analysis.answer import answer, snippet
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.words.units import CHANCE_NORMALISED
 from fusion_workbench.schema.names import OVERALL, Baseline, Verdict
-from fusion_workbench.schema.study import Cell, Task
+from fusion_workbench.schema.records import Cell, Task
 
 L3, L5, L10, L11, L12 = (("deep_only", (), n) for n in (3, 5, 10, 11, 12))
 CONCAT, FUSER, MIDDLE_KEY = ("concat", (3, 6), 12), ("mmfuser", (3, 6), 12), ("concat", *MIDDLE)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion_workbench.reports.statistics.crossed import estimate, noise
 from fusion_workbench.reports.statistics.example_scores import ExampleScores
+from fusion_workbench.reports.statistics.intervals import estimate, noise
 from fusion_workbench.reports.statistics.unpaired import (
     BOTH,
     IMAGES,

@@ -12,7 +12,7 @@ from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.fairness import budgets, flags, rates
 from fusion_workbench.reports.reading.records import Run, StudyRecord
 from fusion_workbench.schema.names import Status
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 L5, L12, CONCAT, FUSER = ("deep_only", (), 5), ("deep_only", (), 12), ("concat", (3, 6), 12), ("mmfuser", (3, 6), 12)
 RATES = (0.0003, 0.001, 0.003)

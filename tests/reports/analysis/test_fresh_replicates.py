@@ -23,9 +23,9 @@ from fusion_workbench.reports.analysis.fresh_replicates import (
 from fusion_workbench.reports.analysis.planning import planning
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.records import StudyRecord
-from fusion_workbench.reports.statistics.crossed import holm, noise
+from fusion_workbench.reports.statistics.intervals import holm, noise
 from fusion_workbench.schema.names import SAME_FLOPS, SAME_PARAMETERS, Baseline, Verdict
-from fusion_workbench.schema.study import Contender
+from fusion_workbench.schema.records import Contender
 
 L5, L12, CONCAT, FUSER = ("deep_only", (), 5), ("deep_only", (), 12), ("concat", (3, 6), 12), ("mmfuser", (3, 6), 12)
 MATCHED: Any = ("matched", (3, 6), 12, "parameters")

@@ -30,7 +30,7 @@ from fusion_workbench.reports.calibration.simulation import (
 )
 from fusion_workbench.reports.calibration.table import TITLES, calibration_rows, document, load, markdown, terminal_rows
 from fusion_workbench.reports.statistics.components import VarianceComponents, variance_components
-from fusion_workbench.reports.statistics.crossed import estimate, noise
+from fusion_workbench.reports.statistics.intervals import estimate, noise
 from fusion_workbench.reports.statistics.verdicts import judge
 from fusion_workbench.schema.names import Verdict
 

@@ -25,7 +25,7 @@ from fusion_workbench.reports.render.tables import mark
 from fusion_workbench.reports.statistics.example_scores import Floats
 from fusion_workbench.schema.names import Baseline, Verdict
 from fusion_workbench.schema.plan import ComparisonFamily, Plan
-from fusion_workbench.schema.study import Contender
+from fusion_workbench.schema.records import Contender
 
 L3, L5, L12 = ("deep_only", (), 3), ("deep_only", (), 5), ("deep_only", (), 12)
 FRESH = ("c0", "c1", "c2", "c3", "c4")

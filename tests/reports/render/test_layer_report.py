@@ -16,12 +16,12 @@ from test_token_maps_report import artifacts
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports import ReportPaths, write_report
 from fusion_workbench.reports.figures.fusers import _same_channels, gates
-from fusion_workbench.reports.figures.layers import LeftOut, disagreement, importance_figure, importance_words
+from fusion_workbench.reports.figures.layer_importance import LeftOut, disagreement, importance_figure, importance_words
 from fusion_workbench.reports.figures.similarity import similarity_figure, stage_words
 from fusion_workbench.reports.reading.layers import Similarity, read_importance, read_inside, read_similarity
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.ranking import Measure
-from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.words.units import COUNT
 
 MMFUSER = cell_id(("mmfuser", (3, 6), 12))

@@ -18,7 +18,7 @@ from synthetic_study import Synthetic, copy_database, tiny
 from fusion_workbench.config.study import study_from_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports import ReportPaths, write_report
-from fusion_workbench.reports.figures.study import pareto
+from fusion_workbench.reports.figures.scores import pareto
 from fusion_workbench.reports.figures.svg import spread
 from fusion_workbench.reports.render.templating import markdown
 from fusion_workbench.reports.words.units import SHARE

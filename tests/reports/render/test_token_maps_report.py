@@ -19,7 +19,7 @@ from test_report import Page
 from fusion_workbench.reports import ReportPaths, write_report
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.reading.query import read_study
-from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.words.units import COUNT, MIXED, SHARE, common, unit_of
 
 CONCAT, L12 = ("concat", (3, 6), 12), ("deep_only", (), 12)

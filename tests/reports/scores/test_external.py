@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.reports.scores.files import Scores, read_scores
 from fusion_workbench.reports.scores.sample_logs import is_sample_name, task_of
+from fusion_workbench.reports.scores.tables import Scores, read_scores
 
 LONG = """model,seed,task,example_id,photo,correct
 a,0,read,x1,p,1

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.reports.scores.files import Scores
 from fusion_workbench.reports.scores.judge import Judgement, judge_scores, paired_differences
 from fusion_workbench.reports.scores.render import to_json, write_judgement
-from fusion_workbench.reports.statistics.crossed import estimate, holm
+from fusion_workbench.reports.scores.tables import Scores
 from fusion_workbench.reports.statistics.example_scores import ExampleScores
+from fusion_workbench.reports.statistics.intervals import estimate, holm
 from fusion_workbench.reports.words.units import MIXED, SHARE
 from fusion_workbench.schema.names import Verdict
 

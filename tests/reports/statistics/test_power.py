@@ -14,7 +14,7 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.planning import hours, planning, round_differences, round_up, what_it_would_take
 from fusion_workbench.reports.reading.records import StudyRecord
-from fusion_workbench.reports.statistics.crossed import noise
+from fusion_workbench.reports.statistics.intervals import noise
 from fusion_workbench.reports.statistics.power import needed, needed_examples, pilot, power, smallest, upper_limit
 
 quick = settings(max_examples=40, deadline=None)

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from fusion_workbench.reports.reading.parsing import scores_by_example
-from fusion_workbench.reports.statistics.crossed import estimate, holm, mean_squares, noise
+from fusion_workbench.reports.statistics.intervals import estimate, holm, mean_squares, noise
 
 layouts = st.tuples(st.integers(2, 6), st.integers(2, 12)).flatmap(
     lambda shape: arrays(np.float64, shape, elements=st.integers(-50, 50).map(lambda k: k / 10))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fusion_workbench.reports.statistics.crossed import noise
+from fusion_workbench.reports.statistics.intervals import noise
 from fusion_workbench.reports.statistics.unpaired import Unpaired, estimated, unpaired
 from fusion_workbench.reports.statistics.verdicts import equivalence
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fusion_workbench.reports.statistics.crossed import holm, noise
+from fusion_workbench.reports.statistics.intervals import holm, noise
 from fusion_workbench.reports.statistics.verdicts import Judged, PairedScores, equivalence, judge, verdict
 from fusion_workbench.schema.names import Verdict
 from fusion_workbench.schema.plan import ComparisonFamily, Plan

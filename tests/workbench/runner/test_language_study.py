@@ -111,7 +111,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(text: str, tmp_path: Path) 
     """The weights are those of a run that was left alone, bit for bit, in the middle of an epoch and of the stages."""
     from fusion_workbench.study.identity import variant
     from fusion_workbench.study.jobs import Job
-    from fusion_workbench.training.language_run import LanguageRun
+    from fusion_workbench.training.language_training import LanguageRun
 
     stages = "language_model.stages=[{name: align, epochs: 2}, {name: tune, language_model: full, lr_scale: 0.1}]"
     config = study(text, stages, "language_model.checkpoint_every=1")
@@ -259,7 +259,7 @@ def test_an_answer_ends_where_the_template_ends_it(text: str, tiny_language: Pat
 def test_accumulated_batches_do_not_lower_the_loss_that_is_shown(text: str, tmp_path: Path) -> None:
     from fusion_workbench.study.identity import variant
     from fusion_workbench.study.jobs import Job
-    from fusion_workbench.training.language_run import LanguageRun
+    from fusion_workbench.training.language_training import LanguageRun
 
     losses = []
     for accumulate in (1, 2):
@@ -283,7 +283,7 @@ def test_two_processes_teach_what_one_would(text: str, tmp_path: Path, parallel:
     from fusion_workbench.study.identity import variant
     from fusion_workbench.study.jobs import Job
     from fusion_workbench.training.distributed import train_distributed
-    from fusion_workbench.training.language_run import LanguageRun
+    from fusion_workbench.training.language_training import LanguageRun
 
     def run_of(devices: int, batch: int) -> LanguageRun:
         config = study(

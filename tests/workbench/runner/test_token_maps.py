@@ -32,7 +32,7 @@ from fusion_workbench.runner.experiment import Experiment
 from fusion_workbench.runner.token_map_choice import ChosenCells, choose_cells, choose_examples, choose_layers
 from fusion_workbench.runner.token_maps import TokenMapBuilder, log_token_maps
 from fusion_workbench.schema.names import OBJECTIVE, Phase, Status
-from fusion_workbench.schema.study import TrackedSource
+from fusion_workbench.schema.records import TrackedSource
 from fusion_workbench.study.identity import variant
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.plan_log import register_plan

@@ -13,7 +13,7 @@ from fusion_workbench.core.layers import Selection
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import RunStatus, Status, Tag, closing_status
 from fusion_workbench.schema.plan import Plan, TrackedPlan, plan_hash
-from fusion_workbench.schema.study import Cell, Contender, Task, TrackedSource
+from fusion_workbench.schema.records import Cell, Contender, Task, TrackedSource
 from fusion_workbench.sweeps.space import Cell as SpaceCell
 
 FUSED = SpaceCell("mmfuser", Selection((3, 6), 12), (("heads", 2), ("kind", "global")), "mine", ("middle concat",))

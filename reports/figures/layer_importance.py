@@ -13,7 +13,7 @@ from fusion_workbench.reports.figures.similarity import similarity_figure, simil
 from fusion_workbench.reports.figures.svg import ACCENT, MUTED, PAPER, WIDTH, Figure, canvas, finish
 from fusion_workbench.reports.reading.layers import Importance
 from fusion_workbench.reports.reading.ranking import Measure
-from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.wording import listed
 from fusion_workbench.schema.names import OVERALL

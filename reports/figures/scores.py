@@ -10,7 +10,7 @@ from fusion_workbench.core.text import slug
 from fusion_workbench.reports.analysis.answer import Answer
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.figures.fusers import attention, gates, heads, opening
-from fusion_workbench.reports.figures.layers import layer_drawings
+from fusion_workbench.reports.figures.layer_importance import layer_drawings
 from fusion_workbench.reports.figures.svg import (
     ACCENT,
     CHARACTER,
@@ -28,12 +28,12 @@ from fusion_workbench.reports.figures.svg import (
     short,
 )
 from fusion_workbench.reports.reading.ranking import Measure
-from fusion_workbench.reports.statistics.crossed import Estimate
+from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.words.csv_text import csv_text
 from fusion_workbench.reports.words.units import SHARE, Unit
 from fusion_workbench.reports.words.wording import count, listed
 from fusion_workbench.schema.names import BASELINES, OBJECTIVE, SINGLE_LAYER, CostMetric
-from fusion_workbench.schema.study import Cell
+from fusion_workbench.schema.records import Cell
 
 _CHANCE = " Chance: a guess that looks at no image, fitted to the training images."
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.reports.scores.columns import columns_of, mapping_of, number, word
-from fusion_workbench.reports.scores.formats import delimited, objects_of, parquet
+from fusion_workbench.reports.scores.row_readers import delimited, objects_of, parquet
 from fusion_workbench.reports.scores.sample_logs import is_sample_log, is_sample_name, sample_rows
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, natural_key
 

@@ -14,7 +14,7 @@ from llava_files import picture
 from PIL import Image
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.datamodules.rows.image_folder import VERIFY, ImageFolder
+from fusion_workbench.datamodules.rows.row_images import VERIFY, ImageFolder
 from fusion_workbench.datamodules.rows.rows import BadRow
 from fusion_workbench.datamodules.transforms import PADDINGS, load_image, squared
 

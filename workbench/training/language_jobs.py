@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LanguageTrainer(JobTrainer):
-    """Jobs as :class:`training.language_run.LanguageRun`."""
+    """Jobs as :class:`training.language_training.LanguageRun`."""
 
     unit = "steps"
 
@@ -43,10 +43,10 @@ class LanguageTrainer(JobTrainer):
         self, jobs: Sequence[Job], run_ids: Sequence[str], phase: str, advance: Callable[[int], None]
     ) -> None:
         from fusion_workbench.modules.probes.bank import objective
-        from fusion_workbench.training.callbacks import quiet_lightning
         from fusion_workbench.training.distributed import train_distributed
         from fusion_workbench.training.evaluation import Evaluator, SplitPredictions
-        from fusion_workbench.training.language_run import LanguageRun, LossRow
+        from fusion_workbench.training.language_training import LanguageRun, LossRow
+        from fusion_workbench.training.probe_callbacks import quiet_lightning
 
         quiet_lightning()
         (job,), (run_id,) = jobs, run_ids
