@@ -105,7 +105,7 @@ def register_task(name: str) -> Callable[[T], T]:
 
     Raises:
         WorkbenchError: the name is taken by another class, or the class is no Task or lacks something of one, or
-            overrides ``chance_baseline``, which is not called any more.
+            defines ``guess``, the name of ``chance_baseline`` in 0.1.
     """
 
     def add(cls: T) -> T:
