@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -26,6 +27,8 @@ os.environ.update(
     GIT_PYTHON_REFRESH="quiet",
 )
 
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 EXPERIMENT = "fusion-workbench"
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # small models, sources and studies that tests share
 
