@@ -37,7 +37,7 @@ def test_every_planted_study_is_another() -> None:
 
 @pytest.mark.long
 def test_trained_aliases_are_judged_by_the_report(workspace: Path) -> None:
-    row = aliased(1, 4, workspace, lambda: None)
+    row = aliased(1, 4, workspace, lambda _: None)
     assert (row.check, row.total) == (REAL_AA, 1)
     assert row.setting["comparisons"] == 15  # six aliases against three of them, itself left out
 
