@@ -67,7 +67,7 @@ class ModelInfo:
     """What describes a model beside its weights.
 
     Attributes:
-        adapter: as it was built.
+        connector: as it was built.
         language: name of the language model: a folder, a hub name or ``assets:language-model``.
         revision: commit of a hub name.
         kept: what of the language model is written: ``named`` nothing, ``lora`` the low-rank updates, ``own`` all.
@@ -143,7 +143,7 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def connector_config_of(config: Mapping[str, Any]) -> ConnectorConfig:
-    """The adapter of a model's ``config.json``."""
+    """The connector of a model's ``config.json``."""
     from fusion_workbench.core.layers import Selection
     from fusion_workbench.modules.language.connector import ConnectorConfig
 

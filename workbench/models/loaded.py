@@ -59,7 +59,7 @@ class LoadedModel:
     """Answers questions about images.
 
     Attributes:
-        model: adapter and language model.
+        model: connector and language model.
         encoder: frozen.
         config: of the folder.
     """

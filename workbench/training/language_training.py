@@ -42,7 +42,7 @@ LossRow = dict[str, float]
 
 
 class LanguageRun:
-    """A job, from a fresh adapter to a trained model.
+    """A job, from a fresh connector to a trained model.
 
     Args:
         parts: the prepared study.
@@ -116,7 +116,7 @@ class LanguageRun:
         return 0.0 if self._started is None else time.perf_counter() - self._started
 
     def gates(self) -> LossRow:
-        """Root mean square of each gate by its name in the adapter: how far it has opened."""
+        """Root mean square of each gate by its name in the connector: how far it has opened."""
         connector = self.model.connector
         gates = named_gates(connector, connector.parts()["gates"])
         return gate_rms({name.removeprefix("fuser."): gate for name, gate in gates.items()})
