@@ -125,7 +125,7 @@ def model_path(name: str, asset: str, what: str, progress: bool = True) -> str:
     if not name.startswith(PREFIX):
         return name
     if name != f"{PREFIX}{asset}":
-        raise WorkbenchError(f"{what} is '{name}'; the embedded one is '{PREFIX}{asset}'.")
+        raise WorkbenchError(f"{what} is '{name}'; the embedded {asset.replace('-', ' ')} is '{PREFIX}{asset}'.")
     return str(ensure(asset, progress=progress)[asset])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.config.study import digest
+from fusion_workbench.core.errors import first_line
 from fusion_workbench.study.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def log_once(
         with display.step(doing):
             tracker.log_files(run_id, make())
     except Exception as error:  # whatever it is, the study is done and its numbers stand
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        display.say(f"{what} is left out of the report ({type(error).__name__}): {first}")
+        display.say(f"{what} is left out of the report ({type(error).__name__}): {first_line(error)}")
         return False
     ledger.remember(name, mark)
     return True

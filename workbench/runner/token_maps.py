@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.runner.optional_step import log_once
 from fusion_workbench.runner.token_map_choice import (
     ChosenCells,
@@ -307,8 +307,9 @@ class TokenMapBuilder:
         try:
             fuser.load_state_dict(own)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise WorkbenchError(f"the tracked weights of '{cell.label}' do not fit its fuser: {reason}") from None
+            raise WorkbenchError(
+                f"the tracked weights of '{cell.label}' do not fit its fuser: {first_line(error)}"
+            ) from None
         return fuser
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_workbench.config.study import EncoderConfig, StudyConfig
-from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.hardware import default_device
 
 if TYPE_CHECKING:
@@ -25,13 +24,8 @@ def load_encoder(config: EncoderConfig, progress: bool = True) -> VisionEncoder:
         from fusion_workbench.modules.encoders.planted import PlantedEncoder
 
         return PlantedEncoder(name, image_size=config.image_size)
-    if name.startswith("assets:"):
-        piece = name.removeprefix("assets:")
-        if piece != "encoder":
-            raise WorkbenchError(f"encoder.name is '{name}'; the embedded encoder is 'assets:encoder'.")
-        name = str(assets.ensure(piece, progress=progress)[piece])
     encoder = VisionEncoder(
-        name,
+        assets.model_path(name, "encoder", "encoder.name", progress),
         image_size=config.image_size,
         revision=config.revision,
         precision=config.precision,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.config.language import FROZEN, LORA, LanguageConfig, StageConfig
 from fusion_workbench.config.study import StudyConfig
-from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.errors import WorkbenchError, first_line, nearest
 from fusion_workbench.core.hardware import default_device
 from fusion_workbench.study.cell_models import CellModels
 from fusion_workbench.study.encoder_store import features_of
@@ -141,6 +141,7 @@ def prepare_language(
         WorkbenchError: no such language model, a source without conversations, a task without questions, an extra that
             is not installed.
     """
+    from fusion_workbench.assets import home as assets
     from fusion_workbench.datamodules.build import build_source
     from fusion_workbench.datamodules.conversations.base import ConversationSource
     from fusion_workbench.datamodules.conversations.chat import Chat
@@ -154,7 +155,7 @@ def prepare_language(
         )
     if any(stage.language_model == LORA for stage in config.stages):
         _require_module("peft", "a stage with language_model: lora", "peft")
-    path = _place(config.name, progress)
+    path = assets.model_path(config.name, "language-model", "language_model.name", progress)
     model, tokenizer = _read(path, config.revision)
     sources: dict[str, ConversationSource] = {}
     for stage in config.stages:
@@ -271,19 +272,6 @@ def _check_length(config: LanguageConfig, tokens: int, model: Any) -> None:
         )
 
 
-def _place(name: str, progress: bool) -> str:
-    if not name.startswith("assets:"):
-        return name
-    from fusion_workbench.assets import home as assets
-
-    piece = name.removeprefix("assets:")
-    if piece != "language-model":
-        raise WorkbenchError(
-            f"language_model.name is '{name}'; the embedded language model is 'assets:language-model'."
-        )
-    return str(assets.ensure(piece, progress=progress)[piece])
-
-
 def _read(path: str, revision: str | None) -> tuple[Any, Any]:
     """Config and tokenizer, which say what the weights will be."""
     from transformers import AutoConfig, AutoTokenizer
@@ -294,8 +282,7 @@ def _read(path: str, revision: str | None) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds
-        first = (str(error).strip() or repr(error)).splitlines()[0]
-        raise WorkbenchError(f"language_model.name '{path}' cannot be had: {first}") from None
+        raise WorkbenchError(f"language_model.name '{path}' cannot be had: {first_line(error)}") from None
     return config, tokenizer
 
 

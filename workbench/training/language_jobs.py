@@ -58,9 +58,8 @@ class LanguageTrainer(JobTrainer):
 
         folder = self.parts.folder / "checkpoints" / f"{job.variant.id}-{job.replicate}"
         if self.study.training.devices > 1:
-            result = train_distributed(
-                self.parts, job, folder, tell, advance
-            )  # leaves its checkpoints for the run to take up
+            # It leaves its checkpoints for the run below to take up.
+            result = train_distributed(self.parts, job, folder, tell, advance)
             run = LanguageRun(self.parts, job, folder)
             if result.status == Status.FINISHED:
                 run.train()
