@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 _ADDED = {"entries": {"files": "TEXT NOT NULL DEFAULT '{}'", "sha256": "TEXT"}, "facts": {"sha256": "TEXT"}}
 _CHECKED = 1  # SQLite's user_version of a ledger in which everything has a sha256; 0 of one of 0.1.0
 
+_ERRORS = (sqlite3.Error, UnicodeError)  # the latter where SQLite's own message has damaged words in it
 # Errors of SQLite that mean that the file is damaged, or another program's.
 _NO_LEDGER = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_SCHEMA)
 
@@ -92,7 +93,7 @@ class Ledger:
             self._db.executescript(_SCHEMA)
             self._bring_up()
             self._check_facts()
-        except (sqlite3.Error, OSError, WorkbenchError) as error:
+        except (*_ERRORS, OSError, WorkbenchError) as error:
             if hasattr(self, "_db"):
                 self._db.close()
             raise (error if isinstance(error, WorkbenchError) else self._explained(error, "opened")) from None
@@ -254,13 +255,13 @@ class Ledger:
     def _read(self, query: str, of: tuple[str, ...] = ()) -> list[Any]:
         try:
             return self._db.execute(query, of).fetchall()
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             raise self._explained(error, "read") from None
 
-    def _explained(self, error: sqlite3.Error | OSError, done: str) -> WorkbenchError:
+    def _explained(self, error: Exception, done: str) -> WorkbenchError:
         """Says what to do where the file is no ledger; of a lock, or a full disk, SQLite's own words do."""
         code = getattr(error, "sqlite_errorcode", None)
-        if code is not None and code & 0xFF in _NO_LEDGER:
+        if isinstance(error, UnicodeError) or (code is not None and code & 0xFF in _NO_LEDGER):
             return self._damaged(f"cannot be {done}: {error}")
         return WorkbenchError(f"the study's ledger {self.path} cannot be {done}: {error}.")
 
@@ -276,7 +277,7 @@ class Ledger:
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
-        except (sqlite3.Error, WorkbenchError) as error:
+        except (*_ERRORS, WorkbenchError) as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             if isinstance(error, WorkbenchError):
