@@ -58,11 +58,8 @@ def test_no_flipped_bit_of_outcomes_is_read(tmp_path: Path) -> None:
         for spoilt in flips(whole, range(len(whole))):
             file.seek(0)
             file.write(spoilt)
-            try:
+            with suppress(WorkbenchError):
                 read()
-            except WorkbenchError as error:
-                assert "does not have the sha256" in str(error)
-            else:
                 pytest.fail("a damaged file was read")
 
 

@@ -282,7 +282,7 @@ def test_a_damaged_export_is_not_loaded(template: Done, tiny_clip: Path, tmp_pat
     with kept(folder / CONFIG):
         config = json.loads((folder / CONFIG).read_text())
         (folder / CONFIG).write_text(json.dumps(config | {"levels": [0, 2]}))
-        with pytest.raises(WorkbenchError, match="config.json is damaged or was changed"):
+        with pytest.raises(WorkbenchError, match=r"config\.json is damaged or was changed"):
             load_connector(folder)
         (folder / CONFIG).write_text(json.dumps({key: value for key, value in config.items() if key != "sha256"}))
         load_connector(folder)
@@ -397,9 +397,9 @@ def test_a_store_whose_index_names_nothing_is_not_whole(template: Done, content:
 def test_rotten_handwriting(tmp_path: Path) -> None:
     from fusion_workbench.assets.home import ensure
 
-    photographs, digits, typefaces = (ensure([name])[name] for name in ("photographs", "digits", "typefaces"))
+    photographs, digits, typefaces = ensure("photographs", "digits", "typefaces", progress=False).values()
     whole = (digits / "digits.npz").read_bytes()
-    for place in (10, len(whole) // 2, len(whole) - 30):
+    for place in (100, len(whole) // 2):
         (tmp_path / "digits.npz").write_bytes(whole)
         flip(tmp_path / "digits.npz", place)
         with pytest.raises(WorkbenchError, match=r"digits\.npz cannot be read .*workbench assets --repair") as error:
