@@ -18,7 +18,7 @@ from fusion_workbench.reports.reading.artifacts import Artifacts
 from fusion_workbench.reports.reading.connect import children, connect, find_study
 from fusion_workbench.reports.reading.language import ShownQuestions, read_answers, shown_questions
 from fusion_workbench.reports.reading.layers import Inside, read_importance, read_inside, read_similarity
-from fusion_workbench.reports.reading.outcomes import read_outcomes
+from fusion_workbench.reports.reading.outcomes import Disagreements, read_outcomes
 from fusion_workbench.reports.reading.parsing import (
     cell_of_run,
     fresh_of,
@@ -197,31 +197,39 @@ class _Reader:
         """
         frames: dict[tuple[str, str, str, str], dict[str, pd.Series[float]]] = defaultdict(dict)
         groups: dict[str, str] = {}
-        out: list[Run] = []
+        disagreements = Disagreements()
+        states = {run.run_id: run.state for run in runs}
+        for run, split in ((run, split) for run in runs if _has_scores(run) for split in SPLITS):
+            try:
+                table, compared = self._outcomes(run, split, tasks, sizes.get(split))
+            except WorkbenchError as error:
+                self._unreadable(run, split, str(error), states)
+                continue
+            disagreements.add(run.run_id, split, compared, self.artifacts.has_sums(run.run_id))
+            if split == "test":
+                self.groups |= set(table["group"].astype(str).unique())
+            # To objects first: walking an Arrow column string by string was a third of a large report's time.
+            names, of = (table[c].astype(str).to_numpy(dtype=object) for c in ("example_id", "group"))
+            groups.update(zip(names, of, strict=True))
+            for task, part in table[table["items"] > 0].groupby("task"):
+                scores = scores_by_example(
+                    part.drop_duplicates("example_id").set_index("example_id"),
+                    tasks[str(task)].ratio if str(task) in tasks else None,
+                )
+                frames[run.phase, run.cell, str(task), split][run.replicate] = scores.astype(float)
+        wrong = disagreements.of_runs()
         for run in runs:
-            state = run.state
-            if _has_scores(run):
-                for split in SPLITS:
-                    table = self._outcomes(run, split, tasks, sizes.get(split))
-                    if table is None:
-                        state = Status.UNREADABLE if split == "test" else state
-                        continue
-                    if split == "test":
-                        self.groups |= set(table["group"].astype(str).unique())
-                    # To objects first: walking an Arrow column string by string was a third of a large report's time.
-                    names, of = (table[c].astype(str).to_numpy(dtype=object) for c in ("example_id", "group"))
-                    groups.update(zip(names, of, strict=True))
-                    for task, part in table[table["items"] > 0].groupby("task"):
-                        scores = scores_by_example(
-                            part.drop_duplicates("example_id").set_index("example_id"),
-                            tasks[str(task)].ratio if str(task) in tasks else None,
-                        )
-                        frames[run.phase, run.cell, str(task), split][run.replicate] = scores.astype(float)
-            out.append(Run(**{**run.__dict__, "state": state}))
+            for split in SPLITS:
+                if said := wrong.get((run.run_id, split)):
+                    self._unreadable(run, split, said, states)
+                    for task in tasks:
+                        frames.get((run.phase, run.cell, task, split), {}).pop(run.replicate, None)
+        self.notes += disagreements.of_study()
         scored: dict[str, dict[tuple[str, str, str], ExampleScores]] = {Phase.FINAL: {}, Phase.CONFIRM: {}}
         for (phase, *key), by_replicate in frames.items():
-            scored[phase][key[0], key[1], key[2]] = self._align(by_replicate, groups)
-        return out, scored
+            if by_replicate:
+                scored[phase][key[0], key[1], key[2]] = self._align(by_replicate, groups)
+        return [replace(run, state=states[run.run_id]) for run in runs], scored
 
     def _align(self, by_replicate: Mapping[str, pd.Series[float]], groups: Mapping[str, str]) -> ExampleScores:
         """Examples that every replicate scored, in one order."""
@@ -236,17 +244,22 @@ class _Reader:
         scores = np.ascontiguousarray(whole.to_numpy(dtype=float).T)
         return ExampleScores(names, examples, scores, tuple(groups[example] for example in examples))
 
-    def _outcomes(self, run: Run, split: str, tasks: Mapping[str, Task], size: Any) -> pd.DataFrame | None:
+    def _outcomes(
+        self, run: Run, split: str, tasks: Mapping[str, Task], size: Any
+    ) -> tuple[pd.DataFrame, dict[str, str]]:
+        """As :func:`read_outcomes`, which also says what is raised."""
+        path = self.artifacts.file(run.run_id, scores_file(split))
+        if path is None:
+            raise WorkbenchError("is missing")
+        return read_outcomes(path, split, tasks, run.metrics, size if isinstance(size, int) else None)
+
+    def _unreadable(self, run: Run, split: str, reason: str, states: dict[str, str]) -> None:
+        """Without its scores on test a run is no longer finished; without those on validation its metrics stand."""
+        if split == "test":
+            states[run.run_id] = Status.UNREADABLE
         name = scores_file(split)
-        try:
-            path = self.artifacts.file(run.run_id, name)
-            if path is not None:
-                return read_outcomes(path, split, tasks, run.metrics, size if isinstance(size, int) else None)
-            if split == "test" or self.artifacts.is_recorded(run.run_id, name):
-                raise WorkbenchError("is missing")
-        except WorkbenchError as error:
-            self.notes.append(f"{name} of run {run.run_id} {error}.")
-        return None
+        if split == "test" or reason != "is missing" or self.artifacts.is_recorded(run.run_id, name):
+            self.notes.append(f"{name} of run {run.run_id} {reason}.")
 
     # --- artifacts ----------------------------------------------------------------------------------------------
 

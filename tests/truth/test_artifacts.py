@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,8 +147,8 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "half of the rows": (rewrite(lambda t: t.iloc[::2]), r"for 8 of 16 examples"),
     "no rows": (rewrite(lambda t: t.iloc[:0]), "holds no scores of 'read'"),
     "one task gone": (rewrite(lambda t: t[t["task"] != "digit"]), "holds no scores of 'digit'"),
-    "scores + 0.3": (rewrite(lambda t: t.assign(score=t["score"] + 0.3)), "does not give the run's test/"),
-    "scores of 1e300": (rewrite(lambda t: t.assign(score=1e300)), "does not give the run's test/"),
+    "scores + 0.3": (rewrite(lambda t: t.assign(score=t["score"] + 0.3)), "for the run's test/"),
+    "scores of 1e300": (rewrite(lambda t: t.assign(score=1e300)), "for the run's test/"),
     "scores in words": (rewrite(lambda t: t.assign(score="much")), r"cannot be read \(ValueError\)"),
     "another task's name": (rewrite(lambda t: t.assign(task="count")), "'count', which is no task of the study"),
     "cut in half": (lambda f: os.truncate(f, f.stat().st_size // 2), "cannot be read"),
@@ -200,6 +200,37 @@ def test_altered_scores_of_0_1_0_are_found_by_the_metrics(template: Done, way: s
     (note,) = record.notes
     assert note.startswith(f"{TEST} of run {template.run} ")
     assert re.search(says, note), note
+
+
+@contextmanager
+def metric_moved(uri: str, metric: str, runs: Sequence[str]) -> Iterator[None]:
+    """As MLflow would say it after a fault in its database, or of a metric of somebody's own."""
+    names = ", ".join(f"'{run}'" for run in runs)
+    where = f"WHERE key = '{metric}' AND run_uuid IN ({names})"
+    for step in (0.2, -0.2):
+        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database, database:
+            for table in ("metrics", "latest_metrics"):
+                assert database.execute(f"UPDATE {table} SET value = value + {step} {where}").rowcount == len(runs)
+        if step > 0:
+            yield
+
+
+@case(
+    Kind.ARTIFACTS,
+    "a metric in MLflow is not what the scores of the same run give",
+    "that run is unreadable; where it is so in every run (somebody's own task, whose metric is no mean), it is told",
+)
+def test_metrics_that_the_scores_do_not_give(template: Done) -> None:
+    runs = [run.run_id for run in template.record.runs]
+    with metric_moved(template.uri, "test/digit/accuracy", runs[:1]):
+        record = template.read()
+    assert record.counts() == {Status.FINISHED: 3, Status.UNREADABLE: 1}
+    assert re.fullmatch(rf"{TEST} of run {runs[0]} gives .* for the run's test/digit/accuracy, which .*", *record.notes)
+    with metric_moved(template.uri, "test/digit/accuracy", runs):
+        record = template.read()
+    assert record.counts() == {Status.FINISHED: 4}
+    (note,) = record.notes
+    assert note.startswith("The metric of task 'digit' on test is not the mean of its examples' scores")
 
 
 @case(

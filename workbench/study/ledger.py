@@ -204,8 +204,8 @@ class Ledger:
         files: Mapping[str, str],
     ) -> None:
         """Write a row in the place of the one that there is, in a transaction of the caller's."""
-        content = (variant, replicate, str(state), run_id, status and str(status))
-        content += (json.dumps(dict(result)), json.dumps(dict(files), sort_keys=True))
+        numbers, sums = json.dumps(dict(result)), json.dumps(dict(files), sort_keys=True)
+        content = (variant, replicate, str(state), run_id, status and str(status), numbers, sums)
         self._db.execute(
             f"INSERT INTO entries ({_CONTENT}, sha256) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (variant, replicate) DO UPDATE SET state = excluded.state, run_id = excluded.run_id, "
