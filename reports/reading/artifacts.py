@@ -51,20 +51,24 @@ class Artifacts:
             WorkbenchError: it is not what was written; the message goes on from the artifact's name.
         """
         file = self._find(run_id, path)
-        sums = self._sums.get(run_id)
-        if file is None or not sums:
+        if file is None or not self._sums.get(run_id):
             return file
-        if path not in sums:
+        if not self.is_recorded(run_id, path):
             if run_id in self._children:
                 raise WorkbenchError("has no sha256, though the run's other files have one")
             return file
         try:
-            whole = fits(sums[path], sha256_of(file))
+            if not self._is_whole(run_id, path, file):
+                # A study that goes on meanwhile may have written it anew since its tags were read.
+                self._sums[run_id] = from_tags(self._client.get_run(run_id).data.tags)
+                if not self._is_whole(run_id, path, self._find(run_id, path) or file):
+                    raise WorkbenchError("does not have the sha256 that was recorded when it was written")
         except OSError as error:
             raise WorkbenchError(f"cannot be read ({error.strerror or type(error).__name__})") from None
-        if not whole:
-            raise WorkbenchError("does not have the sha256 that was recorded when it was written")
         return file
+
+    def _is_whole(self, run_id: str, path: str, file: Path) -> bool:
+        return fits(self._sums[run_id].get(path, ""), sha256_of(file))
 
     def _find(self, run_id: str, path: str) -> Path | None:
         place = self._places.get(run_id, "")

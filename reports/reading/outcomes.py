@@ -83,7 +83,7 @@ class Disagreements:
 
     def of_runs(self) -> dict[tuple[str, str], str]:
         """(run, split) → what is wrong, of the runs whose scores differ from their metrics where others' do not."""
-        wrong = {}
+        wrong: dict[tuple[str, str], str] = {}
         for (_, split), runs in self._found.items():
             if not self._is_everywhere(runs):
                 wrong |= {(run, split): said for run, said in runs.items() if said}

@@ -45,13 +45,14 @@ def test_no_flipped_bit_of_outcomes_is_read(tmp_path: Path) -> None:
     tags = {str(Tag.PARENT): "parent"} | to_tags({scores_file("test"): sha256_of(whole)})
     info = SimpleNamespace(run_id="run", artifact_uri=(tmp_path / "run").as_uri())
     run = SimpleNamespace(info=info, data=SimpleNamespace(tags=tags))
-    artifacts = Artifacts(None, [run], tmp_path)  # type: ignore[arg-type, list-item]
+    client = SimpleNamespace(get_run=lambda run_id: run)
+    artifacts = Artifacts(client, [run], tmp_path)  # type: ignore[arg-type, list-item]
     tasks = {name: Task(name) for name in ("read", "digit")}
 
     def read() -> pd.DataFrame:
         path = artifacts.file("run", scores_file("test"))
         assert path is not None
-        return read_outcomes(path, "test", tasks, {}, 32)
+        return read_outcomes(path, "test", tasks, {}, 32)[0]
 
     assert np.array_equal(read()["score"], table["score"])
     with place.open("r+b", buffering=0) as file:

@@ -143,7 +143,7 @@ class Tracker:
 
         tags = self.client.get_run(run_id).data.tags
         emptied = {key: "{}" for key in tags if is_of_sums(key)}  # there may be fewer pieces than there were
-        pieces = emptied | to_tags(from_tags(tags) | sums)
+        pieces = emptied | to_tags(from_tags(tags) | dict(sums))
         self.client.log_batch(run_id, tags=[RunTag(key, piece) for key, piece in pieces.items()])
 
     def set_tags(self, run_id: str, tags: Mapping[Tag, str]) -> None:
