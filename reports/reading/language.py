@@ -80,7 +80,7 @@ def _answers(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         try:
             found = json.loads(value) if value.startswith("[") else value
-        except ValueError:
+        except (ValueError, RecursionError):
             found = value
         return tuple(map(str, found)) if isinstance(found, list) else (value,)
     return tuple(map(str, value)) if isinstance(value, Iterable) else ()

@@ -151,6 +151,7 @@ class StudyRecord:
     experiment_id: str = ""  # MLflow's, for links to runs
     language: LanguageModel | None = None  # None: a study of probes
     shown_questions: ShownQuestions | None = None  # questions and what cells answered; None: nothing that can be read
+    unchecked: int = 0  # runs of replicates, of before 0.2, whose artifacts have no sha256
 
     @cached_property
     def _by_cell(self) -> Mapping[str, tuple[Run, ...]]:

@@ -318,6 +318,7 @@ def provenance(record: StudyRecord, versions: Mapping[str, Any], config_hash: st
         *((f"Source fingerprint, {split}", value) for split, value in source.fingerprints.items()),
         ("Trained on", tags.get(Tag.DEVICE, "")),
         ("Numerics", tags.get(Tag.NUMERICS, "")),
+        ("Checksums", f"{record.unchecked} runs of before 0.2 have none" if record.unchecked else ""),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("MLflow", f"{record.tracking_uri}, experiment {record.experiment}, run {record.run_id}"),
     ]

@@ -4,7 +4,7 @@
 
     model.safetensors    fuser.* and projector.*
     heads.safetensors    the heads of the study's tasks
-    config.json          everything needed to build the modules again; see SCHEMA
+    config.json          everything needed to build the modules again, and the sha256 of all; see SCHEMA
     README.md            the model card, with what the study found of it
 """
 
@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.models.connector_files import load_weights
-from fusion_workbench.models.files import CARD, CONFIG, check_schema, read_config, read_tensors, trained_encoder
+from fusion_workbench.models.files import (
+    CARD,
+    CONFIG,
+    check_schema,
+    check_sums,
+    read_config,
+    read_tensors,
+    trained_encoder,
+)
 
 if TYPE_CHECKING:
     from fusion_workbench.modules.connector import Images, VisualConnector
@@ -57,6 +65,7 @@ def load_connector(folder: str | Path, device: str | None = None, encoder: str |
             load_weights(module, own, part)
         except WorkbenchError as error:
             raise WorkbenchError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from None
+    check_sums(folder, config)
     connector = VisualConnector(vision, fuser, projector, config["width"], partial(load_images, size=vision.image_size))
     return connector.to(device or vision.device).eval()
 

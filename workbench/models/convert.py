@@ -18,7 +18,7 @@ from fusion_workbench.models.connector_files import (
     to_published,
     write_connector_file,
 )
-from fusion_workbench.models.files import read_tensors
+from fusion_workbench.models.files import check_sums, read_tensors
 from fusion_workbench.models.folder import (
     CONNECTOR,
     ModelInfo,
@@ -214,10 +214,12 @@ def to_connector_file(folder: Path, out: Path) -> str:
     """The connector of a model folder as a published file. Raises WorkbenchError for one without such a form."""
     from fusion_workbench.modules.language.connector import FusedConnector, build_connector
 
-    connector = build_connector(connector_config_of(read_model_config(folder)))
+    config = read_model_config(folder)
+    connector = build_connector(connector_config_of(config))
     if not isinstance(connector, FusedConnector):
         raise WorkbenchError("a strategy that adds to hidden states inside the language model has no connector file.")
     load_weights(connector, read_tensors(folder / CONNECTOR), str(folder / CONNECTOR))
+    check_sums(folder, config)
     write_connector_file(out, to_published(connector.fuser, connector.projector))
     return f"written: {out}, the connector under its published names"
 

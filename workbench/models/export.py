@@ -119,12 +119,28 @@ def _write_connector(located: Located, out: Path) -> tuple[int, ...]:
         raise WorkbenchError(f"{out} is not an exported connector, so it is not replaced; name another folder.")
     with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch, atomic_folder(out) as made:
         trained = download(located.client, located.run_id, Artifact.FUSER_CONFIG, scratch)
-        config = _config(json.loads(trained.read_text(encoding="utf-8")), located)
+        config = _trained_config(trained, located)
         tensors = read_tensors(download(located.client, located.run_id, Artifact.FUSER, scratch))
+        if broken := next((name for name, value in tensors.items() if not value.isfinite().all()), None):
+            raise WorkbenchError(
+                f"{Artifact.FUSER} of run {located.run_id} holds numbers that are not finite ({broken}), so it is not "
+                "exported."
+            )
         write_tensors(made / WEIGHTS, {k: v for k, v in tensors.items() if not k.startswith("heads.")})
         write_tensors(made / HEADS, {k: v for k, v in tensors.items() if k.startswith("heads.")})
         write_config(made, config, connector_card(located.analysis, located.cell, config))
     return tuple(config["layers"])
+
+
+def _trained_config(file: Path, located: Located) -> dict[str, Any]:
+    """``config.json`` of a connector, from the file that its run keeps. Raises WorkbenchError for one that is none."""
+    try:
+        return _config(json.loads(file.read_bytes()), located)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise WorkbenchError(
+            f"{Artifact.FUSER_CONFIG} of run {located.run_id} is damaged ({type(error).__name__}), so there is nothing "
+            "to export; name the run of another replicate."
+        ) from None
 
 
 def _config(trained: Mapping[str, Any], located: Located) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.files import write_file
 from fusion_workbench.version import __version__
@@ -17,12 +18,50 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
 
 CONFIG, CARD = "config.json", "README.md"
+SUMS = "sha256"  # the key of config.json: file of the folder → sha256 in hex
 
 
 def write_config(folder: Path, config: Mapping[str, Any], card: str) -> None:
-    """Write ``config.json`` and the model card. Raises OSError."""
-    write_file(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    """Write ``config.json`` and the model card, beside all else that the folder is to hold: its sha256 goes with it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    sums = {name: sha256_of(path) for name, path in sorted(_files(folder).items()) if name not in (CONFIG, CARD)}
+    plain = dict(config) | {SUMS: sums | {CONFIG: _sum_of(config)}}
+    write_file(folder / CONFIG, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
     write_file(folder / CARD, card)
+
+
+def check_sums(folder: Path, config: Mapping[str, Any]) -> None:
+    """Hold a folder against the sha256 in its ``config.json``; folders of before 0.2 have none.
+
+    Raises:
+        WorkbenchError: the first file that is not what was written, or is gone.
+    """
+    sums = config.get(SUMS)
+    files = _files(folder)
+    for name, sha in sums.items() if isinstance(sums, dict) else ():
+        if name != CONFIG and name not in files:
+            raise WorkbenchError(f"{folder} lacks {name}, which was written with it; restore it, or write it anew.")
+        if sha != (_sum_of(config) if name == CONFIG else sha256_of(files[name])):
+            raise WorkbenchError(
+                f"{folder / name} is damaged or was changed: it does not have the sha256 that was written with it; "
+                "restore it, or write the folder anew."
+            )
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
+def _sum_of(config: Mapping[str, Any]) -> str:
+    """Over a ``config.json`` without the places of encoder and language model, which may move."""
+    plain = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items() if key != SUMS}
+    for part, place in (("encoder", "encoder"), ("language", "name")):
+        if isinstance(plain.get(part), dict):
+            plain[part].pop(place, None)
+    return sha256_of(json.dumps(plain, sort_keys=True))
 
 
 def read_config(folder: Path, otherwise: str) -> Any:

@@ -2,7 +2,7 @@
 
 ::
 
-    config.json             everything needed to build the parts again; see SCHEMA
+    config.json             everything needed to build the parts again, and the sha256 of all; see SCHEMA
     adapter.safetensors     fuser and projector, or what injects
     tokenizer/              of the language model, with its chat template
     language_model/         only where it was trained too: its weights, or those of LoRA in peft's format
@@ -30,6 +30,7 @@ from fusion_workbench.models.cards import model_card
 from fusion_workbench.models.connector_files import load_weights
 from fusion_workbench.models.files import (
     check_schema,
+    check_sums,
     full_name,
     read_config,
     read_tensors,
@@ -196,6 +197,7 @@ def load_parts(
     connector = build_connector(connector_config_of(config))
     load_weights(connector, read_tensors(folder / CONNECTOR), str(folder / CONNECTOR))
     decoder = read_decoder(folder, config, device, language)
+    check_sums(folder, config)
     model = VisionLanguageModel(connector, decoder, vision.grid())
     return model.to(device).eval(), vision.to(device), config
 

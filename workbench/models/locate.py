@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError, first_line, nearest
 from fusion_workbench.models.files import CONFIG
+from fusion_workbench.schema.checksums import fits, from_tags
 from fusion_workbench.schema.names import Phase, RunStatus, Tag
 from fusion_workbench.study.tracking import existing_uri
 
@@ -113,12 +115,36 @@ def keeps_model(client: MlflowClient, run_id: str) -> bool:
 
 
 def download(client: MlflowClient, run_id: str, path: str, scratch: Path) -> Path:
-    """An artifact of a run, file or folder, in ``scratch``. Raises WorkbenchError where there is none."""
+    """An artifact of a run, file or folder, in ``scratch``.
+
+    Raises:
+        WorkbenchError: there is none, or it does not have the sha256 that was recorded when it was written.
+    """
     try:
-        return Path(client.download_artifacts(run_id, path, str(scratch)))
+        found = Path(client.download_artifacts(run_id, path, str(scratch)))
     except Exception as error:  # every artifact store has its own way to say that there is none
         first = first_line(error)
         raise WorkbenchError(f"run {run_id} has no {path}, so there is nothing to export: {first}") from None
+    _check(client, run_id, path, found)
+    return found
+
+
+def _check(client: MlflowClient, run_id: str, path: str, found: Path) -> None:
+    """Raises WorkbenchError where a file is not what the run's tags say; a run of before 0.2 has no such tags."""
+    sums = from_tags(client.get_run(run_id).data.tags)
+    own = {name: sha for name, sha in sums.items() if name == path or name.startswith(f"{path}/")}
+    for name, sha in own.items():
+        file = found if name == path else found / name.removeprefix(f"{path}/")
+        if not (file.is_file() and fits(sha, sha256_of(file))):
+            state = "does not have the sha256 that was recorded with it" if file.is_file() else "is missing"
+            raise WorkbenchError(
+                f"{name} of run {run_id} {state}, so it is not used; restore it, or run the same workbench sweep: it "
+                "trains that run again."
+            )
+    if sums and not own:
+        raise WorkbenchError(
+            f"{path} of run {run_id} has no sha256, though the run's other files have; it is not used."
+        )
 
 
 def _is_run(target: str) -> bool:

@@ -18,6 +18,7 @@ from fusion_workbench.config.study import to_dict, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.runner.confirm import Confirmer
+from fusion_workbench.runner.damage import mend
 from fusion_workbench.runner.layer_analysis import log_layers
 from fusion_workbench.runner.resume import reconcile
 from fusion_workbench.runner.token_maps import log_token_maps
@@ -236,6 +237,7 @@ class Experiment:
             self.tracker.log_params(self.run_id, flat(to_dict(self.study)))
         self.tracker.log_files(self.run_id, study_files(parts) | kind.study_files(parts))
         self.plan = register_plan(self.study, self.ledger, self.tracker, self.run_id)
+        mend(self.ledger, self.tracker, self.run_id, self.display)
         self.kept = reconcile(self.ledger, self.tracker, self.run_id, self.retry_failed)
         if mixed := open_numerics(self.ledger, self.tracker, self.run_id):
             self.display.say(mixed)

@@ -22,6 +22,7 @@ class Tag(StrEnum):
 
     NUMERICS = "workbench.numerics"  # of a parent run: "1", or "1, 2" where its rows are mixed; of a child: its own
     KIND = "workbench.kind"  # of every run: a RunKind
+    SHA256 = "workbench.sha256"  # of every run: of its artifacts, in pieces; see schema/checksums.py
 
     # Of a study's parent run.
     STUDY = "workbench.study"

@@ -112,11 +112,11 @@ class JobTrainer(ABC):
         files: Mapping[str, str | bytes | Path],
         last: Mapping[str, float],
     ) -> None:
-        """Metrics at ``step`` and files to MLflow, then the ledger's row: ``last`` and the metrics."""
+        """Metrics at ``step`` and files to MLflow, then the ledger's row: ``last``, the metrics, the files' sha256."""
         self.tracker.log_metrics(run_id, [(step, metrics)])
-        self.tracker.log_files(run_id, files)
+        sums = self.tracker.log_files(run_id, files)
         result = {key: value for key, value in last.items() if math.isfinite(value)} | dict(metrics)
-        self.ledger.finish(job.variant.id, job.replicate, status, result)
+        self.ledger.finish(job.variant.id, job.replicate, status, result, sums)
         self.tracker.close(run_id, closing_status(status), status)
         self.trained += 1
 
