@@ -5,6 +5,7 @@ A source is built by name with :func:`datamodules.build.build_source`.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -40,6 +41,21 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self, split: str) -> str:
         """sha256 over the version and every option that decides the bytes of the split's samples."""
+
+    def content(self, split: str) -> str:
+        """sha256 over the bytes of the split's images, read in full: what a study holds against its earlier runs.
+
+        Every image is read here; a source that knows the files that its images are made of hashes these.
+
+        Raises:
+            WorkbenchError: an image, or what it is made of, is not what it was when the source was opened.
+        """
+        sha = hashlib.sha256(self.fingerprint(split).encode())
+        for index in range(self.size(split)):
+            image = np.ascontiguousarray(self.image(split, index))
+            sha.update(f"{image.dtype} {image.shape}".encode())
+            sha.update(image.data)
+        return sha.hexdigest()
 
     @abstractmethod
     def image(self, split: str, index: int) -> Array:

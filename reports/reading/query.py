@@ -21,6 +21,7 @@ from fusion_workbench.reports.reading.layers import Inside, read_importance, rea
 from fusion_workbench.reports.reading.parsing import (
     cell_of_run,
     fresh_of,
+    of_current_code,
     replicates_of,
     run_of,
     scores_by_example,
@@ -30,6 +31,7 @@ from fusion_workbench.reports.reading.ranking import Ranking
 from fusion_workbench.reports.reading.records import Run, StudyRecord, TokenMaps
 from fusion_workbench.reports.reading.token_maps import read_token_maps
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, natural_key
+from fusion_workbench.schema.dependencies import TrackedDependencies
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import (
     ATTENTION_SHARE,
@@ -91,7 +93,9 @@ class _Reader:
         study_yaml = self._text(Artifact.STUDY)
         source = TrackedSource.read(self._json(Artifact.SOURCE, {}))
         cells = tuple(self._entries(Artifact.CELLS, self._json(Artifact.CELLS, []), Cell.read))
-        runs = [run_of(r, str(info.status)) for r in raw]
+        dependencies = self._part(Artifact.DEPENDENCIES, TrackedDependencies.read)
+        runs, of_other_code = of_current_code([run_of(r, str(info.status)) for r in raw], dependencies)
+        self.notes += of_other_code
         if not cells:  # stopped before its plan was written down: what was started tells it
             cells = tuple({r.cell: cell_of_run(r) for r in runs if r.phase == Phase.FINAL}.values())
         contenders = tuple(self._entries(Artifact.CONTENDERS, self._list(Artifact.CONTENDERS), Contender.read))
@@ -134,6 +138,7 @@ class _Reader:
             similarity=self._part(Artifact.SIMILARITY, read_similarity),
             importance=self._part(Artifact.IMPORTANCE, read_importance),
             language=self._part(Artifact.LANGUAGE_MODEL, LanguageModel.read),
+            dependencies=dependencies,
         )
         best = Ranking(record).ordered()
         record = replace(
