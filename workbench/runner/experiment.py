@@ -30,6 +30,7 @@ from fusion_workbench.schema.names import (
 )
 from fusion_workbench.study import provenance
 from fusion_workbench.study.changes import DependencyCheck
+from fusion_workbench.study.dependencies import store_notes
 from fusion_workbench.study.identity import LEDGER, remember_schema
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.ledger import Ledger
@@ -179,9 +180,8 @@ class Experiment:
             return
         self.changes.check()
         self._describe()
-        for store, split, content in self.changes.stored_images():
-            if store.hold_against(split, content):
-                self.display.say(f"feature store: the {split} split has other images than were encoded; encoding anew")
+        for note in store_notes(self.parts, self.changes.now):
+            self.display.say(note)
         self._build_store(planner)
 
     def _build_store(self, planner: Planner) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.code import code_hash
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.schema.dependencies import (
     NOT_RECORDED,
     AcceptedChange,
@@ -40,7 +39,6 @@ from fusion_workbench.study.tracking import Tracker, to_json
 from fusion_workbench.version import NUMERICS
 
 if TYPE_CHECKING:
-    from fusion_workbench.datamodules.store.store import FeatureStore
     from fusion_workbench.study.progress import Display
     from fusion_workbench.sweeps.space import Cell
 
@@ -67,6 +65,11 @@ class DependencyCheck:
         self.parts, self.ledger, self.tracker = parts, ledger, tracker
         self.run_id, self.display, self.accept = run_id, display, accept
         self.checked = False
+
+    @cached_property
+    def now(self) -> dict[str, str]:
+        """The fingerprints of what is there now. Raises WorkbenchError."""
+        return dependencies(self.parts)
 
     # --- when a study is opened -------------------------------------------------------------------------------------
 
@@ -110,7 +113,7 @@ class DependencyCheck:
         if self.checked:
             return
         with self.display.step("reading what the study depends on"):
-            now = self._now
+            now = self.now
             before, recorded = self._before() if self._rows else (now, "")
         tracked = self._tracked or TrackedDependencies(before, self._what, recorded)
         changed = self._changed(before)
@@ -144,15 +147,6 @@ class DependencyCheck:
         except WorkbenchError:
             return True
 
-    def stored_images(self) -> Iterator[tuple[FeatureStore, str, str]]:
-        """Every store that the study reads, with its splits and the content of their images now."""
-        every = [("", self.parts.features), *((f"stage.{k}.", v) for k, v in self.parts.models.stage_features.items())]
-        for prefix, features in every:
-            for split in SPLITS:
-                content = self._now.get(f"{prefix}images.{split}")
-                if features.store is not None and content is not None:
-                    yield features.store, split, content
-
     # --- of every row -----------------------------------------------------------------------------------------------
 
     def tags(self, cell: Cell) -> dict[Tag, str]:
@@ -160,7 +154,7 @@ class DependencyCheck:
         numerics = self.ledger.fact(NUMERICS_FACT) or []
         if NUMERICS not in numerics:
             self._record_numerics([*numerics, NUMERICS])
-        tags = {Tag.DEPENDENCIES: combined(self._now), Tag.ENVIRONMENT: json.dumps(self._environment)}
+        tags = {Tag.DEPENDENCIES: combined(self.now), Tag.ENVIRONMENT: json.dumps(self._environment)}
         code = {name: pair[1] for name in strategies_of(cell) if any(pair := self._code.get(name, ("", "")))}
         return tags | ({Tag.CODE: json.dumps(code)} if code else {})
 
@@ -169,10 +163,6 @@ class DependencyCheck:
         return environment(self.parts)
 
     # --- then and now -----------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _now(self) -> dict[str, str]:
-        return dependencies(self.parts)
 
     @cached_property
     def _what(self) -> dict[str, str]:
@@ -200,17 +190,17 @@ class DependencyCheck:
     @property
     def _rows(self) -> bool:
         """Whether there is anything that new rows would stand beside, half a training included."""
-        return self._finished > 0 or (self._checkpoints.is_dir() and any(self._checkpoints.iterdir()))
+        return self._finished > 0 or any(path.is_file() for path in self._checkpoints.rglob("*"))
 
     def _changed(self, before: Mapping[str, str]) -> list[Changed]:
         """What is not what it was. What an earlier version did not fingerprint counts as unchanged, but for code."""
         was = self._tracked.what if self._tracked else {}
-        names = [name for name in self._now if name in before or name.startswith("code.")]
-        names += [name for name in before if name not in self._now]
+        names = [name for name in self.now if name in before or name.startswith("code.")]
+        names += [name for name in before if name not in self.now]
         return [
-            Changed(name, self._what.get(name) or was.get(name, name), before.get(name, ""), self._now.get(name, ""))
+            Changed(name, self._what.get(name) or was.get(name, name), before.get(name, ""), self.now.get(name, ""))
             for name in names
-            if before.get(name, "") != self._now.get(name, "")
+            if before.get(name, "") != self.now.get(name, "")
         ]
 
     def _before(self) -> tuple[dict[str, str], str]:
@@ -218,7 +208,7 @@ class DependencyCheck:
         if self._tracked is not None:
             return dict(self._tracked.fingerprints), self._tracked.recorded
         # 0.1 kept fingerprints of encoder, images and words beside its numbers, each by a hash of another kind.
-        before = self._now | {"numerics": str((self.ledger.fact(NUMERICS_FACT) or [1])[-1])}
+        before = self.now | {"numerics": str((self.ledger.fact(NUMERICS_FACT) or [1])[-1])}
         encoder, source = (self._artifact(name) for name in (Artifact.ENCODER, Artifact.SOURCE))
         if known := encoder.get("fingerprint"):
             precision = str(encoder.get("precision") or self.parts.encoder.precision)
@@ -229,7 +219,7 @@ class DependencyCheck:
             if self.parts.source.fingerprint(split) != known:
                 before[f"images.{split}"] = str(known)
         for split, known in words.items() if isinstance(words, Mapping) else ():
-            if self._now.get(f"conversations.{split}") != known:
+            if self.now.get(f"conversations.{split}") != known:
                 before[f"conversations.{split}"] = str(known)
         return before, NOT_RECORDED
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -67,6 +68,28 @@ def dependencies(parts: Parts) -> dict[str, str]:
 def listed(parts: Parts) -> list[Dependency]:
     """Every dependency of a study; nothing is read yet."""
     return [*_encoder(parts), *_sources(parts), *_language_model(parts), *_numerics(), *_plugins(parts)]
+
+
+def store_notes(parts: Parts, fingerprints: Mapping[str, str]) -> list[str]:
+    """Hold every store that a study reads against the images as they are now.
+
+    Returns:
+        A line for each split whose features were of other images, and are given up.
+    """
+    every = {"": parts.features, **{f"stage.{name}.": own for name, own in parts.models.stage_features.items()}}
+    return [
+        f"feature store: the {split} split has other images than were encoded, and is encoded anew"
+        for prefix, features in every.items()
+        for split in SPLITS
+        if features.store is not None
+        and (content := fingerprints.get(f"{prefix}images.{split}"))
+        and features.store.hold_against(split, content)
+    ]
+
+
+def of_features(parts: Parts) -> dict[str, str]:
+    """:func:`dependencies` of what is stored alone: the encoder and the images. Raises as that."""
+    return {one.name: one.take() for one in listed(parts) if re.search(r"(^|\.)images\.|^encoder\.", one.name)}
 
 
 # --- encoder --------------------------------------------------------------------------------------------------------
