@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.registry import Registry, check_options
 
 if TYPE_CHECKING:
@@ -48,11 +49,17 @@ class Source(ABC):
         Every image is read here; a source that knows the files that its images are made of hashes these.
 
         Raises:
-            WorkbenchError: an image, or what it is made of, is not what it was when the source was opened.
+            WorkbenchError: an image cannot be read, or it, or what it is made of, is not what it was when the source was opened.
         """
         sha = hashlib.sha256(self.fingerprint(split).encode())
         for index in range(self.size(split)):
-            image = np.ascontiguousarray(self.image(split, index))
+            try:
+                image = np.ascontiguousarray(self.image(split, index))
+            except (OSError, SyntaxError, ValueError) as error:  # of whatever decodes it
+                raise WorkbenchError(
+                    f"image {index} in the {split} split of source '{self.name}' cannot be read: "
+                    f"{type(error).__name__}: {first_line(error)}"
+                ) from None
             sha.update(f"{image.dtype} {image.shape}".encode())
             sha.update(image.data)
         return sha.hexdigest()

@@ -243,6 +243,16 @@ def rot(path: Path, place: float = 0.9, bit: int = 6) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+def other_picture(path: Path) -> None:
+    """Put another picture in its place, of the same size and time."""
+    stat = path.stat()
+    with Image.open(path) as image:
+        pixels = 255 - np.asarray(image)
+    Image.fromarray(pixels).save(path, compress_level=0)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+
+
 # --- every dependency -----------------------------------------------------------------------------------------------
 
 
@@ -299,11 +309,11 @@ Change = Callable[[dict[str, Path]], object]
 
 
 def code(kind: str) -> Change:
-    return lambda at: replace(at["package"] / f"{kind}.py", "import", "# changed\nimport")
+    return lambda at: (at["package"] / f"{kind}.py").open("a").write("# changed\n")
 
 
 def picture(split: str) -> Change:
-    return lambda at: rot(at["pictures"] / f"{split}-3.png", 0.5)
+    return lambda at: other_picture(at["pictures"] / f"{split}-3.png")
 
 
 def target(split: str) -> Change:
@@ -361,9 +371,10 @@ CHANGES: dict[tuple[str, str], tuple[Change, str]] = {
         "the code of family 'vit_msn'",
     ),
 }
-# Pieces of one package, or of one picture in two sources, change together.
+# Pieces of one package, a picture in two sources, a group in the words about it change together.
 TOGETHER = {"code.source.folder": {"code.task.side"}, "code.task.side": {"code.source.folder"}}
 TOGETHER |= {"code.metric.first_word": {"code.family.vit_msn"}, "code.family.vit_msn": {"code.metric.first_word"}}
+TOGETHER |= {f"{of}targets.{s}": {f"{of}conversations.{s}"} for of in ("", "stage.first.") for s in SIZES}
 TOGETHER |= {"images.train": {"stage.first.images.train"}, "stage.first.images.train": {"images.train"}}
 
 
@@ -498,9 +509,14 @@ def test_a_change_that_is_accepted(text: str, encoder: Path, tmp_path: Path) -> 
 )
 def test_pictures_that_were_replaced(text: str, pictures: Path, tmp_path: Path) -> None:
     run(study(text), tmp_path)
-    rot(pictures / "test-2.png", 0.5)
+    other_picture(pictures / "test-2.png")
     with pytest.raises(WorkbenchError, match=r"the images in the test split of source 'folder' \(.{8} → .{8}\)"):
         run(study(text, "replicates=2"), tmp_path)
+    whole = (pictures / "test-1.png").read_bytes()
+    rot(pictures / "test-1.png", 0.5)  # no other picture, but none
+    with pytest.raises(WorkbenchError, match="image 1 in the test split of source 'folder' cannot be read: OSError"):
+        run(study(text, "replicates=2"), tmp_path)
+    (pictures / "test-1.png").write_bytes(whole)
     _, _, told = run(study(text, "name=other"), tmp_path)
     assert any("the test split has other images than were encoded" in words for words in told)
     assert any(words.startswith("encoded 4 images") for words in told)
