@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusion_workbench.assets.fetch import sha256
 from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.datamodules.rows.files import RowEntry, read_entries
 from fusion_workbench.datamodules.rows.quarantine import LISTED, Quarantine
@@ -83,6 +84,14 @@ class Llava(RowSource):
 
     def stamp(self, key: str) -> str:
         return self._found[key].stamp
+
+    def digest(self, key: str) -> str:
+        try:
+            return f"{key}|{sha256(self.folder.path(key))}"
+        except BadRow as bad:
+            raise WorkbenchError(f"{bad.detail}; it was when the rows were read.") from None
+        except OSError as error:
+            raise WorkbenchError(f"image {key} cannot be read: {error.strerror or error}.") from None
 
 
 @dataclass(frozen=True)

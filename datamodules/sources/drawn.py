@@ -6,11 +6,15 @@ Sample ``i`` of a split is the same bytes on every machine and does not depend o
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import Field, asdict
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from fusion_workbench.assets.fetch import sha256
+from fusion_workbench.assets.manifest import MANIFEST
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.sources.base import SPLITS, Source
 
@@ -75,6 +79,15 @@ def frozen_stream(*words: object) -> np.random.RandomState:
 def example_ids(split: str, size: int) -> list[str]:
     """The name of each of ``size`` samples."""
     return [f"{split}-{index:05d}" for index in range(size)]
+
+
+def content_of(fingerprint: str, folders: Iterable[Path]) -> str:
+    """sha256 over a split's fingerprint and every byte of the files that its samples are drawn from."""
+    sha = hashlib.sha256(fingerprint.encode())
+    for path in sorted(path for folder in folders for path in folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            sha.update(f"{path.parent.name}/{path.name} {sha256(path)}".encode())
+    return sha.hexdigest()
 
 
 def check_sizes(options: object) -> None:

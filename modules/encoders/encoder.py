@@ -72,6 +72,7 @@ class VisionEncoder(nn.Module):
         self.patch: int = square(self.config.patch_size)
         self.image_size: Size = _size(image_size, self.config, self.patch, name)
         self.prefix_tokens = family.prefix_tokens(self.config)
+        self._written = written_config(name, revision)
         self.mean, self.std = _normalisation(name, revision)
         self.precision = resolve_precision(precision, device)
         self.model = _load(name, revision, family).eval().requires_grad_(False).to(device)
@@ -92,6 +93,10 @@ class VisionEncoder(nn.Module):
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 over weights, config, preprocessing and precision: everything that a hidden state depends on."""
+        return self.fingerprint_under(self.precision)
+
+    def fingerprint_under(self, precision: str) -> str:
+        """:attr:`fingerprint` as it is under another precision, such as that of a machine that it ran on before."""
         sha = hashlib.sha256()
         facts = {
             "config": {
@@ -100,13 +105,24 @@ class VisionEncoder(nn.Module):
             "mean": self.mean,
             "std": self.std,
             "image_size": self.image_size,
-            "precision": self.precision,
+            "precision": precision,
         }
         sha.update(json.dumps(facts, sort_keys=True, default=str).encode())
-        for key, tensor in sorted(self.model.state_dict().items()):
-            sha.update(key.encode())
-            sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        _add_weights(sha, self.model)
         return sha.hexdigest()
+
+    @functools.cached_property
+    def weights_fingerprint(self) -> str:
+        """sha256 over every weight as it was loaded."""
+        sha = hashlib.sha256()
+        _add_weights(sha, self.model)
+        return sha.hexdigest()
+
+    @functools.cached_property
+    def config_fingerprint(self) -> str:
+        """sha256 over the config as it is written, not as a version of transformers completes it, and preprocessing."""
+        facts = {"config": self._written, "mean": self.mean, "std": self.std, "image_size": self.image_size}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     def normalise(self, images: np.ndarray[Any, Any] | Tensor) -> Tensor:
         """uint8 images ``[B, H, W, 3]`` to the encoder's input ``[B, 3, H, W]``, float32, on its device."""
@@ -221,6 +237,22 @@ def _read_config(name: str, revision: str | None) -> Any:
         raise WorkbenchError(
             f"encoder '{name}' is neither a transformers folder nor a model that can be had from the hub: {first}"
         ) from None
+
+
+def written_config(name: str, revision: str | None) -> dict[str, Any]:
+    """What ``config.json`` says of a vision encoder, but for the version of transformers that wrote it."""
+    from transformers import PretrainedConfig
+
+    plain, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+    plain = plain.get("vision_config") or plain
+    return {k: v for k, v in plain.items() if not k.startswith("_") and k != "transformers_version"}
+
+
+def _add_weights(sha: Any, model: nn.Module) -> None:
+    """Hash every tensor of ``model`` by its name and bytes."""
+    for key, tensor in sorted(model.state_dict().items()):
+        sha.update(key.encode())
+        sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
 
 def _commit(name: str, revision: str | None) -> str | None:

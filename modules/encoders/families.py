@@ -208,6 +208,11 @@ for _model_type, _family in _ROWS.items():
     register_family(_model_type, _family)
 
 
+def is_built_in(family: Family) -> bool:
+    """Whether a row is one of the workbench's own."""
+    return any(family is row for row in _ROWS.values())
+
+
 def family_of(config: Any, name: str) -> Family:
     """The row of a model's config.
 

@@ -40,6 +40,7 @@ def environment(record: StudyRecord) -> dict[str, str]:
         "language model": language and language.display_name,
         "source": source.version or source.name,
         **{f"source fingerprint, {split}": value for split, value in source.fingerprints.items()},
+        **_dependencies(record),
         "plan hash": tags.get(Tag.PLAN),
         "commit": tags.get(Tag.COMMIT),
         "numerics": tags.get(Tag.NUMERICS),
@@ -54,6 +55,16 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[Change, 
     """In the order of ``now``, then what only ``before`` has."""
     names = dict.fromkeys([*now, *before])
     return tuple(Change(n, before.get(n, ""), now.get(n, "")) for n in names if before.get(n, "") != now.get(n, ""))
+
+
+def _dependencies(record: StudyRecord) -> dict[str, str]:
+    """Fingerprints by what they are of, but for those that are told above by other ones; the code of plug-ins."""
+    tracked = record.dependencies
+    if tracked is None:
+        return {}
+    told = {"numerics", *(f"images.{split}" for split in record.source.fingerprints)}
+    prints = {f"fingerprint of {tracked.what.get(k, k)}": v for k, v in tracked.fingerprints.items() if k not in told}
+    return prints | {f"code of strategy '{name}'": now for name, (_, now) in tracked.code.items()}
 
 
 def _mapping(text: str) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.fresh_replicates import judge_fresh_replicates
+from fusion_workbench.reports.analysis.mixtures import mixtures
 from fusion_workbench.reports.words.wording import listed, plural
 from fusion_workbench.schema.names import Phase, RunStatus, Status
 from fusion_workbench.schema.plan import FEWEST
@@ -93,6 +94,7 @@ def caveats(analysis: Analysis) -> tuple[str, ...]:
         out.append(f"Some cells have {few} replicate{'s' if few > 1 else ''}; a verdict takes {FEWEST}.")
     elif few and analysis.reached < analysis.plan.looks[0]:
         out.append(f"Verdicts are read at {looks(analysis)} replicates, as planned; {analysis.reached} have ended.")
+    out.extend(mixtures(record))
     out.extend(f"Departed from its plan: {change}." for change in record.departures)
     return tuple(out)
 

@@ -41,7 +41,9 @@ def connect(uri: str) -> MlflowClient:
 
 
 def find_study(client: MlflowClient, uri: str, study: str, experiment: str | None) -> MlflowRun:
-    """The latest parent run of that name or id.
+    """The latest parent run of that name or id, or the very one whose MLflow run id ``study`` is.
+
+    A study that is run under two names has one id.
 
     Raises:
         WorkbenchError: there is none; the message names those there are.
@@ -53,7 +55,8 @@ def find_study(client: MlflowClient, uri: str, study: str, experiment: str | Non
             raise WorkbenchError(f"MLflow at {without_password(uri)} has no experiment '{experiment}'. Known: {known}.")
         experiments = {key: name for key, name in experiments.items() if name == experiment}
     parents = list(_search(client, list(experiments), f"tags.`{Tag.KIND}` = '{RunKind.STUDY}'"))
-    found = [run for run in parents if study in (_tag(run, Tag.STUDY_ID), _tag(run, Tag.STUDY))]
+    found = [run for run in parents if run.info.run_id == study]
+    found = found or [run for run in parents if study in (_tag(run, Tag.STUDY_ID), _tag(run, Tag.STUDY))]
     if not found:
         where = f"MLflow at {without_password(uri)}" + (f", experiment '{experiment}'" if experiment else "")
         names = sorted({_tag(run, Tag.STUDY) for run in parents})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import yaml
 from fusion_workbench.reports.reading.records import Run
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, natural_key
 from fusion_workbench.reports.statistics.intervals import quotient_shares
+from fusion_workbench.schema.dependencies import TrackedDependencies
 from fusion_workbench.schema.names import Phase, Status, Tag, fresh_replicate, statistic_column
 from fusion_workbench.schema.records import Cell, Task, number
 
@@ -38,7 +40,51 @@ def run_of(raw: MlflowRun, parent_status: str) -> Run:
         started=int(raw.info.start_time or 0),
         metrics={str(k): float(v) for k, v in raw.data.metrics.items()},
         params={str(k): str(v) for k, v in params.items()},
+        dependencies=str(tags.get(Tag.DEPENDENCIES, "")),
+        environment=_words(tags.get(Tag.ENVIRONMENT, "")),
+        code=_words(tags.get(Tag.CODE, "")),
     )
+
+
+def _words(text: str) -> dict[str, str]:
+    """A JSON object of words; empty for anything else."""
+    try:
+        plain = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+    return {str(key): str(value) for key, value in plain.items()} if isinstance(plain, Mapping) else {}
+
+
+def of_current_code(runs: Sequence[Run], tracked: TrackedDependencies | None) -> tuple[list[Run], list[str]]:
+    """The runs of plug-ins' code as it is now, with those of no plug-in; and a note for each whose others are left out.
+
+    Where the study does not say which code is current, it is that of the run that was started last.
+    """
+    current = {name: now for name, (_, now) in tracked.code.items()} if tracked else {}
+    first = {name: then for name, (then, _) in tracked.code.items()} if tracked else {}
+    for run in runs:  # oldest first
+        for name, code in run.code.items():
+            if not tracked or name not in tracked.code:
+                current[name] = code
+    kept: list[Run] = []
+    left_out: dict[str, int] = {}
+    for run in runs:
+        names = run.code or {name: first[name] for name in _strategies(run) if name in first}
+        old = [name for name, code in names.items() if current.get(name, code) != code]
+        if old:
+            left_out[old[0]] = left_out.get(old[0], 0) + 1
+        else:
+            kept.append(run)
+    return kept, [
+        f"The code of strategy '{name}' has changed since: {number} {'run' if number == 1 else 'runs'} of other code "
+        f"{'is' if number == 1 else 'are'} left out."
+        for name, number in left_out.items()
+    ]
+
+
+def _strategies(run: Run) -> tuple[str, ...]:
+    """The strategy of a run, and of a control the one that it is matched to."""
+    return run.params.get("strategy", ""), run.params.get("options.like", "")
 
 
 def cell_of_run(run: Run) -> Cell:

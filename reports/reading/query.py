@@ -22,6 +22,7 @@ from fusion_workbench.reports.reading.outcomes import Disagreements, read_outcom
 from fusion_workbench.reports.reading.parsing import (
     cell_of_run,
     fresh_of,
+    of_current_code,
     replicates_of,
     run_of,
     scores_by_example,
@@ -32,6 +33,7 @@ from fusion_workbench.reports.reading.records import Run, StudyRecord, TokenMaps
 from fusion_workbench.reports.reading.study_files import StudyFiles
 from fusion_workbench.reports.reading.token_maps import read_token_maps
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, natural_key
+from fusion_workbench.schema.dependencies import TrackedDependencies
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import (
     ATTENTION_SHARE,
@@ -92,7 +94,9 @@ class _Reader:
         study_yaml = self.own.text(Artifact.STUDY)
         source = TrackedSource.read(self.own.json(Artifact.SOURCE, {}))
         cells = tuple(self._entries(Artifact.CELLS, self.own.json(Artifact.CELLS, []), Cell.read))
-        runs = [run_of(r, str(info.status)) for r in raw]
+        dependencies = self.own.part(Artifact.DEPENDENCIES, TrackedDependencies.read)
+        runs, of_other_code = of_current_code([run_of(r, str(info.status)) for r in raw], dependencies)
+        self.notes += of_other_code
         if not cells:  # stopped before its plan was written down: what was started tells it
             cells = tuple({r.cell: cell_of_run(r) for r in runs if r.phase == Phase.FINAL}.values())
         contenders = tuple(self._entries(Artifact.CONTENDERS, self.own.list(Artifact.CONTENDERS), Contender.read))
@@ -139,6 +143,7 @@ class _Reader:
             importance=self.own.part(Artifact.IMPORTANCE, read_importance),
             language=language,
             unchecked=sum(not self.artifacts.has_sums(r.run_id) for r in kept if _has_scores(r)),
+            dependencies=dependencies,
         )
         best = Ranking(record).ordered()
         record = replace(

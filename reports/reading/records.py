@@ -10,6 +10,7 @@ from typing import Any
 from fusion_workbench.reports.reading.language import ShownQuestions
 from fusion_workbench.reports.reading.layers import Importance, Inside, Similarity
 from fusion_workbench.reports.statistics.example_scores import ExampleScores
+from fusion_workbench.schema.dependencies import TrackedDependencies
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import Phase, Status
 from fusion_workbench.schema.plan import Plan
@@ -44,6 +45,9 @@ class Run:
     metrics: Mapping[str, float]  # the last value of each
     params: Mapping[str, str]
     history: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)  # metric → (epoch, value)…
+    dependencies: str = ""  # what it was trained under (schema.dependencies.combined); empty: not recorded
+    environment: Mapping[str, str] = field(default_factory=dict)  # versions and hardware, in words
+    code: Mapping[str, str] = field(default_factory=dict)  # strategy → hash of a plug-in's code
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ class StudyRecord:
     insides: Mapping[str, tuple[Inside, ...]] = field(default_factory=dict)  # cell → replicates; of the best few cells
     experiment_id: str = ""  # MLflow's, for links to runs
     language: LanguageModel | None = None  # None: a study of probes
+    dependencies: TrackedDependencies | None = None  # None: of a study from before they were recorded
     shown_questions: ShownQuestions | None = None  # questions and what cells answered; None: nothing that can be read
     unchecked: int = 0  # runs of replicates, of before 0.2, whose artifacts have no sha256
 

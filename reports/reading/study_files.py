@@ -14,7 +14,7 @@ from fusion_workbench.schema.names import Artifact, token_map_file
 # Numbers and verdicts depend on these. A study writes them all again at every start.
 _NEEDED = {
     *(Artifact.STUDY, Artifact.SOURCE, Artifact.TASKS, Artifact.CELLS),
-    *(Artifact.PLAN, Artifact.CONTENDERS, Artifact.LANGUAGE_MODEL),
+    *(Artifact.PLAN, Artifact.CONTENDERS, Artifact.LANGUAGE_MODEL, Artifact.DEPENDENCIES),
 }
 _Read = TypeVar("_Read")
 

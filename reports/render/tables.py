@@ -21,6 +21,7 @@ from fusion_workbench.schema.names import (
     GATES_OPENED,
     OBJECTIVE,
     TRAIN_LOSS,
+    Artifact,
     Baseline,
     CostMetric,
     Phase,
@@ -297,6 +298,15 @@ def health(record: StudyRecord) -> list[dict[str, Any]]:
     return rows
 
 
+def _dependencies(record: StudyRecord) -> str:
+    """The fingerprints of all that the numbers depend on, in one word, and where they were taken late."""
+    tracked = record.dependencies
+    if tracked is None:
+        return ""
+    late = f" · {tracked.recorded}: taken when 0.2 first opened the study" if tracked.recorded else ""
+    return f"{len(tracked.fingerprints)} fingerprints, together {tracked.tag} ({Artifact.DEPENDENCIES}){late}"
+
+
 def provenance(record: StudyRecord, versions: Mapping[str, Any], config_hash: str) -> list[tuple[str, str]]:
     """What is needed to repeat the study."""
     tags, encoder_info, source = record.tags, record.encoder_info, record.source
@@ -316,6 +326,7 @@ def provenance(record: StudyRecord, versions: Mapping[str, Any], config_hash: st
         ),
         ("Source", source.version or source.name),
         *((f"Source fingerprint, {split}", value) for split, value in source.fingerprints.items()),
+        ("Dependencies", _dependencies(record)),
         ("Trained on", tags.get(Tag.DEVICE, "")),
         ("Numerics", tags.get(Tag.NUMERICS, "")),
         ("Checksums", f"{record.unchecked} runs of before 0.2 have none" if record.unchecked else ""),

@@ -89,18 +89,18 @@ def check_strategy(
 def assets(
     names: Annotated[list[str] | None, typer.Argument(help="Which; default: all but the language model.")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Fetch again what is missing or altered.")] = False,
-    check: Annotated[bool, typer.Option("--list", help="Show what is there, and fetch nothing.")] = False,
+    check: Annotated[bool, typer.Option("--list", help="Read and show what is there, and fetch nothing.")] = False,
 ) -> None:
     """Fetch and convert the embedded encoder, photographs, digits and typefaces; once."""
     from fusion_workbench.assets import home as embedded
 
     console = terminal()
     if not check:
-        embedded.ensure(*(names or embedded.DEFAULT), repair=repair)
+        embedded.ensure(*(names or embedded.DEFAULT), repair=repair, thorough=True)
     from rich.table import Table
 
     table = Table("asset", "state", "size", "what it is", "where", title="embedded assets", title_justify="left")
-    for status in embedded.status():
+    for status in embedded.status(thorough=True):  # every byte is read: a rotten bit keeps size and time
         table.add_row(
             status.name,
             status.state,

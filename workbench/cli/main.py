@@ -19,6 +19,7 @@ from fusion_workbench.cli import models as cli_model
 from fusion_workbench.cli import statistics as cli_others
 from fusion_workbench.cli.terminal import (
     DEFAULT_WORKSPACE,
+    AcceptChange,
     Overrides,
     Quiet,
     StudyName,
@@ -89,6 +90,7 @@ def quickstart(
     small: Annotated[
         bool, typer.Option("--small", help="A smoke run: few scenes, two epochs; its numbers mean nothing.")
     ] = False,
+    accept_change: AcceptChange = False,
     quiet: Quiet = False,
 ) -> None:
     """Assets, a real ablation on real images, MLflow, the report: the whole way in some minutes."""
@@ -99,7 +101,7 @@ def quickstart(
     words = [*(SMALL if small else ()), *(overrides or [])]
     study = as_begun(lambda schema: load_study("quickstart", words, schema), workspace)
     assets.ensure("encoder", "photographs", "digits", "typefaces", progress=not quiet)
-    _run(study, workspace, quiet)
+    _run(study, workspace, quiet, accept_change=accept_change)
 
 
 @app.command()
@@ -111,6 +113,7 @@ def sweep(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Train again what diverged or ran out of memory.")
     ] = False,
+    accept_change: AcceptChange = False,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -125,6 +128,7 @@ def sweep(
         quiet,
         plan=f"workbench sweep {words}" if plan else "",
         retry_failed=retry_failed,
+        accept_change=accept_change,
         report=report,
     )
 
@@ -142,6 +146,7 @@ def train(
         str, typer.Option("--study", "-s", help="The study whose data and training it shares.")
     ] = "quickstart",
     workspace: Workspace = DEFAULT_WORKSPACE,
+    accept_change: AcceptChange = False,
     quiet: Quiet = False,
 ) -> None:
     """Train one variant (by default one replicate) and track it, without a search."""
@@ -160,7 +165,7 @@ def train(
         base.name = f"train-{strategy}"
         return _overridden(base, overrides or [])
 
-    _run(as_begun(alone, workspace), workspace, quiet, report=False)
+    _run(as_begun(alone, workspace), workspace, quiet, accept_change=accept_change, report=False)
 
 
 @app.command()
@@ -250,6 +255,7 @@ def _run(
     quiet: bool,
     plan: str = "",
     retry_failed: bool = False,
+    accept_change: bool = False,
     report: bool = True,
 ) -> None:
     """``plan``: the command that would run it; named, nothing is trained."""
@@ -272,12 +278,12 @@ def _run(
     if plan:
         console.print(f"run it: {plan}{where}", highlight=False, markup=False)
         return
-    result = Experiment(parts, display, retry_failed).run()
+    result = Experiment(parts, display, retry_failed, accept_change).run()
     failed = f", {result.failed} did not finish (see the report)" if result.failed else ""
     console.print(f"trained {result.trained}, kept {result.kept} from before{failed}", highlight=False)
     if report:
         _write_report(
-            console, result.tracking_uri, result.study_id, workspace / "reports" / study.name, study.tracking.experiment
+            console, result.tracking_uri, result.run_id, workspace / "reports" / study.name, study.tracking.experiment
         )
     console.print(f"next: workbench ui{where} shows every run in MLflow", highlight=False, markup=False)
 

@@ -29,6 +29,14 @@ StudyName = Annotated[
 ]
 Uri = Annotated[str, typer.Option("--uri", help="MLflow tracking URI; default: the workspace's SQLite file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+AcceptChange = Annotated[
+    bool,
+    typer.Option(
+        "--accept-change",
+        help="Go on although something that finished rows depend on has changed (encoder, data, language model, …); "
+        "the report says which rows were trained before and after.",
+    ),
+]
 DEFAULT_WORKSPACE = Path("workspace")
 
 

@@ -10,9 +10,12 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_workbench.core.code import code_hash
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.models.connector_files import load_weights
 from fusion_workbench.models.files import (
@@ -57,6 +60,7 @@ def load_connector(folder: str | Path, device: str | None = None, encoder: str |
     vision = trained_encoder(folder, config["encoder"], encoder)
     selection = Selection(tuple(config["levels"]), config["query"])
     fuser = build(config["strategy"], selection, config["encoder"]["dim"], config["options"])
+    _tell_other_code(folder, config, type(fuser))
     projector = fuser.projector(config["projector"], config["width"], vision.grid())
     weights = read_tensors(folder / WEIGHTS)
     for part, module in (("fuser", fuser), ("projector", projector)):
@@ -68,6 +72,18 @@ def load_connector(folder: str | Path, device: str | None = None, encoder: str |
     check_sums(folder, config)
     connector = VisualConnector(vision, fuser, projector, config["width"], partial(load_images, size=vision.image_size))
     return connector.to(device or vision.device).eval()
+
+
+def _tell_other_code(folder: Path, config: Mapping[str, Any], cls: type) -> None:
+    """Warn where a plug-in's strategy has other code than the weights were trained with."""
+    name = config["strategy"]
+    trained = (config.get("code") or {}).get(name)
+    if trained and (now := code_hash(cls)) != trained:
+        warnings.warn(
+            f"{folder} was trained with other code of the strategy '{name}' (its package's hash was {trained}, and is "
+            f"{now or 'none'} now): the weights fit, but what they give may be something else.",
+            stacklevel=3,
+        )
 
 
 def load_images(images: Any, size: int | tuple[int, int]) -> Images:

@@ -171,6 +171,7 @@ def _config(trained: Mapping[str, Any], located: Located) -> dict[str, Any]:
             "commit": record.tags.get(Tag.COMMIT, ""),
             "command": record.tags.get(Tag.COMMAND, ""),
         },
+        **({"code": json.loads(tags[Tag.CODE])} if Tag.CODE in tags else {}),
     }
 
 

@@ -60,7 +60,7 @@ def locate(uri: str, target: str, experiment: str | None = None) -> Located:
         run_id, cell = _replicate(analysis, label)
         return Located(client, run_id, analysis, cell)
     tags = _tags(client, target)
-    analysis = Analysis(read_study(uri, tags[Tag.STUDY_ID]))
+    analysis = Analysis(read_study(uri, tags.get(Tag.PARENT) or tags[Tag.STUDY_ID]))
     cell_id = tags[Tag.CELL]
     match = next((cell for cell in analysis.record.cells if cell.id == cell_id), None)
     if match is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,13 @@ Files = dict[str, str | bytes]
 
 
 def log_token_maps(
-    parts: Parts, tracker: Tracker, run_id: str, variants: Sequence[Variant], ledger: Ledger, display: Display
+    parts: Parts,
+    tracker: Tracker,
+    run_id: str,
+    variants: Sequence[Variant],
+    ledger: Ledger,
+    display: Display,
+    check: Callable[[], None] = lambda: None,
 ) -> bool:
     """Make the token maps and log them to the parent run ``run_id``; whether they are there now.
 
@@ -68,6 +74,7 @@ def log_token_maps(
         run_id=run_id,
         ledger=ledger,
         display=display,
+        check=check,
     )
 
 
@@ -135,7 +142,7 @@ class TokenMapBuilder:
         from fusion_workbench.reports.reading.query import read_study
 
         with tempfile.TemporaryDirectory(prefix="workbench-look-") as folder:
-            record = read_study(self.tracker.uri, self.parts.study_id, self.parts.study.tracking.experiment)
+            record = read_study(self.tracker.uri, self.run_id, self.parts.study.tracking.experiment)
             scores = self._scores(record)
             chosen = self._choose(record)
             signs = {task.name: task.sign for task in record.tasks}

@@ -43,6 +43,10 @@ class Tag(StrEnum):
     REPLICATE = "workbench.replicate"
     STATUS = "workbench.outcome"  # a Status: what became of it
 
+    DEPENDENCIES = "workbench.dependencies"  # 12 hex digits over the fingerprints that it was trained under
+    ENVIRONMENT = "workbench.environment"  # JSON: what it was trained with and on, short
+    CODE = "workbench.code"  # of a plug-in's cells: JSON, strategy → hash of its code
+
     PARENT = "mlflow.parentRunId"  # MLflow's own
 
 
@@ -142,6 +146,7 @@ class Artifact(StrEnum):
     SOURCE = "source.json"
     TASKS = "tasks.json"
     PLAN = "plan.json"
+    DEPENDENCIES = "dependencies.json"  # fingerprints of all that its numbers depend on, with every accepted change
     CELLS = "variants.json"
     CONTENDERS = "contenders.json"
     LANGUAGE_MODEL = "language_model.json"

@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.schema.names import SEARCH_REPLICATE, LedgerState, Phase, RunStatus, Tag, closing_status
-from fusion_workbench.study.identity import variant
 from fusion_workbench.study.ledger import Ledger
-from fusion_workbench.study.numerics import add_numerics
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.tracking import Tracker
 from fusion_workbench.version import NUMERICS
@@ -63,14 +61,10 @@ class JobTrainer(ABC):
         self.run_id = run_id
         self.display = display
         self.trained = 0
-
-    @classmethod  # noqa: B027 - nothing to check where the study's id tells it all
-    def check_unchanged(cls, parts: Parts, ledger: Ledger) -> None:
-        """Hold what is trained on against the study's earlier runs, where the study's id does not tell.
-
-        Raises:
-            WorkbenchError: it is something else now.
-        """
+        # What comes before the first job that is missing, and what runs of a cell say of what they depend on
+        # (:mod:`study.changes`); the experiment sets both.
+        self.begin: Callable[[], None] = lambda: None
+        self.origin: Callable[[Cell], Mapping[Tag, str]] = lambda cell: {}
 
     @classmethod
     def study_files(cls, parts: Parts) -> dict[str, str | bytes]:
@@ -96,6 +90,8 @@ class JobTrainer(ABC):
         """Train what the ledger does not hold; jobs that are trained together share a replicate."""
         missing = [job for job in dict.fromkeys(jobs) if self._is_missing(job)]
         kept = len(set(jobs)) - len(missing)
+        if missing:
+            self.begin()
         with self.display.training(phase, total=len(missing) * self.units, kept=kept, unit=self.unit) as bar:
             for group in _groups(missing, self.together):
                 run_ids = [self._start(job, phase) for job in group]
@@ -130,7 +126,7 @@ class JobTrainer(ABC):
         What is trained must not depend on the plan, which may change later: rates and cells are searched by the mean
         of the tasks, whatever the plan's primary measure is.
         """
-        tried = {lr: self.objective(Job(variant(self.study, cell, lr), SEARCH_REPLICATE)) for lr in grid}
+        tried = {lr: self.objective(Job(self.parts.variant(cell, lr), SEARCH_REPLICATE)) for lr in grid}
         scored = [(-value, lr) for lr, value in tried.items() if value is not None]
         if not scored:
             return min(grid), None
@@ -148,8 +144,8 @@ class JobTrainer(ABC):
             Tag.PHASE: phase,
             Tag.REPLICATE: job.replicate,
             Tag.NUMERICS: str(NUMERICS),
+            **self.origin(job.variant.cell),
         }
-        add_numerics(self.ledger, self.tracker, self.run_id)
         run_id = self.tracker.start_child(self.run_id, name, tags, self.params(job))
         self.ledger.start(job.variant.id, job.replicate, run_id)
         return run_id

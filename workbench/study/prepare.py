@@ -6,7 +6,7 @@ Four steps, each a function of its own: names → encoder → space → data.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from fusion_workbench.config.study import StudyConfig
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.study.cell_models import CellModels, ProbeModels
 from fusion_workbench.study.encoder_store import features_of, load_encoder
-from fusion_workbench.study.identity import folder_of, study_id
+from fusion_workbench.study.identity import folder_of, strategies_of, study_id, variant
 from fusion_workbench.study.language_parts import LanguageParts, prepare_language
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.answers.task import AnswerTask
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
     from fusion_workbench.modules.tasks import Task
-    from fusion_workbench.sweeps.space import Cell, Space
+    from fusion_workbench.sweeps.space import Cell, Space, Variant
 
 
 @dataclass
@@ -36,6 +36,8 @@ class Parts:
     Attributes:
         features: of the study's source, from the store or live.
         models: what the cells become: probes, or multimodal language models.
+        new_code: strategy → hash of its code, of plug-ins whose code has changed since the study was begun
+            (:mod:`study.changes`).
     """
 
     study: StudyConfig
@@ -45,6 +47,7 @@ class Parts:
     space: Space
     features: Features
     models: CellModels
+    new_code: dict[str, str] = field(default_factory=dict)
 
     @property
     def source(self) -> Source:
@@ -93,6 +96,11 @@ class Parts:
     def folder(self) -> Path:
         """The study's own folder: ledger, Optuna journal, resolved YAML."""
         return folder_of(self.workspace, self.study.name, self.study_id)
+
+    def variant(self, cell: Cell, lr: float) -> Variant:
+        """A cell at a learning rate; of a plug-in's changed code another variant than it was before."""
+        changed = sorted(f"{name}:{self.new_code[name]}" for name in strategies_of(cell) if name in self.new_code)
+        return variant(self.study, cell, lr, ",".join(changed))
 
     def layers_read(self, cell: Cell) -> tuple[int, ...]:
         """The layers that the cell's fuser reads; a control may name levels and read none."""

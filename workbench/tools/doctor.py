@@ -272,7 +272,7 @@ def _assets() -> Iterator[Finding]:
     try:
         from fusion_workbench.assets import home as assets
 
-        home, statuses = assets.home(), assets.status()
+        home, statuses = assets.home(), assets.status(thorough=True)
     except Exception as error:  # whatever it is, the other findings matter too
         yield Finding("assets", "bad", f"cannot be looked at: {error}", "install the workbench anew")
         return

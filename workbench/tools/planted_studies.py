@@ -92,4 +92,4 @@ def _run(study: StudyConfig, workspace: Path) -> StudyRecord:
 
     parts = prepare(study, workspace, progress=False)
     result = Experiment(parts, Display(Console(file=io.StringIO()), progress=False)).run()
-    return read_study(result.tracking_uri, result.study_id, study.tracking.experiment)
+    return read_study(result.tracking_uri, result.run_id, study.tracking.experiment)

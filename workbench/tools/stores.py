@@ -40,6 +40,7 @@ def show(console: Console, workspace: Path) -> None:
 
 def build(console: Console, study: StudyConfig, workspace: Path, progress: bool) -> None:
     """Encode what ``study`` can read and the store lacks. Raises WorkbenchError as the study would."""
+    from fusion_workbench.study.dependencies import of_features, store_notes
     from fusion_workbench.study.prepare import prepare
     from fusion_workbench.sweeps.planner import Planner
 
@@ -47,6 +48,8 @@ def build(console: Console, study: StudyConfig, workspace: Path, progress: bool)
     if parts.store is None:
         console.print("training.live is true: this study encodes every batch anew and stores nothing")
         return
+    for note in store_notes(parts, of_features(parts)):
+        console.print(note, highlight=False)
     layers = Planner(parts.space, study.search, None, "plan").layers()
     stats = parts.store.build(layers, batch_size=study.encoder.batch_size, progress=progress)
     if stats.images:

@@ -11,10 +11,9 @@ from fusion_workbench.schema.names import NO_IMAGE_KINDS, OBJECTIVE, Phase, Stat
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.language_parts import stage_steps
 from fusion_workbench.training import language_record
-from fusion_workbench.training.language_record import check_conversations, child_files, child_params, final_metrics
+from fusion_workbench.training.language_record import child_files, child_params, final_metrics
 
 if TYPE_CHECKING:
-    from fusion_workbench.study.ledger import Ledger
     from fusion_workbench.study.prepare import Parts
 
 
@@ -22,10 +21,6 @@ class LanguageTrainer(JobTrainer):
     """Jobs as :class:`training.language_training.LanguageRun`."""
 
     unit = "steps"
-
-    @classmethod
-    def check_unchanged(cls, parts: Parts, ledger: Ledger) -> None:
-        check_conversations(parts, ledger)
 
     @classmethod
     def study_files(cls, parts: Parts) -> dict[str, str | bytes]:
