@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+
+from fusion_workbench.core.mlflow_database import artifact_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -29,9 +29,9 @@ class Artifacts:
 
     def file(self, run_id: str, path: str) -> Path | None:
         """An artifact as a file here; None where the run has none of that path."""
-        place = self._places.get(run_id, "")
-        if place.startswith("file:"):  # on this machine: MLflow would copy it, forty times as slowly
-            file = Path(url2pathname(urlsplit(place).path)) / path
+        here = artifact_folder(self._client.tracking_uri, run_id, self._places.get(run_id, ""))
+        if here is not None:  # on this machine: MLflow would copy it, forty times as slowly
+            file = here / path
             return file if file.is_file() else None
         target = self._folder / run_id
         target.mkdir(exist_ok=True)
