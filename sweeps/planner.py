@@ -6,6 +6,7 @@ gets the same number of trials. A cell that was tried before is answered from me
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -118,6 +119,10 @@ class Planner:
         values = ((cell, self._values.get(cell.id)) for cell in self._cells.values())
         return [(cell, value) for cell, value in values if value is not None]
 
+    def known_cells(self) -> list[Cell]:
+        """Every cell that is listed or was proposed."""
+        return list(self._cells.values())
+
     def layers(self) -> list[int]:
         """Every layer that any cell of the study can read."""
         layers = {layer for cell in self._cells.values() for layer in cell.selection.layers}
@@ -189,6 +194,45 @@ class Planner:
                 dists[f"{_key(strategy)}.{name}"] = CategoricalDistribution([_plain(v) for v in values])
         return dists
 
+    def recall(self, cell: Cell, value: float | None) -> None:
+        """Tell Optuna a value that it had before its journal was lost, as if it had proposed the cell again."""
+        if cell.id in self._values:
+            return
+        own = next((s for s in self.space.strategies if self.space.has_cell(s, cell)), None)
+        if self.exhaustive or own is None or cell.id in {c.id for c in self._fixed_cells()}:
+            self.tell(cell, value)
+            return
+        self._cells.setdefault(cell.id, cell)
+        self._pending.pop(cell.id, None)
+        self._values[cell.id] = value
+        self._spent[_key(own)] = self._spent.get(_key(own), 0) + 1
+        distributions = self._distributions()
+        params = self._encode(cell, own, distributions)
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+        self.study.add_trial(create_trial(state=state, value=value, params=params, distributions=distributions))
+
+    def _encode(
+        self, cell: Cell, strategy: StrategyConfig, distributions: Mapping[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Parameters that :meth:`_decode` takes for the cell; of what the cell does not depend on, the first value."""
+        params = {
+            name: d.low if isinstance(d, IntDistribution) else d.choices[0]
+            for name, d in distributions.items()
+            if isinstance(d, IntDistribution | CategoricalDistribution)
+        }
+        params |= {"strategy": _key(strategy), "query": cell.selection.query}
+        options = dict(cell.options)
+        params |= {f"{_key(strategy)}.{name}": _plain(options[name]) for name in strategy.choices}
+        candidates, levels = self.space.below(cell.selection.query), tuple(sorted(cell.selection.levels))
+        if levels:
+            params["count"] = next(c for c in self.space.counts if min(c, len(candidates)) == len(levels))
+            gap = distributions["gap_0"]
+            assert isinstance(gap, IntDistribution)
+            steps = itertools.product(range(gap.low, gap.high + 1), repeat=len(levels))
+            gaps = next(gaps for gaps in steps if _levels(candidates, gaps) == levels)
+            params |= {f"gap_{i}": step for i, step in enumerate(gaps)}
+        return params
+
     def _decode(self, params: Mapping[str, Any]) -> Cell | None:
         """The cell that Optuna parameters stand for; None when they are incomplete."""
         if "cell" in params:
@@ -197,15 +241,11 @@ class Planner:
             strategy = next(s for s in self.space.strategies if _key(s) == params["strategy"])
             candidates = self.space.below(params["query"])
             count = min(params["count"], len(candidates))
-            place, levels = -1, []
-            for i in range(count):
-                place += params[f"gap_{i}"]
-                free = [layer for layer in candidates if layer not in levels]
-                levels.append(candidates[place] if place < len(candidates) else free[place % len(free)])
+            levels = _levels(candidates, [params[f"gap_{i}"] for i in range(count)])
             values = {name: params[f"{_key(strategy)}.{name}"] for name in strategy.choices}
         except KeyError:
             return None
-        selection = Selection(tuple(sorted(levels)), params["query"])
+        selection = Selection(levels, params["query"])
         fixed = StrategyConfig(strategy.name, {**strategy.options, **values}, alias=strategy.alias)
         return next(self.space.cells(fixed, selection))
 
@@ -284,6 +324,16 @@ class Planner:
             self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         else:
             self._pending[cell.id] = trial.number
+
+
+def _levels(candidates: Sequence[int], gaps: Sequence[int]) -> tuple[int, ...]:
+    """Ascending levels, each so many places above the last; what leads beyond the candidates takes a free one."""
+    place, levels = -1, list[int]()
+    for gap in gaps:
+        place += gap
+        free = [layer for layer in candidates if layer not in levels]
+        levels.append(candidates[place] if place < len(candidates) else free[place % len(free)])
+    return tuple(sorted(levels))
 
 
 def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:

@@ -111,6 +111,10 @@ def sweep(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Train again what diverged or ran out of memory.")
     ] = False,
+    retrain_lost: Annotated[
+        bool,
+        typer.Option("--retrain-lost", help="Train again what was finished and is lost: its MLflow run and its files."),
+    ] = False,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -125,6 +129,7 @@ def sweep(
         quiet,
         plan=f"workbench sweep {words}" if plan else "",
         retry_failed=retry_failed,
+        retrain_lost=retrain_lost,
         report=report,
     )
 
@@ -250,6 +255,7 @@ def _run(
     quiet: bool,
     plan: str = "",
     retry_failed: bool = False,
+    retrain_lost: bool = False,
     report: bool = True,
 ) -> None:
     """``plan``: the command that would run it; named, nothing is trained."""
@@ -272,7 +278,7 @@ def _run(
     if plan:
         console.print(f"run it: {plan}{where}", highlight=False, markup=False)
         return
-    result = Experiment(parts, display, retry_failed).run()
+    result = Experiment(parts, display, retry_failed, retrain_lost).run()
     failed = f", {result.failed} did not finish (see the report)" if result.failed else ""
     console.print(f"trained {result.trained}, kept {result.kept} from before{failed}", highlight=False)
     if report:

@@ -42,6 +42,8 @@ class Tag(StrEnum):
     REPLICATE = "workbench.replicate"
     STATUS = "workbench.outcome"  # a Status: what became of it
 
+    RESTORED = "workbench.restored"  # the run that it was before, where MLflow had lost that, or had it elsewhere
+
     PARENT = "mlflow.parentRunId"  # MLflow's own
 
 

@@ -137,7 +137,8 @@ class JobTrainer(ABC):
         value, lr = min(scored)
         return lr, -value
 
-    def _start(self, job: Job, phase: str) -> str:
+    def described(self, job: Job, phase: str) -> tuple[str, dict[Tag, str]]:
+        """Name and tags of the job's MLflow run."""
         name = f"{job.variant.cell.label} " + (
             f"search lr {job.variant.lr:g}" if phase == Phase.SEARCH else f"r{job.replicate}"
         )
@@ -147,8 +148,12 @@ class JobTrainer(ABC):
             Tag.VARIANT: job.variant.id,
             Tag.PHASE: phase,
             Tag.REPLICATE: job.replicate,
-            Tag.NUMERICS: str(NUMERICS),
         }
+        return name, tags
+
+    def _start(self, job: Job, phase: str) -> str:
+        name, tags = self.described(job, phase)
+        tags[Tag.NUMERICS] = str(NUMERICS)
         add_numerics(self.ledger, self.tracker, self.run_id)
         run_id = self.tracker.start_child(self.run_id, name, tags, self.params(job))
         self.ledger.start(job.variant.id, job.replicate, run_id)
