@@ -28,7 +28,7 @@ from fusion_workbench.cli.terminal import (
     terminal,
 )
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.text import printable
+from fusion_workbench.core.text import folder_name, printable
 from fusion_workbench.study.tracking import existing_uri
 
 if TYPE_CHECKING:
@@ -79,7 +79,10 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    try:
+        Path.cwd()
+    except OSError:
+        raise WorkbenchError("the folder that this was started in is gone; change into another one (cd).") from None
 
 
 @app.command()
@@ -199,7 +202,7 @@ def report(
     if FailOn.DIFFERENT in (fail_on or ()) and not (against or against_uri):
         raise WorkbenchError("--fail-on different compares two studies; name the other with --against.")
     name, other, cheap = _study_name(study), _study_name(against), _study_name(probes)
-    out = out or workspace / "reports" / name
+    out = out or workspace / "reports" / folder_name(name)
     tracking_uri = uri or existing_uri(workspace)
     paths = _write_report(terminal(), tracking_uri, name, out, experiment, other, against_uri, cheap)
     failed = [kind for kind in fail_on or () if kind in paths.failures]

@@ -234,8 +234,8 @@ class Restorer:
                 if not _whole(entry, folder):
                     where = without_password(lost.client.tracking_uri)
                     raise WorkbenchError(
-                        f"the files of run {entry.run_id} in MLflow at {where} are not whole; restore them, or train again "
-                        "with --retrain-lost what cannot be restored."
+                        f"the files of run {entry.run_id} in MLflow at {where} are not whole; restore them, or train "
+                        "again with --retrain-lost what cannot be restored."
                     )
             files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
             run_id = self.tracker.start_child(parent, name, tags | {Tag.RESTORED: str(entry.run_id)}, params)

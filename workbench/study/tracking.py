@@ -30,12 +30,17 @@ def default_uri(workspace: Path) -> str:
 
 def existing_uri(workspace: Path) -> str:
     """The workspace's MLflow. Raises WorkbenchError where there is none yet."""
-    if not (workspace / DATABASE).is_file():
+    uri = default_uri(workspace)
+    try:
+        there = (workspace / DATABASE).is_file()
+    except OSError as error:
+        raise WorkbenchError(f"the workspace {workspace} cannot be read ({error.strerror}).") from None
+    if not there:
         raise WorkbenchError(
             f"{workspace} holds no MLflow database yet; run a study first (workbench quickstart), or name another "
             "place with --workspace or --uri."
         )
-    return default_uri(workspace)
+    return uri
 
 
 class Tracker:
