@@ -24,6 +24,7 @@ from fusion_workbench.runner.variant_files import phase_of, read_variant
 from fusion_workbench.schema.names import Artifact, LedgerState, Tag, closing_status, scores_file
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.ledger import Ledger, LedgerEntry
+from fusion_workbench.study.numerics import FACT as NUMERICS
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.record import keeps_results
 from fusion_workbench.study.tracking import Tracker, default_uri
@@ -224,6 +225,9 @@ class Restorer:
             job = Job(lost.variant, entry.replicate)
             name, own = trainer.described(job, phase_of(entry.replicate))
             tags, params = {str(k): v for k, v in own.items()}, trainer.params(job)
+            numerics = self.ledger.fact(NUMERICS) or []
+            if len(numerics) == 1:  # of a mixture nobody knows under which it was trained
+                tags[Tag.NUMERICS] = str(numerics[0])
             rows = [(trainer.units, entry.result)]
         with ExitStack() as stack:
             folder = lost.folder
@@ -237,10 +241,12 @@ class Restorer:
                         f"the files of run {entry.run_id} in MLflow at {where} are not whole; restore them, or train "
                         "again with --retrain-lost what cannot be restored."
                     )
-            files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
             run_id = self.tracker.start_child(parent, name, tags | {Tag.RESTORED: str(entry.run_id)}, params)
             self.tracker.log_metrics(run_id, rows)
-            self.tracker.log_files(run_id, files)
+            if entry.files:
+                self.tracker.log_files(run_id, {name: folder / name for name in entry.files})
+            else:  # of 0.1.0: nobody knows whether they are what was written, so nothing is made to say so
+                self.tracker.client.log_artifacts(run_id, str(folder))
         self.ledger.move(entry.variant, entry.replicate, run_id)
         self.tracker.close(run_id, closing_status(entry.status), entry.status)
 
