@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.mlflow_database import artifact_folder
 from fusion_workbench.schema.checksums import fits, from_tags
 from fusion_workbench.schema.names import Tag
 
@@ -71,9 +70,9 @@ class Artifacts:
         return fits(self._sums[run_id].get(path, ""), sha256_of(file))
 
     def _find(self, run_id: str, path: str) -> Path | None:
-        place = self._places.get(run_id, "")
-        if place.startswith("file:"):  # on this machine: MLflow would copy it, forty times as slowly
-            file = Path(url2pathname(urlsplit(place).path)) / path
+        here = artifact_folder(self._client.tracking_uri, run_id, self._places.get(run_id, ""))
+        if here is not None:  # on this machine: MLflow would copy it, forty times as slowly
+            file = here / path
             return file if file.is_file() else None
         target = self._folder / run_id
         target.mkdir(exist_ok=True)

@@ -6,10 +6,10 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.mlflow_database import opening, sqlite_path
 from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow, without_password
 from fusion_workbench.schema.names import RunKind, Tag
 
@@ -27,14 +27,17 @@ def connect(uri: str) -> MlflowClient:
         WorkbenchError: the URI is of no kind that MLflow takes, or nothing answers there.
     """
     check_uri(uri)
-    _check_file(uri)
     quiet_mlflow()
     try:
-        from mlflow.tracking import MlflowClient
+        with opening(uri):
+            _check_file(uri)
+            from mlflow.tracking import MlflowClient
 
-        client = MlflowClient(tracking_uri=uri)
-        with _impatient():
-            client.search_experiments(max_results=1)
+            client = MlflowClient(tracking_uri=uri)
+            with _impatient():
+                client.search_experiments(max_results=1)
+    except WorkbenchError:
+        raise
     except Exception as error:  # drivers, file systems and servers raise their own
         raise WorkbenchError(f"MLflow at {without_password(uri)} cannot be opened: {first_line(error)}") from None
     return client
@@ -89,9 +92,9 @@ def _tag(run: MlflowRun, name: str) -> str:
 
 def _check_file(uri: str) -> None:
     """What MLflow would answer with a long trace or a new empty database."""
-    if not uri.startswith("sqlite:"):
+    path = sqlite_path(uri)
+    if path is None:
         return
-    path = Path(uri.partition(":///")[2].partition("?")[0])
     if not path.is_file():
         raise WorkbenchError(f"MLflow at {uri} cannot be opened: there is no file {path}.")
     try:

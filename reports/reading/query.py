@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ import numpy as np
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_uri import without_password
+from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.reports.reading.artifacts import Artifacts
 from fusion_workbench.reports.reading.connect import children, connect, find_study
 from fusion_workbench.reports.reading.language import ShownQuestions, read_answers, shown_questions
@@ -74,8 +74,8 @@ def read_study(tracking_uri: str, study: str, experiment: str | None = None) -> 
     """
     client = connect(tracking_uri)
     parent = find_study(client, tracking_uri, study, experiment)
-    with tempfile.TemporaryDirectory(prefix="workbench-report-") as folder:
-        return _Reader(client, parent, Path(folder)).read(tracking_uri)
+    with scratch_folder("report") as folder:
+        return _Reader(client, parent, folder).read(tracking_uri)
 
 
 class _Reader:

@@ -29,7 +29,7 @@ from fusion_workbench.cli.terminal import (
     terminal,
 )
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.text import printable
+from fusion_workbench.core.text import folder_name, printable
 from fusion_workbench.study.tracking import existing_uri
 
 if TYPE_CHECKING:
@@ -80,7 +80,10 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    try:
+        Path.cwd()
+    except OSError:
+        raise WorkbenchError("the folder that this was started in is gone; change into another one (cd).") from None
 
 
 @app.command()
@@ -114,6 +117,10 @@ def sweep(
         bool, typer.Option("--retry-failed", help="Train again what diverged or ran out of memory.")
     ] = False,
     accept_change: AcceptChange = False,
+    retrain_lost: Annotated[
+        bool,
+        typer.Option("--retrain-lost", help="Train again what was finished and is lost: its MLflow run and its files."),
+    ] = False,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -129,6 +136,7 @@ def sweep(
         plan=f"workbench sweep {words}" if plan else "",
         retry_failed=retry_failed,
         accept_change=accept_change,
+        retrain_lost=retrain_lost,
         report=report,
     )
 
@@ -199,7 +207,7 @@ def report(
     if FailOn.DIFFERENT in (fail_on or ()) and not (against or against_uri):
         raise WorkbenchError("--fail-on different compares two studies; name the other with --against.")
     name, other, cheap = _study_name(study), _study_name(against), _study_name(probes)
-    out = out or workspace / "reports" / name
+    out = out or workspace / "reports" / folder_name(name)
     tracking_uri = uri or existing_uri(workspace)
     paths = _write_report(terminal(), tracking_uri, name, out, experiment, other, against_uri, cheap)
     failed = [kind for kind in fail_on or () if kind in paths.failures]
@@ -256,6 +264,7 @@ def _run(
     plan: str = "",
     retry_failed: bool = False,
     accept_change: bool = False,
+    retrain_lost: bool = False,
     report: bool = True,
 ) -> None:
     """``plan``: the command that would run it; named, nothing is trained."""
@@ -278,7 +287,7 @@ def _run(
     if plan:
         console.print(f"run it: {plan}{where}", highlight=False, markup=False)
         return
-    result = Experiment(parts, display, retry_failed, accept_change).run()
+    result = Experiment(parts, display, retry_failed, accept_change, retrain_lost).run()
     failed = f", {result.failed} did not finish (see the report)" if result.failed else ""
     console.print(f"trained {result.trained}, kept {result.kept} from before{failed}", highlight=False)
     if report:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.files import atomic_folder, explain_writing, scratch_beside
+from fusion_workbench.core.mlflow_database import relocate
 from fusion_workbench.core.text import slug
 from fusion_workbench.models.cards import connector_card
 from fusion_workbench.models.connector import CARD, CONFIG, HEADS, SCHEMA, WEIGHTS, read_connector_config
@@ -41,6 +42,7 @@ class ExportedModel:
     layers: tuple[int, ...]
     model_uri: str  # in MLflow; empty where it was not logged
     whole: bool = False  # a model with its language model, not a connector
+    told: str = ""  # a line about what was put right in MLflow before it was logged
 
 
 def export_run(
@@ -73,12 +75,15 @@ def export_run(
         raise WorkbenchError(f"{out} is there already; give --overwrite to replace it, or another folder with --out.")
     whole = record.language is not None
     layers = _write_model(located, out) if whole else _write_connector(located, out)
+    told = relocate(uri) if log and not whole else ""
     model_uri = _log(located, uri, out) if log and not whole else ""
-    return ExportedModel(out, located.run_id, record.name, located.cell.label, layers, model_uri, whole)
+    return ExportedModel(out, located.run_id, record.name, located.cell.label, layers, model_uri, whole, told)
 
 
 def show(console: Console, exported: ExportedModel) -> None:
     """Say what was written and how to load it."""
+    if exported.told:
+        console.print(exported.told, highlight=False, markup=False)
     console.print(f"exported {exported.cell} of {exported.study}, run {exported.run_id}", highlight=False, markup=False)
     console.print(f"folder: {exported.folder}", highlight=False, markup=False)
     if exported.model_uri:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError, first_line, nearest
+from fusion_workbench.core.mlflow_database import artifact_folder
+from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.models.files import CONFIG
 from fusion_workbench.schema.checksums import fits, from_tags
 from fusion_workbench.schema.names import Phase, RunStatus, Tag
@@ -105,13 +107,20 @@ def model_folder(target: str, uri: str, workspace: Path, experiment: str | None)
             f"run {run_id} keeps no model: only finished replicates of a study with a language model do (a study with "
             "language_model: in its YAML). Of a probe, workbench export writes the connector."
         )
-    with tempfile.TemporaryDirectory(prefix="workbench-model-") as scratch:
-        yield download(client, run_id, ARTIFACT, Path(scratch))
+    with scratch_folder("model") as scratch:
+        yield download(client, run_id, ARTIFACT, scratch)
 
 
 def keeps_model(client: MlflowClient, run_id: str) -> bool:
     """Whether a run has a whole model's folder among its artifacts."""
+    if (here := _folder(client, run_id)) is not None:
+        return (here / ARTIFACT / CONFIG).is_file()
     return any(file.path == f"{ARTIFACT}/{CONFIG}" for file in client.list_artifacts(run_id, ARTIFACT))
+
+
+def _folder(client: MlflowClient, run_id: str) -> Path | None:
+    """Where the run's artifacts lie on this machine; None where they do not."""
+    return artifact_folder(client.tracking_uri, run_id, str(client.get_run(run_id).info.artifact_uri))
 
 
 def download(client: MlflowClient, run_id: str, path: str, scratch: Path) -> Path:
@@ -121,7 +130,12 @@ def download(client: MlflowClient, run_id: str, path: str, scratch: Path) -> Pat
         WorkbenchError: there is none, or it does not have the sha256 that was recorded when it was written.
     """
     try:
-        found = Path(client.download_artifacts(run_id, path, str(scratch)))
+        if (here := _folder(client, run_id)) is not None:
+            kept, found = here / path, scratch / path
+            found.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(kept, found) if kept.is_dir() else shutil.copyfile(kept, found)
+        else:
+            found = Path(client.download_artifacts(run_id, path, str(scratch)))
     except Exception as error:  # every artifact store has its own way to say that there is none
         first = first_line(error)
         raise WorkbenchError(f"run {run_id} has no {path}, so there is nothing to export: {first}") from None

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from fusion_workbench.core.checksums import sha256_of
+from fusion_workbench.core.mlflow_database import artifact_folder
 from fusion_workbench.reports.reading.connect import children
 from fusion_workbench.schema.checksums import fits, from_tags
 from fusion_workbench.schema.names import Artifact, RunStatus, Status
@@ -31,6 +30,7 @@ Row = tuple[LedgerEntry, str, Path]  # with the name of its MLflow run, and the 
 
 _SHOWN = 3  # runs that are named, of those that are trained again
 # Artifacts of the parent run that are made once, and the fact in the ledger that says so.
+_DESCRIBED = (Artifact.ENCODER, Artifact.SOURCE, Artifact.TASKS, Artifact.LANGUAGE_MODEL)
 _ONCE = {Artifact.SIMILARITY: "similarity", Artifact.IMPORTANCE: "importance", "look/": "look"}
 
 
@@ -47,7 +47,7 @@ class Damage:
         return f"{self.name} ({self.path} {'is missing' if self.missing else 'does not have its sha256'})"
 
 
-def mend(ledger: Ledger, tracker: Tracker, run_id: str, display: Display) -> None:
+def mend(ledger: Ledger, tracker: Tracker, run_id: str, display: Display) -> bool:
     """Drop what is damaged, so that this start trains or makes it again, and say so.
 
     Args:
@@ -55,6 +55,9 @@ def mend(ledger: Ledger, tracker: Tracker, run_id: str, display: Display) -> Non
         tracker: MLflow.
         run_id: the study's parent run.
         display: where it is said.
+
+    Returns:
+        Whether artifacts of the parent run are damaged that say what the rows are trained on; the caller writes them.
     """
     if lost := ledger.drop_damaged():
         display.say(f"the ledger has {lost} damaged row{'s' if lost > 1 else ''}, which {_be(lost)} trained again")
@@ -70,8 +73,10 @@ def mend(ledger: Ledger, tracker: Tracker, run_id: str, display: Display) -> Non
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         named = ", ".join(map(str, found[:_SHOWN]))
         display.say(f"damaged files; {len(found)} finished {_runs(found)} trained again: {named}{more}")
-    for path in _damaged_of_study(ledger, tracker, run_id):
+    wrong, made_again = _damaged_of_study(ledger, tracker, run_id)
+    for path in made_again:
         display.say(f"{path} of the study's run is damaged and is made again")
+    return any(path in _DESCRIBED for path in wrong)
 
 
 def damaged(rows: Sequence[Row]) -> list[Damage]:
@@ -96,7 +101,7 @@ def _finished(ledger: Ledger, tracker: Tracker, run_id: str) -> list[Row]:
     found = []
     for entry in ledger.entries():
         run = runs.get(str(entry.run_id))
-        if entry.finished and run is not None and (folder := _folder(run)) is not None:
+        if entry.finished and run is not None and (folder := _folder(tracker, run)) is not None:
             found.append((entry, str(run.info.run_name), folder))
     return found
 
@@ -109,12 +114,13 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.is_file() else 0
 
 
-def _damaged_of_study(ledger: Ledger, tracker: Tracker, run_id: str) -> list[str]:
-    """Artifacts of the parent run that no start writes again by itself; what has to happen for it is done."""
+def _damaged_of_study(ledger: Ledger, tracker: Tracker, run_id: str) -> tuple[list[str], list[str]]:
+    """Damaged artifacts of the parent run, and those of them that no start writes again by itself: what has to happen
+    for it is done."""
     run = tracker.client.get_run(run_id)
-    folder = _folder(run)
+    folder = _folder(tracker, run)
     if folder is None or not folder.is_dir():
-        return []
+        return [], []
     sums = from_tags(run.data.tags)
     wrong = [path for path, sha in sorted(sums.items()) if not any(_has(folder / path, one) for one in sha.split())]
     made_again = []
@@ -126,13 +132,12 @@ def _damaged_of_study(ledger: Ledger, tracker: Tracker, run_id: str) -> list[str
         elif path == Artifact.CONTENDERS and (entries := ledger.fact("contenders")) is not None:
             tracker.log_files(run_id, {Artifact.CONTENDERS: to_json(entries)})
             made_again.append(path)
-    return made_again
+    return wrong, made_again
 
 
-def _folder(run: MlflowRun) -> Path | None:
+def _folder(tracker: Tracker, run: MlflowRun) -> Path | None:
     """Where a run's artifacts are on this machine; None where a server keeps them."""
-    place = str(run.info.artifact_uri)
-    return Path(url2pathname(urlsplit(place).path)) if place.startswith("file:") else None
+    return artifact_folder(tracker.uri, str(run.info.run_id), str(run.info.artifact_uri))
 
 
 def _has(file: Path, sha: str) -> bool:

@@ -10,7 +10,6 @@ level, one strip per level too.
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.runner.optional_step import log_once
 from fusion_workbench.runner.token_map_choice import (
     ChosenCells,
@@ -141,7 +141,7 @@ class TokenMapBuilder:
         """
         from fusion_workbench.reports.reading.query import read_study
 
-        with tempfile.TemporaryDirectory(prefix="workbench-look-") as folder:
+        with scratch_folder("look") as folder:
             record = read_study(self.tracker.uri, self.run_id, self.parts.study.tracking.experiment)
             scores = self._scores(record)
             chosen = self._choose(record)
@@ -149,7 +149,7 @@ class TokenMapBuilder:
             seed = seed_of("look", self.parts.study_id)
             examples = choose_examples(scores, signs, chosen.baseline, chosen.featured, seed)
             images = np.stack([self.parts.source.image("test", e.index) for e in examples])
-            maps = self._maps(chosen, [e.index for e in examples], record, Path(folder))
+            maps = self._maps(chosen, [e.index for e in examples], record, folder)
         rows, columns = self.parts.encoder.grid()
         files: Files = {token_map_file(m.name): _strip(m.maps.colours, columns) for m in maps}
         for m in maps:

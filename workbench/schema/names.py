@@ -46,6 +46,7 @@ class Tag(StrEnum):
     DEPENDENCIES = "workbench.dependencies"  # 12 hex digits over the fingerprints that it was trained under
     ENVIRONMENT = "workbench.environment"  # JSON: what it was trained with and on, short
     CODE = "workbench.code"  # of a plug-in's cells: JSON, strategy → hash of its code
+    RESTORED = "workbench.restored"  # the run that it was before, where MLflow had lost that, or had it elsewhere
 
     PARENT = "mlflow.parentRunId"  # MLflow's own
 

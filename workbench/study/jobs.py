@@ -133,7 +133,8 @@ class JobTrainer(ABC):
         value, lr = min(scored)
         return lr, -value
 
-    def _start(self, job: Job, phase: str) -> str:
+    def described(self, job: Job, phase: str) -> tuple[str, dict[Tag, str]]:
+        """Name and tags of the job's MLflow run."""
         name = f"{job.variant.cell.label} " + (
             f"search lr {job.variant.lr:g}" if phase == Phase.SEARCH else f"r{job.replicate}"
         )
@@ -143,9 +144,12 @@ class JobTrainer(ABC):
             Tag.VARIANT: job.variant.id,
             Tag.PHASE: phase,
             Tag.REPLICATE: job.replicate,
-            Tag.NUMERICS: str(NUMERICS),
-            **self.origin(job.variant.cell),
         }
+        return name, tags
+
+    def _start(self, job: Job, phase: str) -> str:
+        name, tags = self.described(job, phase)
+        tags |= {Tag.NUMERICS: str(NUMERICS), **self.origin(job.variant.cell)}
         run_id = self.tracker.start_child(self.run_id, name, tags, self.params(job))
         self.ledger.start(job.variant.id, job.replicate, run_id)
         return run_id

@@ -160,6 +160,13 @@ class Ledger:
                 raise self._damaged(f"lost the row of variant {variant}, replicate {replicate}, while it was training")
             self._put(variant, replicate, LedgerState.DONE, entry.run_id, status, result, files or {})
 
+    def move(self, variant: str, replicate: str, run_id: str) -> None:
+        """What is done lies under another MLflow run now, which says the same."""
+        with self._transaction():
+            entry = self.find(variant, replicate)
+            if entry is not None and entry.state == LedgerState.DONE:
+                self._put(variant, replicate, entry.state, run_id, entry.status, entry.result, entry.files)
+
     def forget(self, variant: str, replicate: str) -> None:
         """Drop a row whose training was interrupted, or whose MLflow run is gone: it will be trained anew."""
         with self._transaction():

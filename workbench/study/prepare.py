@@ -15,7 +15,7 @@ from fusion_workbench.config.study import StudyConfig
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.study.cell_models import CellModels, ProbeModels
 from fusion_workbench.study.encoder_store import features_of, load_encoder
-from fusion_workbench.study.identity import folder_of, strategies_of, study_id, variant
+from fusion_workbench.study.identity import check_place, folder_of, strategies_of, study_id, variant
 from fusion_workbench.study.language_parts import LanguageParts, prepare_language
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
             wrong type, an image size that the source does not make, a task without labels.
     """
     traits = prepare_names(study)
+    check_place(study, workspace)
     _writable(workspace)
     encoder = load_encoder(study.encoder, progress)
     space = prepare_space(study, encoder, traits)

@@ -7,7 +7,6 @@ writes, and metrics are buffered by the epoch.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,27 +14,35 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.mlflow_database import DATABASE, opening, relocate, sqlite_path, sqlite_uri
 from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow
+from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.schema.checksums import from_tags, is_of_sums, to_tags
 from fusion_workbench.schema.names import TRACKING_SCHEMA, RunKind, RunStatus, Tag
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run as MlflowRun
     from mlflow.tracking import MlflowClient
 
 
 def default_uri(workspace: Path) -> str:
     """An SQLite file in the workspace."""
-    return f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
+    return sqlite_uri(workspace / DATABASE)
 
 
 def existing_uri(workspace: Path) -> str:
     """The workspace's MLflow. Raises WorkbenchError where there is none yet."""
-    if not (workspace / "mlflow.db").is_file():
+    uri = default_uri(workspace)
+    try:
+        there = (workspace / DATABASE).is_file()
+    except OSError as error:
+        raise WorkbenchError(f"the workspace {workspace} cannot be read ({error.strerror}).") from None
+    if not there:
         raise WorkbenchError(
             f"{workspace} holds no MLflow database yet; run a study first (workbench quickstart), or name another "
             "place with --workspace or --uri."
         )
-    return default_uri(workspace)
+    return uri
 
 
 class Tracker:
@@ -45,34 +52,52 @@ class Tracker:
         uri: tracking URI.
         experiment: name; made when missing.
         artifacts: where artifacts go when the URI is a database (a server decides for itself).
+        lock: the study's own, which its process holds.
+
+    Attributes:
+        told: lines about what was put right on opening, for the user.
 
     Raises:
         WorkbenchError: the URI cannot be used.
     """
 
-    def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
+    def __init__(self, uri: str, experiment: str, artifacts: Path, lock: Path | None = None) -> None:
         check_uri(uri)
         self.uri = uri
+        self.experiment = experiment
+        self.told: list[str] = []
         quiet_mlflow()
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
         try:
-            if uri.startswith("sqlite:///"):
-                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self.client: MlflowClient = MlflowClient(tracking_uri=uri)
-            existing = self.client.get_experiment_by_name(experiment)
-            if existing is not None and existing.lifecycle_stage == "deleted":
-                self.client.restore_experiment(existing.experiment_id)
-            if existing is None:
-                place = None if uri.startswith(("http", "databricks")) else artifacts.resolve().as_uri()
-                self.experiment_id: str = self.client.create_experiment(experiment, artifact_location=place)
-            else:
-                self.experiment_id = existing.experiment_id
+            if (database := sqlite_path(uri)) is not None:
+                database.parent.mkdir(parents=True, exist_ok=True)
+            with opening(uri):
+                self._tell(relocate(uri, lock))
+                self.client: MlflowClient = MlflowClient(tracking_uri=uri)
+                self.experiment_id = self._open_experiment(artifacts.resolve())
+        except WorkbenchError:
+            raise
         except MlflowException as error:
             raise WorkbenchError(f"tracking.uri '{uri}' cannot be used: {first_line(error)}") from None
         except Exception as error:  # drivers and file systems raise their own
             raise WorkbenchError(f"tracking.uri '{uri}' cannot be opened: {first_line(error)}") from None
+
+    def _open_experiment(self, artifacts: Path) -> str:
+        """Its id. One that was deleted is restored, with its runs."""
+        existing = self.client.get_experiment_by_name(self.experiment)
+        if existing is None:
+            place = None if self.uri.startswith(("http", "databricks")) else artifacts.as_uri()
+            return str(self.client.create_experiment(self.experiment, artifact_location=place))
+        if existing.lifecycle_stage == "deleted":
+            self.client.restore_experiment(existing.experiment_id)
+            self._tell(f"experiment '{self.experiment}' was deleted in MLflow; it is restored, with its runs")
+        return str(existing.experiment_id)
+
+    def _tell(self, line: str) -> None:
+        if line:
+            self.told.append(line)
 
     # --- the study ----------------------------------------------------------------------------------------------
 
@@ -124,15 +149,15 @@ class Tracker:
         replaced = {name: old for name, sha in sums.items() if (old := before.get(name, sha)) != sha}
         if replaced or not sums.keys() <= before.keys():
             self.record_sums(run_id, sums | {name: f"{sums[name]} {old}" for name, old in replaced.items()})
-        with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
+        with scratch_folder() as folder:
             for name, content in files.items():
-                path = Path(folder) / name
+                path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if isinstance(content, Path):
                     path.symlink_to(content.resolve())
                 else:
                     path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-            self.client.log_artifacts(run_id, folder)
+            self.client.log_artifacts(run_id, str(folder))
         if replaced:
             self.record_sums(run_id, sums)
         return sums
@@ -179,24 +204,39 @@ class Tracker:
             self.set_tags(run_id, {Tag.STATUS: status})
         self.client.set_terminated(run_id, status=str(run_status))
 
-    def exists(self, run_id: str) -> bool:
-        """Whether MLflow still has the run, and it was not deleted."""
+    def find(self, run_id: str) -> MlflowRun | None:
+        """The run, in whatever experiment, deleted or not; None where MLflow does not have it."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
-        except MlflowException:
-            return False
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    def exists(self, run_id: str) -> bool:
+        """Whether the experiment still has the run, and it was not deleted."""
+        run = self.find(run_id)
+        return run is not None and self.has(run) and run.info.lifecycle_stage == "active"
+
+    def has(self, run: MlflowRun) -> bool:
+        """Whether a run, deleted or not, is in the experiment."""
+        return str(run.info.experiment_id) == self.experiment_id
 
     def children(self, parent: str) -> dict[str, str]:
         """run id → status of every child of a study."""
-        runs: dict[str, str] = {}
+        return {str(run.info.run_id): str(run.info.status) for run in self.child_runs(parent)}
+
+    def child_runs(self, parent: str) -> list[MlflowRun]:
+        """Every child of a study."""
+        runs: list[MlflowRun] = []
         token: str | None = None
         while True:
             page = self.client.search_runs(
                 [self.experiment_id], f"tags.`{Tag.PARENT}` = '{parent}'", max_results=1000, page_token=token
             )
-            runs |= {str(run.info.run_id): str(run.info.status) for run in page}
+            runs += page
             token = page.token
             if not token:
                 return runs

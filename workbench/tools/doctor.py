@@ -218,17 +218,22 @@ def _folder(name: str, folder: Path) -> Iterator[Finding]:
 
 
 def _tracking(uri: str | None, workspace: Path) -> Finding:
+    from fusion_workbench.core.mlflow_database import sqlite_path
     from fusion_workbench.core.mlflow_uri import check_uri
     from fusion_workbench.study.tracking import default_uri
 
-    uri = uri or default_uri(workspace)
+    try:
+        default = default_uri(workspace)
+    except WorkbenchError as error:
+        return Finding("tracking", "bad", str(error), "choose another folder with --workspace")
+    uri = uri or default
     try:
         check_uri(uri)
     except WorkbenchError as error:
-        remedy = f"name a database or a server, such as {default_uri(workspace)}"
+        remedy = f"name a database or a server, such as {default}"
         return Finding("tracking", "bad", _without_password(str(error), uri), remedy)
-    if uri.startswith("sqlite:///"):
-        return _sqlite(Path(uri.removeprefix("sqlite:///")))
+    if (database := sqlite_path(uri)) is not None:
+        return _sqlite(database)
     if uri.startswith("http"):
         return _server(uri)
     return Finding("tracking", "ok", f"{_without_password(uri, uri)} (not connected to)")

@@ -9,7 +9,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.mlflow_database import relocate, sqlite_path
 from fusion_workbench.core.mlflow_uri import check_uri
+from fusion_workbench.reports.reading.connect import connect
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +36,7 @@ def serve(console: Console, uri: str, port: int) -> int:
             raise WorkbenchError(
                 f"port {port} on {HOST} is in use; choose another with --port, such as {port + 1}."
             ) from None
+    _put_right(console, uri)
     console.print(f"MLflow at http://{HOST}:{port} (stop with Ctrl-C)", highlight=False)
     command = [
         sys.executable,
@@ -56,3 +59,17 @@ def serve(console: Console, uri: str, port: int) -> int:
         except KeyboardInterrupt:
             server.terminate()
             return 0
+
+
+def _put_right(console: Console, uri: str) -> None:
+    """What a server of MLflow's could not do: wait for tables that are being made, find artifacts that moved."""
+    path = sqlite_path(uri)
+    if path is None or not path.is_file():
+        return
+    connect(uri)
+    try:
+        told = relocate(uri)
+    except WorkbenchError as error:  # all but the artifacts can be looked at
+        told = f"artifacts cannot be shown: {error}"
+    if told:
+        console.print(told, highlight=False, markup=False)

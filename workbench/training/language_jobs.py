@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.schema.names import NO_IMAGE_KINDS, OBJECTIVE, Phase, Status, on_validation
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.language_parts import stage_steps
@@ -80,7 +79,7 @@ class LanguageTrainer(JobTrainer):
                     controls = {name: evaluator.evaluate("test", name) for name in NO_IMAGE_KINDS}
             tell(len(run.history), {key: value for key, value in last.items() if key.startswith(on_validation(""))})
         metrics = final_metrics(run, self.parts, answers, controls)
-        with tempfile.TemporaryDirectory(prefix="workbench-") as scratch:
-            files = child_files(run, self.parts, answers, phase, Path(scratch))
+        with scratch_folder() as scratch:
+            files = child_files(run, self.parts, answers, phase, scratch)
             self.commit(job, run_id, run.status, len(run.history), metrics, files, last)
         run.forget()
