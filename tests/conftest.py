@@ -78,6 +78,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         )
 
 
+@pytest.fixture(autouse=True)
+def _mlflow_forgets_places() -> None:
+    """MLflow remembers where a run's artifacts lie for as long as a process lives; no command of a user's lives on."""
+    if client := sys.modules.get("mlflow.tracking._tracking_service.utils"):
+        client._artifact_repos_cache.clear()
+
+
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An initialised MLflow SQLite file: its schema takes seconds to build, a copy takes none."""

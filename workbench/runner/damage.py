@@ -57,7 +57,8 @@ def mend(ledger: Ledger, tracker: Tracker, run_id: str, display: Display) -> boo
         display: where it is said.
 
     Returns:
-        Whether artifacts of the parent run are damaged that say what the rows are trained on; the caller writes them.
+        Whether artifacts of the parent run are damaged, or not there yet, that say what the rows are trained on; the
+        caller writes them.
     """
     if lost := ledger.drop_damaged():
         display.say(f"the ledger has {lost} damaged row{'s' if lost > 1 else ''}, which {_be(lost)} trained again")
@@ -76,7 +77,8 @@ def mend(ledger: Ledger, tracker: Tracker, run_id: str, display: Display) -> boo
     wrong, made_again = _damaged_of_study(ledger, tracker, run_id)
     for path in made_again:
         display.say(f"{path} of the study's run is damaged and is made again")
-    return any(path in _DESCRIBED for path in wrong)
+    recorded = from_tags(tracker.client.get_run(run_id).data.tags)
+    return Artifact.SOURCE not in recorded or any(path in _DESCRIBED for path in wrong)
 
 
 def damaged(rows: Sequence[Row]) -> list[Damage]:

@@ -278,11 +278,11 @@ class Experiment:
         restorer.write(self.run_id, kind(parts, self.tracker, self.ledger, self.run_id, self.display))
         for line in (*self.tracker.told, *restorer.told):
             self.display.say(line)
-        damaged = mend(self.ledger, self.tracker, self.run_id, self.display)
+        undescribed = mend(self.ledger, self.tracker, self.run_id, self.display)
         self.kept = reconcile(self.ledger, self.tracker, self.run_id, self.retry_failed)
         self.changes = DependencyCheck(parts, self.ledger, self.tracker, self.run_id, self.display, self.accept_change)
         self.changes.open()
-        if (known_run != self.run_id or damaged) and not self.changes.differs():
+        if undescribed and not self.changes.differs():
             self._describe()
 
     def _describe(self) -> None:

@@ -24,7 +24,7 @@ from fusion_workbench.runner.variant_files import phase_of, read_variant
 from fusion_workbench.schema.dependencies import TrackedDependencies, combined
 from fusion_workbench.schema.names import Artifact, LedgerState, Tag, closing_status, scores_file
 from fusion_workbench.study.changes import FACT as DEPENDENCIES
-from fusion_workbench.study.changes import NUMERICS_FACT
+from fusion_workbench.study.changes import ENVIRONMENTS_FACT, NUMERICS_FACT
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.ledger import Ledger, LedgerEntry
 from fusion_workbench.study.prepare import Parts
@@ -254,7 +254,10 @@ class Restorer:
         """What every row was trained under, by the ledger; of a mixture nobody knows under which one was."""
         numerics = self.ledger.fact(NUMERICS_FACT) or []
         tracked = TrackedDependencies.read(self.ledger.fact(DEPENDENCIES) or {})
+        environments = self.ledger.fact(ENVIRONMENTS_FACT) or []
         tags = {Tag.NUMERICS: str(numerics[0])} if len(numerics) == 1 else {}
+        if len(environments) == 1 and not tracked.recorded:
+            tags[Tag.ENVIRONMENT] = environments[0]
         if tracked.fingerprints and not tracked.changes and not tracked.recorded:
             tags[Tag.DEPENDENCIES] = combined(tracked.fingerprints)
         return tags
