@@ -40,10 +40,17 @@ class LogRow(NamedTuple):
 
 @dataclass
 class Log:
-    """What a log holds, what had to be said of it, and the measures that were not asked for."""
+    """What a log holds.
+
+    Attributes:
+        notes: what had to be said of it.
+        keys: where the score of a measure was found, if not under ``score``.
+        others: measures that were not asked for.
+    """
 
     rows: list[LogRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
 
 
@@ -112,9 +119,10 @@ def read_log(
             kind = str(entry.sample.get("filter", "none"))
             suffix = f",{kind}" if len(filters) > 1 else ""
             part = _group(entry, metric, group, f"{path}:{entry.line}") if group else ""
-            log.rows.append(LogRow(f"{task}/{metric}{suffix}", str(entry.sample["doc_id"]), part, score, entry.line))
-        if reading.said:
-            log.notes.append(f"{task}/{metric} is read from its '{reading.key}'.")
+            measure = f"{task}/{metric}{suffix}"
+            log.rows.append(LogRow(measure, str(entry.sample["doc_id"]), part, score, entry.line))
+            if reading.said:
+                log.keys[measure] = reading.key
     if not log.rows and (not metrics or any(metric in wanted for metric in by_metric)):
         raise WorkbenchError(_nothing(path, by_metric, found, key))
     return log
@@ -152,26 +160,29 @@ def _score(path: Path, metric: str, entry: Entry, reading: Reading, rows: Sequen
 
 def _nothing(path: Path, by_metric: Mapping[str, list[Entry]], found: Mapping[str, Reading], key: str) -> str:
     """Why nothing of a log is judged, with the keys that are there."""
-    there = "; ".join(_keys(metric, entries) for metric, entries in by_metric.items()) or "none"
     if key:
         keys = {str(k) for entries in by_metric.values() for e in entries if isinstance(e.value, Mapping) for k in e.value}
         return f"{path}: no metric holds a number under '{key}'.{nearest(key, keys | set(by_metric))}"
+    by_keys: dict[str, list[str]] = {}
+    for metric, entries in by_metric.items():
+        by_keys.setdefault(_keys(entries), []).append(metric)
+    there = "; ".join(f"{', '.join(metrics)}{keys}" for keys, metrics in by_keys.items()) or "none"
     why = "".join(f" {metric}: {r.why}." for metric, r in found.items() if r.why)
     return (
-        f"{path}: no metric has a number for each document that is known as its score (there are: {there}).{why} Name "
-        "its key with --column score=KEY, or bring its scores as a table of system, example and score."
+        f"{path}: no metric has a number for each document that is known as its score (there are: {there}).{why} If one "
+        "is the score, name it with --column score=KEY; else bring the scores as a table of system, example and score."
     )
 
 
-def _keys(metric: str, entries: Sequence[Entry]) -> str:
-    """``gpt_eval_score (index, question, answer and 4 more)``, what holds numbers first."""
+def _keys(entries: Sequence[Entry]) -> str:
+    """`` (index, question, answer and 4 more)``, what holds numbers first; empty where there are no objects."""
     objects = [e.value for e in entries if isinstance(e.value, Mapping)]
     if not objects:
-        return metric
+        return ""
     keys = list(dict.fromkeys(str(k) for value in objects for k in value))
     keys.sort(key=lambda k: not any(number_of(value.get(k)) is not None for value in objects))
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return f"{metric} ({', '.join(keys[:_SHOWN])}{more})"
+    return f" ({', '.join(keys[:_SHOWN])}{more})"
 
 
 def _group(entry: Entry, metric: str, key: str, where: str) -> str:

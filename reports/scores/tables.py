@@ -125,6 +125,7 @@ def _from_log(
     )
     table.notes += map(shown, log.notes)
     table.others += log.others
+    table.keys.update((shown(measure), shown(key)) for measure, key in log.keys.items())
     for measure, example, group, score, line in log.rows:
         yield ScoreRow(
             file.system or shown(system),
@@ -183,6 +184,7 @@ class _Collected:
         self.places: dict[tuple[str, str, str, str], tuple[Path, int]] = {}
         self.groups: dict[tuple[str, str], str] = {}  # (measure, example)
         self.notes: list[str] = []
+        self.keys: dict[str, str] = {}  # of a log's measures: where their score stood
         self.others: list[str] = []  # measures of logs that were not asked for
 
     def add(self, path: Path, entries: Iterable[ScoreRow], column: str = "") -> None:
@@ -227,6 +229,7 @@ class _Collected:
         notes = list(dict.fromkeys(self.notes))
         known = tuple(dict.fromkeys(measure for _, measure in self.cells))
         measures = _chosen(known, metrics, self.others) if metrics else self._told_apart(known, systems, notes)
+        notes += [f"The score of {m} is its '{self.keys[m]}'." for m in measures if m in self.keys]
         example_scores = {
             (system, measure): self._example_scores(system, measure, notes)
             for measure in measures

@@ -90,7 +90,7 @@ def counted_once(
     if found is None:
         return measures, ()
     if not found.certain:
-        return measures, tuple(
+        return measures, () if found.scores < 3 else tuple(
             f"Replicates {_named(names)} of {system} are the same on all {found.scores} scores; on so few that can be "
             f"chance, and they count as {len(names)}."
             for names in found.alike
