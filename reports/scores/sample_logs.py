@@ -44,7 +44,7 @@ class Log:
 
     Attributes:
         notes: what had to be said of it.
-        keys: where the score of a measure was found, if not under ``score``.
+        keys: where the score of a measure was found, in words; of one under ``score`` nothing is said.
         others: measures that were not asked for.
     """
 
@@ -121,8 +121,13 @@ def read_log(
             part = _group(entry, metric, group, f"{path}:{entry.line}") if group else ""
             measure = f"{task}/{metric}{suffix}"
             log.rows.append(LogRow(measure, str(entry.sample["doc_id"]), part, score, entry.line))
-            if reading.said:
-                log.keys[measure] = reading.key
+            if reading.first:
+                log.keys[measure] = (
+                    f"its '{reading.key}', as that of {reading.first}: its mean is judged, not what the harness works out "
+                    "under this name"
+                )
+            elif reading.said:
+                log.keys[measure] = f"its '{reading.key}'"
     if not log.rows and (not metrics or any(metric in wanted for metric in by_metric)):
         raise WorkbenchError(_nothing(path, by_metric, found, key))
     return log

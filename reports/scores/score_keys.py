@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fusion_workbench.reports.scores.score_names import (
@@ -28,11 +28,12 @@ class Entry:
 
     @property
     def counted(self) -> bool:
-        """Whether the task counts the document: some write every document under every category, with a total of 0, or
-        one that the judge failed on as not valid."""
+        """Whether the task counts the document: some write every document under every category, with a total of 0, and
+        one that the judge failed on with a score of -1 that is not valid."""
         if not isinstance(self.value, Mapping):
             return True
-        return self.value.get("valid") is not False and number_of(self.value.get("total")) != 0
+        failed = self.value.get("valid") is False and number_of(self.value.get("score")) == -1
+        return not failed and number_of(self.value.get("total")) != 0
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ class Reading:
         why: it has none, where there is more to say than that no key is known.
         tell: the reason is worth a note where other metrics are judged.
         said: the key is not plainly the score, so that people are told which was read.
+        first: the metric before it that has the same object; empty: none.
     """
 
     key: str | None = None
     why: str = ""
     tell: bool = False
     said: bool = False
+    first: str = ""
 
 
 def readings(by_metric: Mapping[str, Sequence[Entry]], key: str, declared: Collection[str]) -> dict[str, Reading]:
@@ -62,9 +65,12 @@ def readings(by_metric: Mapping[str, Sequence[Entry]], key: str, declared: Colle
     if key:
         return {metric: _asked(metric, entries, key) for metric, entries in by_metric.items()}
     own = {metric: own_key(metric, _numeric(entries)) for metric, entries in by_metric.items()}
-    return {
-        metric: _known(metric, entries, own, by_metric, metric in declared) for metric, entries in by_metric.items()
-    }
+    out = {}
+    for metric, entries in by_metric.items():
+        found = _known(metric, entries, own, by_metric, metric in declared)
+        first = next((m for m in by_metric if m == metric or _same(by_metric[m], entries)), metric)
+        out[metric] = replace(found, first="" if first == metric else first)
+    return out
 
 
 def _asked(metric: str, entries: Sequence[Entry], key: str) -> Reading:
@@ -92,7 +98,8 @@ def _known(
     owners = [m for m in by_metric if own[m] and plain(own[m]) != "score" and _same(entries, by_metric[m])]
     if owners:  # one object under many names, of which some are in it: the rest is worked out from all documents
         return Reading(why=f"its object holds no '{metric}', and does hold {', '.join(own[m] for m in owners)}")
-    known = _differing(known_keys(metric, keys), entries)
+    every = list(dict.fromkeys(str(k) for e in entries if isinstance(e.value, Mapping) for k in e.value))
+    known = _differing(known_keys(metric, every, keys), entries)
     if len(known) > 1:
         names = " or ".join(f"'{k}'" for k in known)
         return Reading(why=f"the score of {metric} could be {names}; say which with --column score=KEY", tell=True)

@@ -49,6 +49,7 @@ _OTHERWISE = (
         "the answer that was given, right or wrong, of which groups of documents are scored",
     ),
     (re.compile(r"(.*_)?r_squared"), "0 for every document; R² is worked out from all documents"),
+    (re.compile(r"mmlongbench_doc_f1"), "its accuracy; F1 is worked out from all documents"),
 )
 
 
@@ -86,21 +87,26 @@ def not_a_score(metric: str) -> str:
 def own_key(metric: str, keys: Sequence[str]) -> str:
     """The key that is called as the metric is, or as its name ends (``table_teds`` of ``omnidocbench_table_teds``)."""
     name = plain(metric)
-    own = [k for k in keys if not no_score(k) and (name == plain(k) or name.endswith(f"_{plain(k)}"))]
-    return max(own, key=len, default="")
+    usable = [k for k in keys if not no_score(k)]
+    exact = [k for k in usable if plain(k) in (name, f"{name}_value")]
+    return max(exact or [k for k in usable if name.endswith(f"_{plain(k)}")], key=len, default="")
 
 
-def known_keys(metric: str, keys: Sequence[str]) -> list[str]:
-    """The keys that are known to hold a score; several only where the metric's name does not choose among them."""
-    right = [k for k in keys if plain(k) in CORRECT]
-    graded = [k for k in keys if plain(k) in GRADED]
+def known_keys(metric: str, keys: Sequence[str], readable: Sequence[str]) -> list[str]:
+    """The keys that are known to hold a score; several only where the metric's name does not choose among them.
+
+    Args:
+        keys: all of the metric's objects.
+        readable: those that hold a number; an accuracy whose own key holds none is not read from a judge's grade.
+    """
+    right, graded = ([k for k in keys if plain(k) in known] for known in (CORRECT, GRADED))
     if right and graded:
         last = plain(metric).rpartition("_")[2]
         if last in CORRECT:
-            return right
-        if last in ("score", "rating"):
-            return graded
-    return [*right, *graded]
+            graded = []
+        elif last in ("score", "rating"):
+            right = []
+    return [k for k in (*right, *graded) if k in readable]
 
 
 def score_in(value: Mapping[str, Any], key: str) -> float | None:

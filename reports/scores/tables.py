@@ -229,7 +229,7 @@ class _Collected:
         notes = list(dict.fromkeys(self.notes))
         known = tuple(dict.fromkeys(measure for _, measure in self.cells))
         measures = _chosen(known, metrics, self.others) if metrics else self._told_apart(known, systems, notes)
-        notes += [f"The score of {m} is its '{self.keys[m]}'." for m in measures if m in self.keys]
+        notes += [f"The score of {m} is {self.keys[m]}." for m in measures if m in self.keys]
         example_scores = {
             (system, measure): self._example_scores(system, measure, notes)
             for measure in measures
