@@ -31,9 +31,7 @@ def refuse_two_units(scores: Scores) -> None:
             )
 
 
-def doubts(
-    scores: Scores, pairs: Mapping[tuple[str, str, str], Difference], higher_is_better: bool
-) -> Iterator[str]:
+def doubts(scores: Scores, pairs: Mapping[tuple[str, str, str], Difference], higher_is_better: bool) -> Iterator[str]:
     """What people should know before they believe a verdict, a sentence each."""
     for measure in scores.measures:
         on = f" on {measure}" if measure else ""
@@ -41,8 +39,8 @@ def doubts(
         shares, percents = _units(scores, measure)
         if shares and percents:
             yield (
-                f"The scores of {next(iter(shares))}{on} lie between 0 and 1, and those of {next(iter(percents))} go up "
-                f"to {max(row.max() for row in percents.values()):g}: if these are per cent, no difference is true."
+                f"The scores of {next(iter(shares))}{on} lie between 0 and 1, and those of {next(iter(percents))} go "
+                f"up to {max(row.max() for row in percents.values()):g}: if these are per cent, no difference is true."
             )
         if higher_is_better and less_is_better(measure):
             yield f"{measure} is judged as if more were better; --lower-is-better turns it round."
@@ -56,7 +54,9 @@ def doubts(
         both = scores.example_scores[one, measure], scores.example_scores[other, measure]
         if m.identical and m.estimate.examples >= LEAST and any(np.ptp(o.scores) > 0 for o in both):
             on = f" on {measure}" if measure else ""
-            yield f"{one} and {other} have the same score on every example{on}: are they two systems, and is it a score?"
+            yield (
+                f"{one} and {other} have the same score on every example{on}: are they two systems, and is it a score?"
+            )
 
 
 def _units(scores: Scores, measure: str) -> tuple[dict[str, Floats], dict[str, Floats]]:

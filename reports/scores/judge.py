@@ -187,9 +187,7 @@ def paired_differences(scores: Scores, measure: str, one: str, other: str) -> Ex
 def _judged(pairs: dict[PairKey, Difference], margin: float | None) -> dict[PairKey, Judged]:
     """Holm over all pairs that have replicates and examples enough; equivalence is a family of its own, at the same
     level."""
-    enough = {
-        key: m for key, m in pairs.items() if m.replicates >= FEWEST and m.estimate.examples >= FEWEST_EXAMPLES
-    }
+    enough = {key: m for key, m in pairs.items() if m.replicates >= FEWEST and m.estimate.examples >= FEWEST_EXAMPLES}
     different = holm([float(m.noise.p()) for m in enough.values()])
     alike = holm([float(equivalence(m.noise, margin)) if margin is not None else np.nan for m in enough.values()])
     return {

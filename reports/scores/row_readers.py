@@ -37,8 +37,8 @@ def delimited(path: Path) -> tuple[list[str], Iterator[tuple[int, Sequence[Any]]
         for line, values in every:
             if any(value.strip() for value in values[len(names) :]):
                 raise WorkbenchError(
-                    f"{path}:{line}: the row has {len(values)} values and the head {len(names)} columns (a decimal comma, "
-                    "or text with a separator in it, stands in quotation marks)."
+                    f"{path}:{line}: the row has {len(values)} values and the head {len(names)} columns (a decimal "
+                    "comma, or text with a separator in it, stands in quotation marks)."
                 )
             if any(values):
                 yield line, values
@@ -66,8 +66,8 @@ class Objects(NamedTuple):
 
 
 def objects_of(path: Path) -> Objects:
-    """JSON lines; one JSON list of objects, which are then numbered; or a log of lmms-eval before 0.2: one object, whose
-    ``logs`` are the objects and whose other keys are the header."""
+    """JSON lines; one JSON list of objects, which are then numbered; or a log of lmms-eval before 0.2: one object,
+    whose ``logs`` are the objects and whose other keys are the header."""
     text = _text(path)
     start = text.lstrip()[:1]
     if start == "[":

@@ -102,7 +102,7 @@ def read_log(
             by_metric.setdefault(metric, []).append(Entry(line, sample, sample[metric]))
     filters = {str(sample.get("filter", "none")) for _, sample in samples}
     found = readings(by_metric, key, declared)
-    wanted = [m for m in by_metric if not metrics or any(w == m or w == task or _names(w, task, m) for w in metrics)]
+    wanted = [m for m in by_metric if not metrics or any(w in (m, task) or _names(w, task, m) for w in metrics)]
     log.others += [f"{task}/{metric}" for metric in by_metric if metric not in wanted]
     for metric in wanted:
         reading = found[metric]
@@ -113,7 +113,9 @@ def read_log(
         rows = [e for e in by_metric[metric] if e.counted]
         if len(rows) < len(by_metric[metric]):
             less = len(by_metric[metric]) - len(rows)
-            log.notes.append(f"{task}/{metric}: {less} of {len(by_metric[metric])} documents are marked as not counted.")
+            log.notes.append(
+                f"{task}/{metric}: {less} of {len(by_metric[metric])} documents are marked as not counted."
+            )
         for entry in rows:
             score = _score(path, metric, entry, reading, rows)
             kind = str(entry.sample.get("filter", "none"))
@@ -123,8 +125,8 @@ def read_log(
             log.rows.append(LogRow(measure, str(entry.sample["doc_id"]), part, score, entry.line))
             if reading.first:
                 log.keys[measure] = (
-                    f"its '{reading.key}', as that of {reading.first}: its mean is judged, not what the harness works out "
-                    "under this name"
+                    f"its '{reading.key}', as that of {reading.first}: its mean is judged, not what the harness works "
+                    "out under this name"
                 )
             elif reading.said:
                 log.keys[measure] = f"its '{reading.key}'"
@@ -166,7 +168,9 @@ def _score(path: Path, metric: str, entry: Entry, reading: Reading, rows: Sequen
 def _nothing(path: Path, by_metric: Mapping[str, list[Entry]], found: Mapping[str, Reading], key: str) -> str:
     """Why nothing of a log is judged, with the keys that are there."""
     if key:
-        keys = {str(k) for entries in by_metric.values() for e in entries if isinstance(e.value, Mapping) for k in e.value}
+        keys = {
+            str(k) for entries in by_metric.values() for e in entries if isinstance(e.value, Mapping) for k in e.value
+        }
         return f"{path}: no metric holds a number under '{key}'.{nearest(key, keys | set(by_metric))}"
     by_keys: dict[str, list[str]] = {}
     for metric, entries in by_metric.items():
@@ -174,8 +178,8 @@ def _nothing(path: Path, by_metric: Mapping[str, list[Entry]], found: Mapping[st
     there = "; ".join(f"{', '.join(metrics)}{keys}" for keys, metrics in by_keys.items()) or "none"
     why = "".join(f" {metric}: {r.why}." for metric, r in found.items() if r.why)
     return (
-        f"{path}: no metric has a number for each document that is known as its score (there are: {there}).{why} If one "
-        "is the score, name it with --column score=KEY; else bring the scores as a table of system, example and score."
+        f"{path}: no metric has a number for each document that is known as its score (there are: {there}).{why} If "
+        "one is the score, name it with --column score=KEY; else bring the scores as a table of system, example and score."
     )
 
 

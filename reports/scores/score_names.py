@@ -33,14 +33,78 @@ _WORDS = {"true": 1.0, "yes": 1.0, "correct": 1.0, "false": 0.0, "no": 0.0, "inc
 
 # The last word of a name that says where a document stands, how large it is, or what was said of it.
 _LAST = frozenset(
-    "index idx id ids qid uid number no num nr count counts total length len size width height duration fps frame frames "
-    "token tokens time times timestamp seconds ms latency date year seed line row page hash "
-    "submission passthrough pred prediction predictions answer answers response target gt label".split()
+    [
+        "index",
+        "idx",
+        "id",
+        "ids",
+        "qid",
+        "uid",
+        "number",
+        "no",
+        "num",
+        "nr",
+        "count",
+        "counts",
+        "total",
+        "length",
+        "len",
+        "size",
+        "width",
+        "height",
+        "duration",
+        "fps",
+        "frame",
+        "frames",
+        "token",
+        "tokens",
+        "time",
+        "times",
+        "timestamp",
+        "seconds",
+        "ms",
+        "latency",
+        "date",
+        "year",
+        "seed",
+        "line",
+        "row",
+        "page",
+        "hash",
+        "submission",
+        "passthrough",
+        "pred",
+        "prediction",
+        "predictions",
+        "answer",
+        "answers",
+        "response",
+        "target",
+        "gt",
+        "label",
+    ]
 )
 _FIRST = frozenset(("n", "num", "number", "index", "idx", "id"))
 
 # Of these less is better, unless a task turned them round.
-_LESS = frozenset("wer cer mer mae mse rmse ppl perplexity loss nll latency seconds failure_rate error_rate".split())
+_LESS = frozenset(
+    [
+        "wer",
+        "cer",
+        "mer",
+        "mae",
+        "mse",
+        "rmse",
+        "ppl",
+        "perplexity",
+        "loss",
+        "nll",
+        "latency",
+        "seconds",
+        "failure_rate",
+        "error_rate",
+    ]
+)
 
 # Objects whose "score" is no score of the document.
 _OTHERWISE = (

@@ -83,9 +83,7 @@ def read_scores(
 # --- what is in them ------------------------------------------------------------------------------------------------
 
 
-def _entries(
-    file: File, mapping: Mapping[str, str], metrics: Sequence[str], table: _Collected
-) -> Iterator[ScoreRow]:
+def _entries(file: File, mapping: Mapping[str, str], metrics: Sequence[str], table: _Collected) -> Iterator[ScoreRow]:
     """The rows of a file; what has to be said of them is added to ``table``."""
     path, suffix = file.path, file.path.suffix.lower()
     if suffix == ".parquet":
@@ -220,8 +218,8 @@ class _Collected:
             if counts_up(found, name):
                 first = ", ".join(f"{score:g}" for score in found[:3])
                 raise WorkbenchError(
-                    f"{path}: what {system} has as {f'its {measure}' if measure else 'scores'} counts up ({first}, …) as "
-                    "an index does and no score; name the score with --column score=NAME."
+                    f"{path}: what {system} has as {f'its {measure}' if measure else 'scores'} counts up ({first}, …) "
+                    "as an index does and no score; name the score with --column score=NAME."
                 )
 
     def scores(self, metrics: Sequence[str]) -> Scores:

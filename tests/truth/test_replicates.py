@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import Kind, case
+from synthetic_study import planted
 from typer.testing import CliRunner
 
 from fusion_workbench.cli.main import app
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.reports.analysis.answer import answer
+from fusion_workbench.reports.analysis.caveats import caveats
+from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.scores.judge import Judgement, judge_scores
 from fusion_workbench.reports.scores.tables import read_scores
 from fusion_workbench.reports.statistics.copies import copies, counted_once
@@ -87,9 +91,14 @@ def test_copies_among_replicates(tmp_path: Path) -> None:
     "counted as they are, and told",
 )
 def test_agreement_that_may_be_chance(tmp_path: Path) -> None:
-    few = answers(0, 5, 8)
-    few[1] = few[0]
-    found = judged(tmp_path, rows("a", few) + rows("b", answers(3, 5, 8)))
+    few, other = (
+        np.array([[int(c) for c in row] for row in scores.split()], float)
+        for scores in (
+            "11010111 11010111 01010111 11011111 11000111",
+            "10010111 00010111 10110111 10010110 11010111",
+        )
+    )
+    found = judged(tmp_path, rows("a", few) + rows("b", other))
     assert [line.mean.replicates for line in found.tables[0].lines] == [5, 5]
     said = "Replicates 0 and 1 of a are the same on all 8 scores; on so few that can be chance, and they count as 2."
     assert said in found.caveats
@@ -116,7 +125,9 @@ def test_replicates_are_copies_only_on_all_measures() -> None:
     assert (found.all, found.scores, found.certain) == (True, 80, True)
     kept, said = counted_once({"x": system(same), "y": system(same)}, "a")
     assert [m.replicates for m in kept.values()] == [("0",), ("0",)]
-    assert said == ("The 5 replicates of a are identical on all 80 scores, so nothing is known of seeds: they count as one.",)
+    assert said == (
+        "The 5 replicates of a are identical on all 80 scores, so nothing is known of seeds: they count as one.",
+    )
 
 
 @pytest.mark.parametrize(("examples", "these"), [(1, "this example"), (2, "these 2 examples")])
@@ -156,3 +167,47 @@ def test_a_pilot_that_tells_nothing(tmp_path: Path) -> None:
         assert isinstance(done.exception, WorkbenchError)
         assert said in str(done.exception)
         assert "\n" not in str(done.exception)
+
+
+# --- a study's own report -------------------------------------------------------------------------------------------
+
+CONCAT, LAST, FIFTH = ("concat", (3, 6), 12), ("deep_only", (), 12), ("deep_only", (), 5)
+
+
+def study(**changed: np.ndarray) -> Analysis:
+    scores = {CONCAT: answers(0, 5, 90), LAST: answers(1, 5, 90), FIFTH: answers(2, 5, 90)}
+    scores |= {{"concat": CONCAT, "last": LAST, "fifth": FIFTH}[name]: values for name, values in changed.items()}
+    return Analysis(planted({key: {"digit": values} for key, values in scores.items()}, groups=()))
+
+
+@case(
+    Kind.REPLICATES,
+    "a study's cell whose replicates are identical on the whole test split: seeds change nothing of it",
+    "told in the report",
+    "EleutherAI/lm-evaluation-harness#2089",
+)
+def test_a_cell_of_a_study_that_no_seed_moves() -> None:
+    said = caveats(study(last=np.repeat(answers(1, 1, 90), 5, 0)))
+    assert (
+        "The 5 replicates of layer 12 alone are identical on all 90 test scores: nothing is known of seeds there, and "
+        "intervals and verdicts leave them out." in said
+    )
+    some = answers(0, 5, 90)
+    some[4] = some[2]
+    assert (
+        "Replicates 2 and 4 of concat [3,6]→12 are identical on all 90 test scores, and were counted as several."
+        in (caveats(study(concat=some)))
+    )
+    assert not any("identical" in c for c in caveats(study()))
+
+
+@pytest.mark.parametrize(("images", "these"), [(1, "this test image"), (2, "these 2 test images")])
+@case(Kind.REPLICATES, "a study with one or two test images", "no verdicts in its report, and why")
+def test_a_study_of_one_or_two_test_images(images: int, these: str) -> None:
+    ones, zeros = np.ones((5, images)), np.zeros((5, images))
+    analysis = study(concat=ones, last=zeros, fifth=zeros)
+    assert {c.verdict for c in analysis.comparisons.values()} <= {Verdict.NONE, Verdict.ITSELF}
+    found = answer(analysis)
+    assert found.headline.startswith("No verdict yet: concat [3,6]→12 is the best on validation")
+    assert "a verdict takes 3 test images" in found.lead
+    assert any(c.startswith(f"Conditional on {these}: nobody can tell from {images} what") for c in found.caveats)

@@ -129,7 +129,11 @@ def test_a_number_beside_the_metrics_is_known_by_its_name(tmp_path: Path, name: 
 )
 def test_known_names_of_correctness_are_read(tmp_path: Path) -> None:
     right = [True, False, True, True]
-    for name, other in (("true_false", {"precision": 2.0}), ("is_correct", {"pair_index": 3}), ("gpt_score", {"index": 5})):
+    for name, other in (
+        ("true_false", {"precision": 2.0}),
+        ("is_correct", {"pair_index": 3}),
+        ("gpt_score", {"index": 5}),
+    ):
         lines = [{"metric": {"question_id": i, **other, name: value}} for i, value in enumerate(right)]
         del lines[1]["metric"][next(iter(other))]  # a number of some documents only
         found = read_scores([log(tmp_path / name, lines)])
@@ -212,11 +216,11 @@ def test_the_docs_count_the_families() -> None:
 )
 def test_one_object_under_many_names(tmp_path: Path) -> None:
     counted = [{"acc": float(i % 2), "mae": float(i), "squared_error": float(i * i)} for i in (3, 1, 2, 5)]
-    found = read_scores([log(tmp_path / "a", [{m: o for m in ("acc", "mae", "rmse")} for o in counted])])
+    found = read_scores([log(tmp_path / "a", [dict.fromkeys(("acc", "mae", "rmse"), o) for o in counted])])
     assert found.measures == ("t/acc", "t/mae")
     assert found.example_scores["a", "t/mae"].scores.tolist() == [[3, 1, 2, 5]]
     parsed = [{"valid": bool(i), "correct": i > 1} for i in range(4)]
-    lines = [{m: o for m in ("k_acc", "k_format_error")} for o in parsed]
+    lines = [dict.fromkeys(("k_acc", "k_format_error"), o) for o in parsed]
     assert read_scores([log(tmp_path / "b", lines)]).measures == ("t/k_acc",)
     (said,) = read_scores([log(tmp_path / "b", lines)], metrics=["k_format_error"]).notes
     assert said.startswith("The score of t/k_format_error is its 'correct', as that of k_acc: its mean is judged, not")
@@ -239,7 +243,9 @@ def test_a_score_that_is_the_answer(tmp_path: Path) -> None:
 )
 def test_a_match_that_is_no_correctness(tmp_path: Path) -> None:
     lines = [{"avg_accuracy": {"match_success": True, "rating": i % 2, "dim": "x"}} for i in range(4)]
-    assert read_scores([log(tmp_path / "a", lines)]).example_scores["a", "t/avg_accuracy"].scores.tolist() == [[0, 1, 0, 1]]
+    assert read_scores([log(tmp_path / "a", lines)]).example_scores["a", "t/avg_accuracy"].scores.tolist() == [
+        [0, 1, 0, 1]
+    ]
     alone = [{"avg_accuracy": {"match_success": True, "dim": "x"}}] * 4
     assert "(match_success, dim)" in refused([log(tmp_path / "b", alone)])
 
@@ -323,7 +329,9 @@ def test_one_object_is_told_as_one(tmp_path: Path) -> None:
     for indent in (2, None):
         (tmp_path / "r.json").write_text(json.dumps(results, indent=indent))
         said = refused([str(tmp_path / "r.json")])
-        assert said.endswith("the results of a whole run, without the score of each document; --log_samples writes these.")
+        assert said.endswith(
+            "the results of a whole run, without the score of each document; --log_samples writes these."
+        )
     (tmp_path / "o.json").write_text(json.dumps({"model": "a", "scores": {"x": 1}}, indent=2))
     assert "one JSON object (model, scores) where one a line is wanted" in refused([str(tmp_path / "o.json")])
     (tmp_path / "l.json").write_text(json.dumps([{"example": "x", "score": 1}, {"example": "y", "score": 0}], indent=2))
@@ -340,7 +348,10 @@ HEAD = "system,example,score\n"
     [
         ("System,system,example,score\na,b,1,0\n", "two columns are called as the system is ('System' and 'system')"),
         ("system,example,score,Score\na,1,0,1\n", "say which with --column score=NAME"),
-        ("system,example,score,score\na,1,0,1\n", "two columns are called as the score is ('score' and 'score'); rename"),
+        (
+            "system,example,score,score\na,1,0,1\n",
+            "two columns are called as the score is ('score' and 'score'); rename",
+        ),
         ("system,example,idx,length\na,1,0,9\n", "no column holds the score; there are system, example, idx, length"),
         ("system,example,accuracy,true_false\na,1,0,1\n", "the score could be 'true_false' or 'accuracy'"),
         (HEAD + "a,1,0,5\n", "s.csv:2: the row has 4 values and the head 3 columns (a decimal comma"),
@@ -358,8 +369,8 @@ HEAD = "system,example,score\n"
 )
 @case(
     Kind.SCORES,
-    "CSVs with columns that differ by capitals, decimal commas, separators of thousands, `50%`, `1_000`, `correct`, NaN, "
-    "quotation marks that never close, a row longer than the head",
+    "CSVs with columns that differ by capitals, decimal commas, separators of thousands, `50%`, `1_000`, `correct`, "
+    "NaN, quotation marks that never close, a row longer than the head",
     "refused in one line with the place and how it is written",
 )
 def test_a_table_that_could_be_read_wrong(tmp_path: Path, text: str, said: str) -> None:
@@ -400,7 +411,7 @@ def test_another_column_that_may_be_meant(tmp_path: Path) -> None:
 def test_json_rows_of_different_keys(tmp_path: Path) -> None:
     rows = [{"system": "a", "example": "x", "score": 1}, {"system": "a", "example": "x", "score": 0, "seed": 1}]
     found = read_scores(table(tmp_path, "\n".join(map(json.dumps, rows)), "s.jsonl"))
-    assert found.example_scores["a", ""].replicates == ("", "1")
+    assert found.example_scores["a", ""].replicates == ("1", "")
     twice = '{"system": "a", "example": "x", "score": 1, "score": 0}\n'
     assert "s.jsonl:1: 'score' stands twice in one object." in refused(table(tmp_path, twice, "s.jsonl"))
 
@@ -422,11 +433,15 @@ def test_shares_and_per_cent(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     head = "system,seed,example,score\n"
     files = table(tmp_path, head + scores_of(rng, "a", 1, True) + scores_of(rng, "b", 100, True))
-    with pytest.raises(WorkbenchError, match=r"the scores of a, replicate 0, are 0 or 1 and those of b, replicate 0, 0 or"):
+    with pytest.raises(
+        WorkbenchError, match=r"the scores of a, replicate 0, are 0 or 1 and those of b, replicate 0, 0 or"
+    ):
         judged(files)
     assert isinstance(run("power", "--scores", *files).exception, WorkbenchError)
     _, verdict = judged(table(tmp_path, head + scores_of(rng, "a", 1, False) + scores_of(rng, "b", 100, False)))
-    assert verdict.caveats[0].startswith("The scores of a, replicate 0, lie between 0 and 1, and those of b, replicate 0,")
+    assert verdict.caveats[0].startswith(
+        "The scores of a, replicate 0, lie between 0 and 1, and those of b, replicate 0,"
+    )
     _, verdict = judged(table(tmp_path, head + scores_of(rng, "a", 1, False) + scores_of(rng, "b", 1, True)))
     assert verdict.caveats == ()
 
@@ -457,7 +472,13 @@ def test_scores_that_never_differ(tmp_path: Path) -> None:
 def test_names_move_no_terminal(tmp_path: Path) -> None:
     evil = "=a\x1b[31m\u202eb\x07"
     rows = [
-        {"system": s, "task": f"t\x1b]0;x\x07{evil}", "example": f"{i}\x1b", "score": (i + len(s)) % 2, "seed": f"{r}\x1b"}
+        {
+            "system": s,
+            "task": f"t\x1b]0;x\x07{evil}",
+            "example": f"{i}\x1b",
+            "score": (i + len(s)) % 2,
+            "seed": f"{r}\x1b",
+        }
         for s in (evil, "plain")
         for i in range(4)
         for r in range(2)

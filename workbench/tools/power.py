@@ -86,6 +86,8 @@ def from_scores(
     judgement = judge_scores(scores, baselines, level)
     number = len(judgement.distinct)
     alpha = level / number
+    for caveat in judgement.caveats:
+        console.print(f"· {caveat}", highlight=False, markup=False)
     for measure in judgement.tables:
         unit, noisiest = measure.unit, None
         for c in (c for c in judgement.distinct if c.measure == measure.measure):
