@@ -178,8 +178,8 @@ def _nothing(path: Path, by_metric: Mapping[str, list[Entry]], found: Mapping[st
     there = "; ".join(f"{', '.join(metrics)}{keys}" for keys, metrics in by_keys.items()) or "none"
     why = "".join(f" {metric}: {r.why}." for metric, r in found.items() if r.why)
     return (
-        f"{path}: no metric has a number for each document that is known as its score (there are: {there}).{why} If one "
-        "is the score, name it with --column score=KEY; else bring the scores as a table of system, example and score."
+        f"{path}: no metric has a number for each document that is known as its score (there are: {there}).{why} If "
+        "one is the score, name it with --column score=KEY; else bring them as a table of system, example and score."
     )
 
 
