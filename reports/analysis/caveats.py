@@ -5,9 +5,10 @@ from __future__ import annotations
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.fresh_replicates import judge_fresh_replicates
 from fusion_workbench.reports.analysis.mixtures import mixtures
+from fusion_workbench.reports.statistics.copies import Copies, copies
 from fusion_workbench.reports.words.wording import listed, plural
 from fusion_workbench.schema.names import Phase, RunStatus, Status
-from fusion_workbench.schema.plan import FEWEST
+from fusion_workbench.schema.plan import FEWEST, FEWEST_EXAMPLES
 
 
 def nothing_to_recommend(analysis: Analysis) -> str:
@@ -32,6 +33,33 @@ def _below_chance(analysis: Analysis) -> list[str]:
             out.append(
                 f"Nothing was learned of {task.name} that holds on test: the best cell has {best}, and a guess that "
                 f"looks at no image {chance_baseline}; differences between cells there say little."
+            )
+    return out
+
+
+def _copies(analysis: Analysis) -> list[str]:
+    """Cells whose replicates are the same on every test score: their seeds changed nothing."""
+    found: list[tuple[str, Copies]] = []
+    for cell in analysis.record.cells:
+        tasks = [analysis.example_scores(cell.id, task.name) for task in analysis.record.tasks]
+        copied = copies([scores for scores in tasks if scores is not None])
+        if copied is not None and copied.certain:
+            found.append((cell.name, copied))
+    out = []
+    whole = [(name, c) for name, c in found if c.all]
+    if whole:
+        name, c = whole[0]
+        more = f" (and those of {len(whole) - 1} more cells)" if len(whole) > 1 else ""
+        out.append(
+            f"The {c.replicates} replicates of {name}{more} are identical on all {c.scores:,} test scores: nothing is "
+            "known of seeds there, and intervals and verdicts leave them out."
+        )
+    for name, c in found[:3]:
+        if not c.all:
+            same = listed([listed(list(names)) for names in c.alike])
+            out.append(
+                f"Replicates {same} of {name} are identical on all {c.scores:,} test scores, and were counted as "
+                "several."
             )
     return out
 
@@ -65,6 +93,12 @@ def caveats(analysis: Analysis) -> tuple[str, ...]:
             f"Conditional on {'this' if number == 1 else 'these'} {noun}: the test images come from {number} {noun}; "
             "nothing here speaks for other ones."
         )
+    images = min((e.examples for e in analysis.means.values()), default=FEWEST_EXAMPLES)
+    if images < FEWEST_EXAMPLES:
+        out.append(
+            f"Conditional on {'this test image' if images == 1 else f'these {images} test images'}: nobody can tell "
+            f"from {images} what others would change, so there are no verdicts (they take {FEWEST_EXAMPLES})."
+        )
     out.extend(_below_chance(analysis))
     if not record.contenders and any(run.phase == Phase.CONFIRM for run in record.runs):
         out.append(
@@ -72,6 +106,9 @@ def caveats(analysis: Analysis) -> tuple[str, ...]:
             "read: the study's own replicates judge instead."
         )
     fresh = judge_fresh_replicates(analysis)
+    out.extend(_copies(analysis))
+    if fresh is not None:
+        out.extend(_copies(fresh.analysis))
     reached_by = [e.replicates for e in analysis.means.values()]
     few = min(reached_by, default=0)
     if fresh is not None:

@@ -9,6 +9,7 @@ import typer
 
 from fusion_workbench.cli.terminal import DEFAULT_WORKSPACE, Quiet, Uri, Workspace, terminal
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.text import printable
 from fusion_workbench.study.tracking import existing_uri
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ Columns = Annotated[
     typer.Option(
         "--column",
         "-c",
-        help="ROLE=COLUMN, with the roles system, example, score, replicate, group, measure.",
+        help="ROLE=COLUMN, with the roles system, example, score, replicate, group, measure; of sample logs score=KEY "
+        "and group=KEY.",
         show_default=False,
     ),
 ]
@@ -87,11 +89,12 @@ def verdict(
     if out is not None:
         from fusion_workbench.reports.scores.render import write_judgement
 
-        written = write_judgement(judgement, out, (*(files or []), *(system or [])))
-        console.print(f"written: {written[0]}", highlight=False, markup=False)
+        named = tuple(printable(name) for name in (*(files or []), *(system or [])))
+        written = write_judgement(judgement, out, named)
+        console.print(f"written: {printable(str(written[0]))}", highlight=False, markup=False)
     if fail_on and judgement.worse():
-        named = ", ".join(sorted({f"{c.cell} (against {c.baseline})" for c in judgement.worse()}))
-        typer.echo(f"worse: {named}", err=True)
+        worse = ", ".join(sorted({f"{c.cell} (against {c.baseline})" for c in judgement.worse()}))
+        typer.echo(f"worse: {worse}", err=True)
         raise typer.Exit(1)
 
 
