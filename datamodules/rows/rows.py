@@ -17,7 +17,9 @@ from fusion_workbench.datamodules.conversations.base import ASSISTANT, IMAGE, US
 Role = Literal["user", "assistant"]
 ROLES: Final[Mapping[str, Role]] = {"human": USER, "gpt": ASSISTANT, "user": USER, "assistant": ASSISTANT}
 KEYS: Final = (("from", "value"), ("role", "content"))  # LLaVA's names of a turn's parts, and those of chat messages
-READ: Final = frozenset("id question_id image conversations answers task category metric group".split())  # keys of a row
+READ: Final = frozenset(
+    ["id", "question_id", "image", "conversations", "answers", "task", "category", "metric", "group"]
+)  # keys of a row
 # A picture's kin that cannot be shown: at the head of a line, or at the end, of words that do not speak of HTML.
 _OTHER_MEDIA = re.compile(r"(?m)^\s*<(video|audio|speech)>|<(video|audio|speech)>\s*\Z")
 
