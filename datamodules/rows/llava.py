@@ -156,7 +156,7 @@ def _parsed(value: object, unread: UnreadKeys, image_first: bool) -> Conversatio
     except BadRow:
         if isinstance(value, dict):
             image = value.get("image")
-            unread.look(value, image if isinstance(image, list) else [image])
+            unread.look(value, image if isinstance(image, list) else [image] if image else [])
         raise
     unread.look_at_turns(value)
     unread.look_at_words(row.turns)

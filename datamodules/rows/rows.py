@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final, Literal
 
 from fusion_workbench.datamodules.conversations.base import ASSISTANT, IMAGE, USER, Turn
@@ -192,7 +193,7 @@ def text_of(value: object) -> object:
     """A number or boolean as the text that stands in the file; NaN, which is no number, and all else as it is."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int | WrittenNumber) or (isinstance(value, float) and math.isfinite(value)):
+    if isinstance(value, int | WrittenNumber | Decimal) or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
     return value
 

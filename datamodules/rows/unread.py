@@ -23,6 +23,11 @@ _LONGEST = 1024  # characters of a name; what is longer is prose
 _SHOWN = 8  # keys that a notice names
 
 
+def is_of_pictures(key: str) -> bool:
+    """Whether a key says that it holds what is to be seen or heard."""
+    return _PICTURE.search(key) is not None
+
+
 class UnreadKeys:
     """Keeps count, over the rows of one file, of what they hold and nobody reads.
 
@@ -31,23 +36,27 @@ class UnreadKeys:
         read: the keys that are read.
         folders: where an existing file may lie; the first is that of the images.
         image_key: the key that is read as the image.
+        strict: a row that shows its picture may not name another one either; else that is told, and no more.
     """
 
-    def __init__(self, name: str, read: Collection[str], folders: Sequence[ImageFolder], image_key: str) -> None:
+    def __init__(
+        self, name: str, read: Collection[str], folders: Sequence[ImageFolder], image_key: str, strict: bool = True
+    ) -> None:
         self.name = name
         self.read = frozenset(read)
         self.image_key = image_key
+        self.strict = strict
         self.keys: Counter[str] = Counter()  # key → rows that hold something under it
         self.words: Counter[str] = Counter()  # another word for a picture → rows
         self._folders = folders
         self._suffixes = frozenset(Image.registered_extensions()) | _MOVING
 
-    def look(self, record: object, shown: Collection[object]) -> None:
+    def look(self, record: object, shown: Sequence[object]) -> None:
         """Count a row's unread keys.
 
         Args:
             record: an object of JSON; what is none is passed over.
-            shown: the names of the row's images, in the first folder.
+            shown: the names of the row's images in the first folder; of one that is kept in the row itself, empty.
 
         Raises:
             BadRow: an unread key holds the name of a picture or film that exists; or any such name, where the row
@@ -55,19 +64,18 @@ class UnreadKeys:
         """
         if not isinstance(record, dict):
             return
-        shown = [name for name in shown if name]
         for key in record.keys() - self.read:
             value = record[key]
             if value is None or value == "" or value == [] or value == {}:
                 continue
             self.keys[str(key)] += 1
-            is_picture = _PICTURE.search(str(key)) is not None
+            is_picture = is_of_pictures(str(key))
             for name in _names(value):
                 suffix = os.path.splitext(name)[1].lower()
                 is_media = suffix in self._suffixes
                 if not (is_media or is_picture):
                     continue
-                where = self._existing(name)
+                where = self._existing(name) if self.strict or not shown else ""
                 if where in shown or not (where or (is_media and is_picture and not shown)):
                     continue
                 if suffix in _MOVING:
@@ -94,7 +102,7 @@ class UnreadKeys:
 
     def notice(self) -> str:
         """What nobody reads, in one line; empty: nothing."""
-        first = sorted(self.keys.items(), key=lambda item: (_PICTURE.search(item[0]) is None, -item[1], item[0]))
+        first = sorted(self.keys.items(), key=lambda item: (not is_of_pictures(item[0]), -item[1], item[0]))
         parts = []
         if first:
             listed = ", ".join(f"{key!r} in {_rows(number)}" for key, number in first[:_SHOWN])
