@@ -68,20 +68,20 @@ def open_splits(place: str, config: str, revision: str, arrow: Callable[[Any], T
 
 def _words(builder: Any, place: str) -> dict[str, Table] | None:
     """The splits of a dataset whose files hold words; None of any other."""
-    kind = type(builder).__name__
+    kind = _kind(builder)
     if kind == "Cache" and builder.info.builder_name in _OF_WORDS:
         raise WorkbenchError(
             f"source.options.path: '{place}' cannot be reached, and what datasets kept of it lost how its words were "
             "written (007, NA, 2 among words); go online, or name a folder that holds its files."
         )
-    if kind not in _BUILDERS or not type(builder).__module__.startswith("datasets.packaged_modules."):
+    if kind not in _BUILDERS:
         return None
     if getattr(builder.config, "field", None):
         raise WorkbenchError(
             f"source.options.path: '{place}' keeps its rows under the key '{builder.config.field}' of a JSON object; "
             "write them as a list of objects, or as JSON lines."
         )
-    separator = str(getattr(builder.config, "sep", ",") or ",") if kind == "Csv" else ""
+    separator = str(getattr(builder.config, "sep", "") or "") if kind == "Csv" else ""
     splits: dict[str, Table] = {}
     for split, files in builder.config.data_files.items():
         local = _local([str(file) for file in files])
@@ -89,8 +89,15 @@ def _words(builder: Any, place: str) -> dict[str, Table] | None:
             local = [file for file in local if file.name in METADATA]
             if not local:
                 return None
-        splits[str(split)] = WordTable(local, "" if separator == "," else separator, pictures=_BUILDERS[kind])
+        suffix = {"Csv": ".csv", "Json": ".json"}.get(kind, "")  # what was unpacked has none
+        splits[str(split)] = WordTable(local, suffix, "" if separator == "," else separator, _BUILDERS[kind])
     return splits
+
+
+def _kind(builder: Any) -> str:
+    """Which of those builders it is, by name; it may be of a subclass made for one folder. Empty: another."""
+    names = {c.__name__ for c in type(builder).__mro__ if c.__module__.startswith("datasets.packaged_modules.")}
+    return next((name for name in (*_BUILDERS, "Cache") if name in names), "")
 
 
 def _local(files: Sequence[str]) -> list[Path]:
@@ -109,7 +116,7 @@ def _own_cache(builder: Any) -> Path | None:
     and ``rsync`` do, would be read as the old one.
     """
     files = [Path(str(file)) for listed in (builder.config.data_files or {}).values() for file in listed]
-    if not files or type(builder).__name__ == "ImageFolder" or not all(file.is_file() for file in files):
+    if not files or _kind(builder) == "ImageFolder" or not all(file.is_file() for file in files):
         return None
     facts = [(str(file), file.stat()) for file in files]
     told: list[Mapping[str, Any] | tuple[Any, ...]] = [

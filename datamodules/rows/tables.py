@@ -47,13 +47,15 @@ class WordTable:
 
     Args:
         files: in the order of their rows.
+        suffix: what they are, one of :data:`WORDS`; empty: each by its own.
         separator: of cells, see :func:`.csv_files.read_table`.
         pictures: the files are a folder of images' metadata, whose ``file_name`` (``file_names``, ``x_file_name``) are
             the column ``image`` (``images``, ``x``), below the file's folder.
     """
 
-    def __init__(self, files: Sequence[Path], separator: str = "", pictures: bool = False) -> None:
+    def __init__(self, files: Sequence[Path], suffix: str = "", separator: str = "", pictures: bool = False) -> None:
         self.files = tuple(files)
+        self.suffix = suffix
         self.separator = separator
         self.pictures = pictures
         self._columns: dict[str, None] = {}
@@ -64,8 +66,8 @@ class WordTable:
     def records(self) -> Iterator[Record]:
         number = 0
         for file in self.files:
-            own = file.suffix.lower() in DELIMITED
-            names, entries = read_table(file, self.separator) if own else ([], read_entries(file))
+            delimited = (self.suffix or file.suffix.lower()) in DELIMITED
+            names, entries = read_table(file, self.separator) if delimited else ([], read_entries(file))
             self._columns |= dict.fromkeys(_named(name) if self.pictures else name for name in names)
             for entry in entries:
                 number += 1
