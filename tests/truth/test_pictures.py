@@ -57,7 +57,7 @@ def bad(found: ReadRows) -> list[tuple[int, str]]:
 @case(
     Kind.PICTURES,
     "LLaVA rows whose picture stands under images, image_path, image_file, img or another key",
-    "bad rows that name the key and ask whether image was meant; so is any key that holds the name of an image that is there",
+    "bad rows that name the key and ask whether image was meant; so with any key that names an image that is there",
     "VITA-MLLM/Long-VITA#9",
     "zjysteven/lmms-finetune#5",
     "hiyouga/LlamaFactory#5329",
@@ -293,7 +293,7 @@ def test_data_check_of_a_long_picture(folder: Path) -> None:
     with Console(file=(folder / "out").open("w"), width=160) as console:
         assert not check(console, *arguments)
         assert check(console, *arguments, padding="crop")
-        with pytest.raises(WorkbenchError, match="--padding: unknown 'squar'. Did you mean 'square'"):
+        with pytest.raises(WorkbenchError, match=r"--padding: unknown 'squar'\. Did you mean 'square'"):
             check(console, *arguments, padding="squar")
 
 
