@@ -170,8 +170,9 @@ def _answers(record: Mapping[str, Any]) -> tuple[str, ...]:
     listed = record.get("answers")
     if listed is None:
         return ()
-    words = [text_of(answer) for answer in listed] if isinstance(listed, list) else []
-    if not words or not all(isinstance(word, str) and word.strip() for word in words):
+    read = [text_of(answer) for answer in listed] if isinstance(listed, list) else []
+    words = [word for word in read if isinstance(word, str) and word.strip()]
+    if not words or len(words) != len(read):
         raise BadRow("answers", f"'answers' is {_short(listed)}; it must be a list of words")
     return tuple(_whole(word, "an answer") for word in words)
 
