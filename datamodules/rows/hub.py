@@ -126,7 +126,9 @@ class HubDataset(RowSource):
     def _read(self, split: str, table: Table) -> list[LocatedRow]:
         name = f"{self.chosen.path}[{getattr(self.chosen, split)}]"
         quarantine = Quarantine(name, self._lists / f"{name.strip('./').replace('/', '--')}{LISTED}")
-        unread = UnreadKeys(name, self._columns, self._places, self.chosen.image[0], strict=False)
+        here = Path(self.chosen.path)  # where it is on this disk
+        folder, beside = (self._folder, here if here.is_dir() else here.parent) if here.exists() else (None, None)
+        unread = UnreadKeys(name, self._columns, folder, beside, self.chosen.image[0], strict=False)
         good: list[LocatedRow] = []
         for record in table.records():
             quarantine.seen += 1
@@ -222,14 +224,6 @@ class HubDataset(RowSource):
         if not self.chosen.images and not place.exists():
             place = Path(require_datasets().config.HF_CACHE_HOME)
         return ImageFolder(place if place.is_dir() else place.parent)
-
-    @property
-    def _places(self) -> list[ImageFolder]:
-        """Where a file that a row names may lie; none where the dataset is not on this disk."""
-        path = Path(self.chosen.path)
-        if not path.exists():
-            return []
-        return [self._folder, ImageFolder(path if path.is_dir() else path.parent)]
 
     def _key(self, split: str, row: int, column: str, number: int, image: object, origin: str) -> str:
         data, file = self._bytes(image)

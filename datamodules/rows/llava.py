@@ -117,7 +117,7 @@ def read_file(
         WorkbenchError: the file cannot be read or is no JSON at all.
     """
     quarantine = Quarantine(str(file), (lists or file.parent) / f"{file.name}{LISTED}")
-    unread = UnreadKeys(str(file), READ, [folder, ImageFolder(file.parent)], "image")
+    unread = UnreadKeys(str(file), READ, folder, file.parent)
     images: dict[str, ImageFile] = {}
     read: list[tuple[RowEntry, ConversationRow, tuple[str, ...]]] = []
     for entry in read_entries(file):

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
 from PIL import Image
 
@@ -34,13 +35,20 @@ class UnreadKeys:
     Args:
         name: of the file, for the notice.
         read: the keys that are read.
-        folders: where an existing file may lie; the first is that of the images.
+        folder: of the images; None: there is none on this disk.
+        beside: another folder where a file that is named may lie: that of the rows.
         image_key: the key that is read as the image.
         strict: a row that shows its picture may not name another one either; else that is told, and no more.
     """
 
     def __init__(
-        self, name: str, read: Collection[str], folders: Sequence[ImageFolder], image_key: str, strict: bool = True
+        self,
+        name: str,
+        read: Collection[str],
+        folder: ImageFolder | None,
+        beside: Path | None,
+        image_key: str = "image",
+        strict: bool = True,
     ) -> None:
         self.name = name
         self.read = frozenset(read)
@@ -48,7 +56,9 @@ class UnreadKeys:
         self.strict = strict
         self.keys: Counter[str] = Counter()  # key → rows that hold something under it
         self.words: Counter[str] = Counter()  # another word for a picture → rows
-        self._folders = folders
+        self._folders = [] if folder is None else [folder]
+        if beside is not None and beside.is_dir():
+            self._folders.append(ImageFolder(beside))
         self._suffixes = frozenset(Image.registered_extensions()) | _MOVING
 
     def look(self, record: object, shown: Sequence[object]) -> None:
@@ -95,10 +105,8 @@ class UnreadKeys:
 
     def look_at_words(self, turns: Sequence[Turn]) -> None:
         """Count other words for a picture: they are read as they stand."""
-        for turn in turns:
-            if turn.role == USER and "<" in turn.text:
-                found = {match for match in _ANOTHER.findall(turn.text) if match != IMAGE}
-                self.words.update(found)
+        texts = [turn.text for turn in turns if turn.role == USER and "<" in turn.text]
+        self.words.update({match for text in texts for match in _ANOTHER.findall(text) if match != IMAGE})
 
     def notice(self) -> str:
         """What nobody reads, in one line; empty: nothing."""

@@ -56,11 +56,9 @@ def read_questions(file: Path, folder: Path | None) -> list[QuestionRow]:
         WorkbenchError: the first row that cannot be asked, with its line.
     """
     images = ImageFolder(folder) if folder is not None else None
-    unread: UnreadKeys | None = None
+    unread = UnreadKeys(str(file), READ | _READ_TOO, images, file.parent)
     questions = []
     for entry in read_entries(file):
-        if unread is None:
-            unread = UnreadKeys(str(file), READ | _READ_TOO, [images or ImageFolder(file.parent)], "image")
         try:
             questions.append(_question(entry.value, entry.number, images))
             unread.look(entry.value, _shown(entry.value))
@@ -68,7 +66,7 @@ def read_questions(file: Path, folder: Path | None) -> list[QuestionRow]:
             raise WorkbenchError(f"{file}:{entry.line}: {error}.") from None
     if not questions:
         raise WorkbenchError(f"{file} holds no questions.")
-    if unread is not None and (notice := unread.notice()):
+    if notice := unread.notice():
         print_notice(notice)
     return questions
 
