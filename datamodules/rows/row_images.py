@@ -8,6 +8,7 @@ import stat
 import struct
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -114,9 +115,9 @@ class ImageFolder:
         for part in name.split("/"):
             folder = os.path.join(self.root, *found)
             if folder not in self._listings:
-                listed = os.listdir(folder) if os.path.isdir(folder) else []
-                self._listings[folder] = {_folded(one): one for one in listed}
-            actual = self._listings[folder].get(_folded(part))
+                with suppress(OSError):
+                    self._listings[folder] = {_folded(one): one for one in os.listdir(folder)}
+            actual = self._listings.get(folder, {}).get(_folded(part))
             if actual is None:
                 return ""
             found.append(actual)
