@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.pretrained_config import an_adapter
 from fusion_workbench.core.tensors import broken_weights, not_finite
 
 if TYPE_CHECKING:
@@ -54,10 +55,7 @@ def load_pretrained(model_class: Any, name: str, what: str, outputs: Outputs | N
     except Exception as error:  # transformers raises many kinds
         raise WorkbenchError(f"{what} could not be loaded from safetensors weights: {first_line(error)}") from None
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise WorkbenchError(
-            f"{what} is the adapter of another model (adapter_config.json of peft), and what its file lacks would be "
-            "made at random; merge it into that model (merge_and_unload, save_pretrained) and name the merged folder."
-        )
+        raise WorkbenchError(an_adapter(what))
     _check(model, info, what, outputs)
     return model
 

@@ -24,12 +24,14 @@ def read_pretrained_config(name: str, revision: str | None, what: str, unknown: 
         unknown: what is said of a name that leads nowhere, such as ``cannot be had``.
 
     Raises:
-        WorkbenchError: there is none, it is broken, it is timm's, or it names sizes that no model has.
+        WorkbenchError: there is none, it is broken, it is timm's or an adapter's, or it names sizes that no model has.
     """
     from transformers import AutoConfig, PretrainedConfig
 
     folder = Path(name).is_dir()
     if folder:
+        if (Path(name) / "adapter_config.json").is_file():
+            raise WorkbenchError(an_adapter(what))
         plain = _plain(Path(name), what)
         _refuse_timm(plain, what)
         for part in (plain, plain.get("vision_config"), plain.get("text_config")):
@@ -91,6 +93,14 @@ def check_described(folder: Path, make: Callable[[Any], Any], config: Any, what:
             f"{what}: its {CONFIG} describes a model of {described:,} parameters, and its weights hold {numbers:,}; "
             "they are of different models."
         )
+
+
+def an_adapter(what: str) -> str:
+    """The error of a folder of peft, whose missing weights transformers does not tell."""
+    return (
+        f"{what} is the adapter of another model (adapter_config.json of peft); merge it into that model "
+        "(merge_and_unload, save_pretrained) and name the merged folder."
+    )
 
 
 def _check_counts(get: Callable[[str], Any], what: str) -> None:
