@@ -19,7 +19,7 @@ from tiny_models import build_model, save_language
 from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.models.folder import CONNECTOR, LANGUAGE, save_model
+from fusion_workbench.models.folder import CONNECTOR, LANGUAGE, check_model_weights, read_model_config, save_model
 from fusion_workbench.models.loaded import load_model
 from fusion_workbench.models.weights import UPDATES
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
@@ -322,6 +322,8 @@ def test_a_model_folder(kept: str, clip: Path, language: Path, tmp_path: Path) -
     ):
         spoilt = changed(whole, tmp_path / str(place), change, name)
         refused(spoilt, says, loads=lambda folder: load_model(folder, "cpu"))
+        if name == CONNECTOR or says == numbers:  # an export copies such a folder
+            refused(spoilt, says, loads=lambda folder: check_model_weights(folder, read_model_config(folder)))
 
 
 @case(
