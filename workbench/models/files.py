@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.files import write_file
+from fusion_workbench.core.layers import parse_layer
+from fusion_workbench.core.tensors import check_finite
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def read_config(folder: Path, otherwise: str) -> Any:
     """
     try:
         return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkbenchError(f"{folder} is {otherwise}: its {CONFIG} cannot be read ({error}).") from None
 
 
@@ -89,13 +91,34 @@ def check_schema(folder: Path, config: Any, newest: int) -> None:
         )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file. Raises WorkbenchError."""
+def check_layers(folder: Path, config: Mapping[str, Any], depth: int) -> None:
+    """Raises WorkbenchError where a config names a layer that its encoder of ``depth`` blocks does not have."""
+    for layer in (*config["levels"], config["query"]):
+        try:
+            parse_layer(layer, depth)
+        except WorkbenchError as error:
+            raise WorkbenchError(f"{folder / CONFIG}: {error}") from None
+
+
+def read_tensors(path: Path, where: str = "") -> dict[str, Tensor]:
+    """A safetensors file. Raises WorkbenchError. ``where``: what it is in messages; empty: its path."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WorkbenchError(f"{where or path} cannot be read as safetensors, it may be truncated: {error}.") from None
+
+
+def check_tensors(path: Path) -> None:
+    """Raises WorkbenchError for a safetensors file with values that are no numbers; read tensor by tensor."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                check_finite({name: file.get_tensor(name)}, str(path))
     except (OSError, SafetensorError) as error:
         raise WorkbenchError(f"{path} cannot be read as safetensors, it may be truncated: {error}.") from None
 

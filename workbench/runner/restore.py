@@ -23,8 +23,8 @@ from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.runner.variant_files import phase_of, read_variant
 from fusion_workbench.schema.dependencies import TrackedDependencies, combined
 from fusion_workbench.schema.names import Artifact, LedgerState, Tag, closing_status, scores_file
-from fusion_workbench.study.changes import FACT as DEPENDENCIES
 from fusion_workbench.study.changes import ENVIRONMENTS_FACT, NUMERICS_FACT
+from fusion_workbench.study.changes import FACT as DEPENDENCIES
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.ledger import Ledger, LedgerEntry
 from fusion_workbench.study.prepare import Parts

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.scratch import scratch_folder
+from fusion_workbench.models.connector_files import load_weights
+from fusion_workbench.models.files import read_tensors
 from fusion_workbench.runner.optional_step import log_once
 from fusion_workbench.runner.token_map_choice import (
     ChosenCells,
@@ -304,19 +306,13 @@ class TokenMapBuilder:
 
     def _fuser(self, cell: Cell, weights: Path) -> Any:
         """The trained fuser, on the CPU."""
-        import safetensors.torch
-
         from fusion_workbench.modules.fusion import build
 
         fuser = build(cell.strategy, cell.selection, self.parts.encoder.dim, dict(cell.options)).eval()
-        state = safetensors.torch.load_file(weights)
+        what = f"the tracked weights of '{cell.label}'"
+        state = read_tensors(weights, what)
         own = {key.removeprefix("fuser."): value for key, value in state.items() if key.startswith("fuser.")}
-        try:
-            fuser.load_state_dict(own)
-        except RuntimeError as error:
-            raise WorkbenchError(
-                f"the tracked weights of '{cell.label}' do not fit its fuser: {first_line(error)}"
-            ) from None
+        load_weights(fuser, own, what)
         return fuser
 
 
