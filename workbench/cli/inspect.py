@@ -34,7 +34,7 @@ def studies() -> None:
         table.add_row(name, load_study(name).question, str(path))
     console = terminal()
     console.print(table)
-    console.print("see what one would train: [bold]workbench sweep STUDY --plan[/]", highlight=False)
+    console.print("see what one would train: [bold]workbench sweep STUDY --plan[/]", highlight=False, markup=True)
 
 
 @app.command()
@@ -110,7 +110,8 @@ def assets(
         )
     console.print(table)
     console.print(
-        "next: [bold]workbench quickstart[/]" if not check else "fetch what is missing: [bold]workbench assets[/]"
+        "next: [bold]workbench quickstart[/]" if not check else "fetch what is missing: [bold]workbench assets[/]",
+        markup=True,
     )
 
 

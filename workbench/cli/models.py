@@ -210,6 +210,6 @@ _CONVERT = {Form.LLAVA: _to_llava, Form.PROJECTOR: _to_connector_file}
 
 def _status() -> Console:
     """Standard error, so that standard output holds the answer alone."""
-    from rich.console import Console
+    from fusion_workbench.core.console import error_console
 
-    return Console(stderr=True)
+    return error_console()

@@ -3,30 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from fusion_workbench.config.aliases import rename_override
+from fusion_workbench.config.history import path_of
+from fusion_workbench.config.references import check_references
 from fusion_workbench.core.errors import WorkbenchError, first_line, nearest
+from fusion_workbench.core.parse import parse_yaml
 
 
 def parse_values(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["points=8", "self_attention=false"]`` as a mapping. Raises WorkbenchError for what is not key=value."""
+    """``["points=8", "self_attention=false"]`` as a mapping.
+
+    Raises:
+        WorkbenchError: what is not key=value, or a key that is given twice.
+    """
+    check_repeats(pairs)
     return dict(_pair(pair) for pair in pairs)
+
+
+def check_repeats(overrides: Sequence[str]) -> None:
+    """Raises WorkbenchError for two overrides of one key: which of them was meant nobody can tell."""
+    seen: dict[str, str] = {}
+    for override in overrides:
+        key = override.partition("=")[0]
+        if (before := seen.setdefault(".".join(path_of(key)), override)) is not override:
+            raise WorkbenchError(f"'{key}' is given twice, as '{before}' and '{override}'; keep one.")
+
+
+def refuse_unquoted(schema: Any, key: str, value: Any, where: str) -> None:
+    """A key that takes a word is not let have what YAML took for something else, in which its spelling is lost.
+
+    Args:
+        schema: the dataclass that has the key.
+        where: names the key in the message.
+
+    Raises:
+        WorkbenchError: a number with a point (``revision: 1.10`` is 1.1), or true or false, where a word is meant.
+    """
+    kind = next((str(f.type) for f in fields(schema) if f.name == key), "")
+    values = value if kind == "list[str]" and isinstance(value, list) else [value]
+    wrong = [one for one in values if kind in ("str", "str | None", "list[str]") and isinstance(one, bool | float)]
+    if wrong:
+        what = "true or false" if isinstance(wrong[0], bool) else "a number"
+        raise WorkbenchError(f"{where} takes words, and YAML reads {what} there; put it in quotes as it is meant.")
 
 
 def _pair(override: str) -> tuple[str, Any]:
     key, sep, value = override.partition("=")
     if not sep or not key:
         raise WorkbenchError(f"override '{override}' is not of the form key=value, such as training.epochs=4.")
+    where = f"override '{override}'"
     try:
-        return key, yaml.safe_load(value) if value else ""
-    except yaml.YAMLError:
-        raise WorkbenchError(f"override '{override}': the value is not valid YAML.") from None
+        parsed = parse_yaml(value, where) if value else ""
+    except WorkbenchError as error:
+        if "control character" in str(error):
+            raise
+        raise WorkbenchError(f"{where}: the value is not valid YAML{str(error).removeprefix(where)}") from None
+    check_references({key: parsed}, where)
+    return key, parsed
 
 
 def apply_override(config: Any, override: str) -> tuple[str, Any]:
@@ -37,7 +76,7 @@ def apply_override(config: Any, override: str) -> tuple[str, Any]:
     """
     key, parsed = _pair(override)
     key = rename_override(key, parsed)
-    _check_override_key(config, key)
+    _check_override_key(config, key, parsed)
     try:
         OmegaConf.update(config, key, parsed, merge=True)
     except (OmegaConfBaseException, IndexError, TypeError) as error:
@@ -45,11 +84,12 @@ def apply_override(config: Any, override: str) -> tuple[str, Any]:
     return key, parsed
 
 
-def _check_override_key(config: Any, key: str) -> None:
+def _check_override_key(config: Any, key: str, value: Any) -> None:
     """Walk ``key`` down the schema; the first unknown part is answered with the nearest known ones."""
     node = config
     walked: list[str] = []
-    for part in key.replace("[", ".").replace("]", "").split("."):
+    parts = path_of(key)
+    for part in parts:
         if OmegaConf.is_list(node):
             if not part.isdigit() or int(part) >= len(node):
                 raise WorkbenchError(
@@ -61,6 +101,8 @@ def _check_override_key(config: Any, key: str) -> None:
             if is_dataclass(kind) and part not in node:
                 place = f" of '{'.'.join(walked)}'" if walked else ""
                 raise WorkbenchError(f"override '{key}': unknown key '{part}'{place}.{nearest(part, map(str, node))}")
+            if is_dataclass(kind):
+                refuse_unquoted(kind, part, value if part == parts[-1] else None, f"override '{key}'")
             node = node.get(part) if part in node else None
         else:
             return

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fusion_workbench.core.mlflow_uri import without_password
 from fusion_workbench.version import __version__
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "transformers", "optuna", "mlflow", "omegaconf", "numpy", "pillow")
@@ -21,6 +24,12 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             versions_by_name[package] = "not installed"
     return versions_by_name
+
+
+def command() -> str:
+    """What was typed, without passwords."""
+    words = [without_password(word) for word in sys.argv[1:]]
+    return " ".join(["workbench", *map(shlex.quote, words)])
 
 
 def commit() -> str:

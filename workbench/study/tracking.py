@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow
+from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow, without_password
 from fusion_workbench.schema.names import TRACKING_SCHEMA, RunKind, RunStatus, Tag
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ class Tracker:
             else:
                 self.experiment_id = existing.experiment_id
         except MlflowException as error:
-            raise WorkbenchError(f"tracking.uri '{uri}' cannot be used: {first_line(error)}") from None
+            raise WorkbenchError(_told(uri, "used", error)) from None
         except Exception as error:  # drivers and file systems raise their own
-            raise WorkbenchError(f"tracking.uri '{uri}' cannot be opened: {first_line(error)}") from None
+            raise WorkbenchError(_told(uri, "opened", error)) from None
 
     # --- the study ----------------------------------------------------------------------------------------------
 
@@ -176,6 +176,10 @@ class Tracker:
             token = page.token
             if not token:
                 return runs
+
+
+def _told(uri: str, what: str, error: Exception) -> str:
+    return without_password(f"tracking.uri '{uri}' cannot be {what}: {first_line(error)}")
 
 
 def to_json(value: Any) -> str:
