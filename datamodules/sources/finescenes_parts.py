@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -54,7 +56,7 @@ class Parts:
             with np.load(digits / "digits.npz", allow_pickle=False) as arrays:
                 self._strokes: Array = arrays["X"]
                 self._labels: Array = arrays["y"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, BadZipFile, zlib.error) as error:
             raise WorkbenchError(
                 f"the handwriting {digits / 'digits.npz'} cannot be read ({error}); restore it with: "
                 "workbench assets --repair"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,14 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, reason
+from fusion_workbench.core.files import read_small
 from fusion_workbench.core.mlflow_uri import without_password
+from fusion_workbench.core.parse import parse_json
 from fusion_workbench.reports.reading.artifacts import Artifacts
 from fusion_workbench.reports.reading.connect import children, connect, find_study
 from fusion_workbench.reports.reading.language import ShownQuestions, read_answers, shown_questions
 from fusion_workbench.reports.reading.layers import Inside, read_importance, read_inside, read_similarity
 from fusion_workbench.reports.reading.parsing import (
     cell_of_run,
+    encoder_info_of,
     fresh_of,
     replicates_of,
     run_of,
@@ -116,7 +118,7 @@ class _Reader:
             ended=int(info.end_time) if info.end_time else None,
             tags=tags,
             study_yaml=study_yaml,
-            encoder_info=self._json(Artifact.ENCODER, {}),
+            encoder_info=encoder_info_of(self._json(Artifact.ENCODER, {})),
             source=source,
             tasks=tasks_of(known, example_scores),
             cells=cells,
@@ -248,13 +250,17 @@ class _Reader:
         if file is None:
             self.notes.append(f"The study has no {path}.")
             return ""
-        return file.read_text(encoding="utf-8", errors="replace")
+        try:
+            return read_small(file).decode("utf-8", "replace")
+        except OSError as error:
+            self.notes.append(f"{path} cannot be read: {reason(error)}.")
+            return ""
 
     def _json(self, path: str, default: Any) -> Any:
         text = self._text(path)
         try:
-            value = json.loads(text) if text else default
-        except json.JSONDecodeError:
+            value = parse_json(text) if text else default
+        except ValueError:
             self.notes.append(f"{path} is not valid JSON.")
             return default
         return value if isinstance(value, type(default)) else default
@@ -281,7 +287,7 @@ class _Reader:
         """A JSON object that older studies do not have; empty without it."""
         file = self.artifacts.file(str(self.parent.info.run_id), path)
         try:
-            found = json.loads(file.read_bytes()) if file else {}
+            found = parse_json(read_small(file)) if file else {}
         except (OSError, ValueError):
             self.notes.append(f"{path} is not valid JSON.")
             found = {}
@@ -291,7 +297,7 @@ class _Reader:
         """A JSON list that older studies do not have; empty without it."""
         file = self.artifacts.file(str(self.parent.info.run_id), path)
         try:
-            found = json.loads(file.read_bytes()) if file else []
+            found = parse_json(read_small(file)) if file else []
         except (OSError, ValueError):
             self.notes.append(f"{path} is not valid JSON.")
             found = []
@@ -348,7 +354,7 @@ class _Reader:
             return None
         try:
             return read_token_maps(
-                json.loads(file.read_bytes()), lambda name: self.artifacts.file(run, token_map_file(name))
+                parse_json(read_small(file)), lambda name: self.artifacts.file(run, token_map_file(name))
             )
         except WorkbenchError as error:
             reason = str(error)

@@ -322,6 +322,10 @@ def _fail(message: str, status: int = 2) -> NoReturn:
 def main() -> None:
     """The console script: what a user did wrong is one line and status 2, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        Path.cwd()
+    except OSError:
+        _fail("the folder that this command was started in is gone; go to one that is there (cd).")
     show_deprecations()
     try:
         app()
