@@ -164,3 +164,4 @@ for _tag, (_pattern, _first) in _SCALARS.items():
     for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(f"{_PREFIX}{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 _Loader.add_constructor(f"{_PREFIX}int", _Loader.construct_yaml_int)
+_Loader.add_constructor(f"{_PREFIX}merge", _Loader.construct_yaml_str)  # as a value; as a key it merges
