@@ -60,10 +60,10 @@ def scores_by_example(table: pd.DataFrame, ratio: tuple[str, str] | None) -> pd.
     return pd.Series(quotient_shares(above, below), index=table.index)
 
 
-def replicates_of(study_yaml: str, runs: Sequence[Run], stopped: Any) -> tuple[str, ...]:
+def replicates_of(study_yaml: str, runs: Sequence[Run], stopped: Any, notes: list[str]) -> tuple[str, ...]:
     """Those that the study asks for, up to the look that it stopped at, and any that it has besides.
 
-    A number that no study can ask for is as if none were written.
+    A number that no study can ask for is as if none were written, and ``notes`` gets a sentence.
     """
     seen = {run.replicate for run in runs if run.phase == Phase.FINAL}
     try:
@@ -72,6 +72,8 @@ def replicates_of(study_yaml: str, runs: Sequence[Run], stopped: Any) -> tuple[s
         plain = {}
     asked = plain.get("replicates") if isinstance(plain, dict) else 0
     planned_number = asked if _is_count(asked) else 0
+    if asked != planned_number and asked is not None:
+        notes.append(f"{Artifact.STUDY} asks for a number of replicates that no study has; those that ran are shown.")
     planned_number = min(planned_number, stopped) if _is_count(stopped) else planned_number
     return tuple(sorted(seen | {str(number) for number in range(planned_number)}, key=natural_key))
 
@@ -81,10 +83,12 @@ def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_REPLICATES
 
 
-def encoder_info_of(plain: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``passport.json``; a depth that no encoder has is left out."""
+def encoder_info_of(plain: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
+    """``passport.json``; a depth that no encoder has is left out, and ``notes`` gets a sentence."""
     depth = plain.get("depth")
     deep = isinstance(depth, int) and not isinstance(depth, bool) and 0 < depth <= MOST_LAYERS
+    if "depth" in plain and not deep:
+        notes.append(f"The depth in {Artifact.ENCODER} is left out: no encoder has it.")
     return plain if deep else {key: value for key, value in plain.items() if key != "depth"}
 
 

@@ -43,6 +43,7 @@ from fusion_workbench.schema.names import (
     Status,
     Tag,
     scores_file,
+    statistic_column,
     token_map_file,
 )
 from fusion_workbench.schema.plan import Plan, TrackedPlan, plan_hash
@@ -87,7 +88,7 @@ class _Reader:
         self.groups: set[str] = set()
 
     def read(self, uri: str) -> StudyRecord:
-        info, tags = self.parent.info, {str(k): str(v) for k, v in self.parent.data.tags.items()}
+        info, tags = self.parent.info, {str(k): without_password(str(v)) for k, v in self.parent.data.tags.items()}
         raw = children(self.client, self.parent)
         self.artifacts = Artifacts(self.client, [self.parent, *raw], self.folder)
         study_yaml = self._text(Artifact.STUDY)
@@ -117,13 +118,13 @@ class _Reader:
             started=int(info.start_time or 0),
             ended=int(info.end_time) if info.end_time else None,
             tags=tags,
-            study_yaml=study_yaml,
-            encoder_info=encoder_info_of(self._json(Artifact.ENCODER, {})),
+            study_yaml=without_password(study_yaml),
+            encoder_info=encoder_info_of(self._json(Artifact.ENCODER, {}), self.notes),
             source=source,
             tasks=tasks_of(known, example_scores),
             cells=cells,
             searched=searched,
-            replicates=replicates_of(study_yaml, kept, tracked.stopped),
+            replicates=replicates_of(study_yaml, kept, tracked.stopped, self.notes),
             runs=tuple(self._with_history(run) for run in kept),
             example_scores=example_scores,
             groups=tuple(sorted(self.groups or source.groups.get("test", ()))),
@@ -238,7 +239,8 @@ class _Reader:
             table = pd.read_parquet(path)
             if lacking := sorted(_COLUMNS - {*table.columns}):
                 raise KeyError(", ".join(lacking))
-            return table
+            numbers = [c for c in table.columns if c in ("score", "items") or str(c).startswith(statistic_column(""))]
+            return table.astype(dict.fromkeys(numbers, float))  # words are no scores
         except Exception as error:  # torn or foreign: pyarrow raises many kinds
             self.notes.append(f"{name} of run {run_id} cannot be read ({type(error).__name__}).")
             return None
@@ -263,7 +265,14 @@ class _Reader:
         except ValueError:
             self.notes.append(f"{path} is not valid JSON.")
             return default
-        return value if isinstance(value, type(default)) else default
+        if not isinstance(value, type(default)):
+            self._note_kind(path, default)
+            return default
+        return value
+
+    def _note_kind(self, path: str, expected: Any) -> None:
+        kind = "list" if isinstance(expected, list) else "mapping"
+        self.notes.append(f"{path} is left out: it holds no {kind}.")
 
     def _plan(self, tracked: TrackedPlan) -> Plan | None:
         """The plan that stands; None where the study tracked none, or none that can be read."""
@@ -291,7 +300,10 @@ class _Reader:
         except (OSError, ValueError):
             self.notes.append(f"{path} is not valid JSON.")
             found = {}
-        return found if isinstance(found, Mapping) else {}
+        if not isinstance(found, Mapping):
+            self._note_kind(path, {})
+            return {}
+        return found
 
     def _list(self, path: str) -> list[Any]:
         """A JSON list that older studies do not have; empty without it."""
@@ -301,7 +313,10 @@ class _Reader:
         except (OSError, ValueError):
             self.notes.append(f"{path} is not valid JSON.")
             found = []
-        return found if isinstance(found, list) else []
+        if not isinstance(found, list):
+            self._note_kind(path, [])
+            return []
+        return found
 
     def _part(self, path: str, read: Callable[[Mapping[str, Any]], _Entry]) -> _Entry | None:
         """What ``read`` makes of a JSON file that older studies do not have; one it cannot read gets a note."""

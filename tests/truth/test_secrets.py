@@ -6,7 +6,6 @@ import base64
 import io
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 
 import pytest
 from cases import Kind, case
+from commands import command
 
-from fusion_workbench.cli.main import main
 from fusion_workbench.cli.terminal import harmless
 from fusion_workbench.config.study import load_study, study_from_yaml, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
@@ -68,14 +67,6 @@ def server(tmp_path: Path, mlflow_template: Path, monkeypatch: pytest.MonkeyPatc
     yield f"http://wb:{SECRET}@127.0.0.1:{served.server_port}"
     served.shutdown()
     thread.join()
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """The command line in this process; its exit status."""
-    monkeypatch.setattr(sys, "argv", ["workbench", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 @case(

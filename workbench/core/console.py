@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from fusion_workbench.core.text import printable
 
@@ -21,9 +22,16 @@ class WordsConsole(Console):
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, **settings)
 
+    def render_str(self, text: str, **settings: Any) -> Text:
+        return super().render_str(_shown(text), **settings)  # here too, so that columns are as wide as what they show
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+            yield segment if segment.control else Segment(_shown(segment.text), segment.style)
+
+
+def _shown(text: str) -> str:
+    return printable(text.encode("utf-8", "replace").decode())  # half a surrogate pair is no character
 
 
 def error_console() -> Console:

@@ -20,9 +20,8 @@ def slug(text: object, keep: str = "", lower: bool = True) -> str:
     return plain.lower() if lower else plain
 
 
-# Control characters but for line breaks and tabs, what turns the direction of text about, other line breaks, and halves
-# of surrogate pairs, which no terminal and no file takes.
-_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters but for line breaks and tabs, other line breaks, and what turns the direction of text about.
+_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.layers import Selection
-from fusion_workbench.schema.names import SINGLE_LAYER
+from fusion_workbench.schema.names import SINGLE_LAYER, Budget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -220,7 +220,7 @@ class Contender:
             cell=Cell.read(entry),
             roles=tuple(map(str, entry.get("roles") or ())),
             stands_for=tuple((str(measure), str(name)) for measure, name in entry.get("stands_for") or ()),
-            controls=tuple(map(str, entry.get("controls") or ())),
+            controls=tuple(str(Budget(one)) for one in entry.get("controls") or ()),
             without=None if without is None else int(without),
         )
 
