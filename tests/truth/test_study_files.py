@@ -196,6 +196,8 @@ ABSURD = [
     ("encoder.image_size", 10**9),
     ("search.budget", 10**12),
     ("search.keep", 10**12),
+    ("search.seed", -1),
+    ("search.seed", 2**32),
     ("plan.confirm", [5, 10**9]),
     ("training.weight_decay", float("inf")),
     ("training.head_lr_scale", float("inf")),
@@ -238,7 +240,6 @@ def test_every_number_of_a_study_has_limits() -> None:
 
     free = {
         "schema",  # known versions alone
-        "search.seed",
         "search.learning_rates[]",  # checked with the limits
         "space.count[]",  # by the encoder's depth
         "plan.level",

@@ -43,7 +43,7 @@ def layers(
         str, typer.Argument(help="assets:encoder, a transformers folder, or a Hugging Face name.")
     ] = "assets:encoder",
     image_size: Annotated[
-        int, typer.Option("--image-size", help="Pixels of the square input; 0: the encoder's own.")
+        int, typer.Option("--image-size", min=0, max=16_384, help="Pixels of the square input; 0: the encoder's own.")
     ] = 0,
     revision: Annotated[str | None, typer.Option("--revision", help="Commit of a Hugging Face name.")] = None,
     families: Annotated[bool, typer.Option("--families", help="Show the families of encoders that are known.")] = False,

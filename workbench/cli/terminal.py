@@ -66,8 +66,9 @@ def _told_harmlessly() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
-            error.message = harmless(error.message)
+        told: Any = error
+        if hasattr(told, "format_message") and isinstance(getattr(told, "message", None), str):
+            told.message = harmless(told.message)
         raise
 
 

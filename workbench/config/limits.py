@@ -28,6 +28,7 @@ _TRAINED = "no machine trains so many"
 _HELD = "as many are held in memory at once"
 _WIDE = "no such layer fits into memory"
 _EPOCHS = "no training takes so many epochs"
+_CHOICES = Limits(0, 100_000, "each is a cell to train")
 _FINITE = Limits(0, 1e30, "weights would not stay finite")
 
 # Keys as in a study file; [] stands for every entry of a list. Keys that are not there, or null, are passed over.
@@ -36,6 +37,7 @@ LIMITS: dict[str, Limits] = {
     "encoder.batch_size": Limits(1, 65_536, _HELD),
     "search.budget": Limits(1, 1_000_000, _TRAINED),
     "search.keep": Limits(1, 1_000_000, _TRAINED),
+    "search.seed": Limits(0, 2**32 - 1, "a seed has 32 bits"),
     "training.epochs": Limits(1, 1_000_000, _EPOCHS),
     "training.batch_size": Limits(1, 1_000_000, _HELD),
     "training.bank_size": Limits(1, 10_000, _HELD),
@@ -76,6 +78,9 @@ def check_limits(study: Any, where: str) -> None:
         for name, value in _values(study, key.split("."), ""):
             check_number(name, value, limits, where)
     _check_size(study.encoder.image_size, where)
+    for number, strategy in enumerate(study.strategies):
+        cells = math.prod(len(values) for values in strategy.choices.values())
+        check_number(f"the combinations of strategies[{number}].choices", cells, _CHOICES, where)
     rates = study.search.learning_rates
     if not rates or any(not 0 < rate < math.inf for rate in rates):
         raise WorkbenchError(f"{where}: search.learning_rates must name one or more rates above 0, such as [0.001].")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
@@ -124,13 +124,14 @@ def _character(error: yaml.reader.ReaderError) -> str:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with the limits above and each key once."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - as PyYAML declares it
     _depth = 0
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         self._depth += 1
         if self._depth > _DEEPEST + 1:
-            raise yaml.composer.ComposerError(None, None, _TOO_DEEP, self.peek_event().start_mark)
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, _TOO_DEEP, event.start_mark)
         try:
             return super().compose_node(parent, index)
         finally:
@@ -148,12 +149,16 @@ class _Loader(yaml.SafeLoader):
             lines[key.value] = line
         return super().construct_mapping(node, deep)
 
-    def construct_yaml_int(self, node: ScalarNode) -> int:
-        if len(node.value) > _LONGEST_NUMBER:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"a number of {len(node.value):,} digits; quote it where a word is meant", node.start_mark
-            )
-        return int(node.value, 0)
+
+def _integer(loader: yaml.SafeLoader, node: ScalarNode) -> int:
+    if len(node.value) > _LONGEST_NUMBER:
+        told = f"a number of {len(node.value):,} digits; quote it where a word is meant"
+        raise yaml.constructor.ConstructorError(None, None, told, node.start_mark)
+    return int(node.value, 0)
+
+
+def _as_written(loader: yaml.SafeLoader, node: ScalarNode) -> str:
+    return str(node.value)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -163,5 +168,5 @@ class _Dumper(yaml.SafeDumper):
 for _tag, (_pattern, _first) in _SCALARS.items():
     for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(f"{_PREFIX}{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
-_Loader.add_constructor(f"{_PREFIX}int", _Loader.construct_yaml_int)
-_Loader.add_constructor(f"{_PREFIX}merge", _Loader.construct_yaml_str)  # as a value; as a key it merges
+_Loader.add_constructor(f"{_PREFIX}int", _integer)
+_Loader.add_constructor(f"{_PREFIX}merge", _as_written)  # as a value; as a key it merges
