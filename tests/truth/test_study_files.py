@@ -93,8 +93,9 @@ def test_numbers_that_are_words() -> None:
 )
 @pytest.mark.parametrize("line", ["encoder: {revision: 1.10}", "question: true", "tasks: [read, 1.50]"])
 def test_words_that_are_numbers(line: str) -> None:
-    assert "put it in quotes as it is meant" in refused(line)
-    assert "put it in quotes" in refused("", "encoder.revision=1.10")
+    assert "quote it as it is meant" in refused(line)
+    for override in ("encoder.revision=1.10", "encoder={revision: 1.10}", "strategies[0].alias=true", "tasks=[1.50]"):
+        assert "quote it as it is meant" in refused("", override)
     assert read('encoder: {revision: "1.10"}').encoder.revision == "1.10"
     assert read("encoder: {revision: 1234567}").encoder.revision == "1234567"  # nothing is lost
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
@@ -35,22 +36,37 @@ def check_repeats(overrides: Sequence[str]) -> None:
             raise WorkbenchError(f"'{key}' is given twice, as '{before}' and '{override}'; keep one.")
 
 
-def refuse_unquoted(schema: Any, key: str, value: Any, where: str) -> None:
+def refuse_unquoted(kind: Any, value: Any, where: str, name: str = "") -> None:
     """A key that takes a word is not let have what YAML took for something else, in which its spelling is lost.
 
     Args:
-        schema: the dataclass that has the key.
-        where: names the key in the message.
+        kind: the type that is declared: a dataclass for a mapping of keys.
+        name: of the key that has ``value``; empty for the whole study.
 
     Raises:
         WorkbenchError: a number with a point (``revision: 1.10`` is 1.1), or true or false, where a word is meant.
     """
-    kind = next((str(f.type) for f in fields(schema) if f.name == key), "")
-    values = value if kind == "list[str]" and isinstance(value, list) else [value]
-    wrong = [one for one in values if kind in ("str", "str | None", "list[str]") and isinstance(one, bool | float)]
-    if wrong:
-        what = "true or false" if isinstance(wrong[0], bool) else "a number"
-        raise WorkbenchError(f"{where} takes words, and YAML reads {what} there; put it in quotes as it is meant.")
+    if kind is str and isinstance(value, bool | float):
+        what = "true or false" if isinstance(value, bool) else "a number"
+        raise WorkbenchError(f"{where}: '{name}' takes words, and YAML reads {what} there; quote it as it is meant.")
+    if is_dataclass(kind) and isinstance(value, Mapping):
+        for key, inner in value.items():
+            refuse_unquoted(_inside(kind, str(key)), inner, where, f"{name}.{key}" if name else str(key))
+    elif get_origin(kind) is list and isinstance(value, list):
+        for number, inner in enumerate(value):
+            refuse_unquoted(_inside(kind, str(number)), inner, where, f"{name}[{number}]")
+    elif get_origin(kind) is UnionType:
+        for one in get_args(kind):
+            refuse_unquoted(one, value, where, name)
+
+
+def _inside(kind: Any, part: str) -> Any:
+    """The type that is declared for a key of ``kind``, or for the entries of a list; None where there is none."""
+    if get_origin(kind) is UnionType:
+        return next((found for one in get_args(kind) if (found := _inside(one, part)) is not None), None)
+    if get_origin(kind) is list:
+        return get_args(kind)[0]
+    return get_type_hints(kind).get(part) if is_dataclass(kind) else None
 
 
 def _pair(override: str) -> tuple[str, Any]:
@@ -76,7 +92,11 @@ def apply_override(config: Any, override: str) -> tuple[str, Any]:
     """
     key, parsed = _pair(override)
     key = rename_override(key, parsed)
-    _check_override_key(config, key, parsed)
+    _check_override_key(config, key)
+    kind = OmegaConf.get_type(config)
+    for part in path_of(key):
+        kind = _inside(kind, part)
+    refuse_unquoted(kind, parsed, f"override '{override}'", key)
     try:
         OmegaConf.update(config, key, parsed, merge=True)
     except (OmegaConfBaseException, IndexError, TypeError) as error:
@@ -84,12 +104,11 @@ def apply_override(config: Any, override: str) -> tuple[str, Any]:
     return key, parsed
 
 
-def _check_override_key(config: Any, key: str, value: Any) -> None:
+def _check_override_key(config: Any, key: str) -> None:
     """Walk ``key`` down the schema; the first unknown part is answered with the nearest known ones."""
     node = config
     walked: list[str] = []
-    parts = path_of(key)
-    for part in parts:
+    for part in path_of(key):
         if OmegaConf.is_list(node):
             if not part.isdigit() or int(part) >= len(node):
                 raise WorkbenchError(
@@ -101,8 +120,6 @@ def _check_override_key(config: Any, key: str, value: Any) -> None:
             if is_dataclass(kind) and part not in node:
                 place = f" of '{'.'.join(walked)}'" if walked else ""
                 raise WorkbenchError(f"override '{key}': unknown key '{part}'{place}.{nearest(part, map(str, node))}")
-            if is_dataclass(kind):
-                refuse_unquoted(kind, part, value if part == parts[-1] else None, f"override '{key}'")
             node = node.get(part) if part in node else None
         else:
             return

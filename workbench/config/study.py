@@ -202,6 +202,7 @@ def study_from_yaml(
     check_references(raw, where)
     rename_keys(raw, where)
     _check_keys(raw, StudyConfig, where)
+    refuse_unquoted(StudyConfig, raw, where)
     check_repeats(overrides)
     defaults: DictConfig = OmegaConf.structured(StudyConfig)
     try:
@@ -264,7 +265,6 @@ def _check_keys(raw: Any, schema: type, where: str, prefix: str = "") -> None:
     for key, value in raw.items():
         if str(key) not in schema_fields:
             raise WorkbenchError(f"{where}: unknown key '{prefix}{key}'.{nearest(str(key), schema_fields)}")
-        refuse_unquoted(schema, str(key), value, f"{where}: '{prefix}{key}'")
         part = _PARTS.get((schema, str(key)))
         if part is None or value is None:
             continue
