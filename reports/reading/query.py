@@ -59,6 +59,8 @@ _Entry = TypeVar("_Entry")
 SPLITS = ("val", "test")
 _HISTORIES = (TRAIN_LOSS, OBJECTIVE)  # those that the report draws: each costs a request a run
 _MOST_INSIDES = 6  # cells whose fusers are looked into, the best on validation
+# What a reader raises for an artifact that means nothing; an infinite number is none of a layer.
+_NONSENSE = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
 _COLUMNS = {"example_id", "group", "task", "score", "items"}
 
 
@@ -151,7 +153,7 @@ class _Reader:
                 yield read(entry)
             except KeyError as error:
                 self.notes.append(f"Entry {number} of {name} is left out: it names no {error}.")
-            except (TypeError, ValueError, AttributeError):
+            except _NONSENSE:
                 self.notes.append(f"Entry {number} of {name} is left out: it describes no cell.")
 
     # --- runs ---------------------------------------------------------------------------------------------------
@@ -278,7 +280,7 @@ class _Reader:
         """The plan that stands; None where the study tracked none, or none that can be read."""
         try:
             return Plan.read(tracked.plan) if tracked.plan else None
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except _NONSENSE:
             self.notes.append(f"{Artifact.PLAN} describes no plan; the default one is used.")
             return None
 
@@ -323,7 +325,7 @@ class _Reader:
         plain = self._optional(path)
         try:
             return read(plain) if plain else None
-        except (WorkbenchError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (WorkbenchError, *_NONSENSE) as error:
             reason = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
         self.notes.append(f"{path} is left out: {reason}.")
         return None
@@ -373,7 +375,7 @@ class _Reader:
             )
         except WorkbenchError as error:
             reason = str(error)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _NONSENSE as error:
             reason = f"look.json lacks something or holds nonsense ({type(error).__name__}: {error})"
         self.notes.append(f"The look at test images is left out: {reason}.")
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import read_small
 from fusion_workbench.reports.reading.records import (
     TokenMapColumn,
     TokenMapExample,
@@ -140,8 +141,8 @@ def _picture(name: Any, file: Callable[[str], Path | None]) -> tuple[str, bytes,
     path = file(name) if isinstance(name, str) and _NAME.fullmatch(name) else None
     if path is None:
         raise WorkbenchError(f"the picture {name!r} is missing")
-    content = path.read_bytes()
     try:
+        content = read_small(path)
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise WorkbenchError(f"the picture {name} is too large ({image.width}×{image.height})")

@@ -25,6 +25,7 @@ from fusion_workbench.reports.against.sides import ComparedSource, find
 from fusion_workbench.reports.calibration.table import load as load_calibration
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.scores.tables import read_scores
+from fusion_workbench.schema.records import Cell
 from fusion_workbench.study.identity import folder_of, study_id
 
 DEEP = "[" * 100_000
@@ -111,10 +112,20 @@ def test_damaged_artifacts(content: str, damaged: Any) -> None:
         ("plan.json", lambda plain: plain | {"plan": {"looks": "x"}}, "plan"),
         ("similarity.json", lambda plain: plain | {"layers": [10**400]}, "similarity"),
         ("importance.json", lambda plain: plain | {"layers": {"x": 1}}, "importance"),
+        ("contenders.json", lambda plain: [entry | {"controls": ["money"]} for entry in plain], "contenders"),
+        ("variants.json", lambda plain: [*plain, plain[0] | {"levels": [float("inf")]}], "variants"),
+        ("similarity.json", lambda plain: plain | {"images": float("inf")}, "similarity"),
     ],
 )
 def test_fields_that_are_something_else(name: str, change: Any, told: str, damaged: Any) -> None:
     assert told in " ".join(json.loads(damaged({name: change}))["notes"])
+
+
+@case(Kind.FILES, "params of an MLflow run that name no layers", "the run's cell has none; a label says what is left")
+def test_params_that_are_no_layers() -> None:
+    cell = Cell.read_params("a", {"strategy": "concat", "levels": "3,x,inf," + "9" * 5000, "query": "1e999"})
+    assert (cell.levels, cell.query) == ((3,), 0)
+    assert Cell.read_params("a", {"levels": "3,6", "query": "12"}).label == "? [3,6]→12"
 
 
 def _explained(plain: dict[str, Any], share: float) -> dict[str, Any]:

@@ -6,14 +6,14 @@ former can be logged as a model in MLflow too; the latter is in MLflow already, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import atomic_folder, explain_writing, read_small, scratch_beside
-from fusion_workbench.core.parse import parse_json
+from fusion_workbench.core.files import atomic_folder, explain_writing, scratch_beside
 from fusion_workbench.core.text import slug
 from fusion_workbench.models.cards import connector_card
 from fusion_workbench.models.connector import CARD, CONFIG, HEADS, SCHEMA, WEIGHTS, read_connector_config
@@ -119,7 +119,7 @@ def _write_connector(located: Located, out: Path) -> tuple[int, ...]:
         raise WorkbenchError(f"{out} is not an exported connector, so it is not replaced; name another folder.")
     with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch, atomic_folder(out) as made:
         trained = download(located.client, located.run_id, Artifact.FUSER_CONFIG, scratch)
-        config = _config(parse_json(read_small(trained)), located)
+        config = _config(json.loads(trained.read_text(encoding="utf-8")), located)
         tensors = read_tensors(download(located.client, located.run_id, Artifact.FUSER, scratch))
         write_tensors(made / WEIGHTS, {k: v for k, v in tensors.items() if not k.startswith("heads.")})
         write_tensors(made / HEADS, {k: v for k, v in tensors.items() if k.startswith("heads.")})
