@@ -33,6 +33,8 @@ def read_entries(path: Path) -> Iterator[RowEntry]:
         WorkbenchError: the file is missing, not UTF-8 (an array), or not a whole JSON array.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe that nobody writes to would be waited for
+            raise WorkbenchError(f"{path} is no file; name a file of JSON or JSON lines.")
         with path.open("rb") as file:
             head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:

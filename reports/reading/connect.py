@@ -39,7 +39,8 @@ def connect(uri: str) -> MlflowClient:
     except WorkbenchError:
         raise
     except Exception as error:  # drivers, file systems and servers raise their own
-        raise WorkbenchError(f"MLflow at {without_password(uri)} cannot be opened: {first_line(error)}") from None
+        told = f"MLflow at {uri} cannot be opened: {first_line(error)}"
+        raise WorkbenchError(without_password(told)) from None
     return client
 
 

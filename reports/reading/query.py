@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import read_small
 from fusion_workbench.core.mlflow_uri import without_password
+from fusion_workbench.core.parse import parse_json
 from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.reports.reading.artifacts import Artifacts
 from fusion_workbench.reports.reading.connect import children, connect, find_study
@@ -21,6 +22,7 @@ from fusion_workbench.reports.reading.layers import Inside, read_importance, rea
 from fusion_workbench.reports.reading.outcomes import Disagreements, read_outcomes
 from fusion_workbench.reports.reading.parsing import (
     cell_of_run,
+    encoder_info_of,
     fresh_of,
     of_current_code,
     replicates_of,
@@ -30,7 +32,7 @@ from fusion_workbench.reports.reading.parsing import (
 )
 from fusion_workbench.reports.reading.ranking import Ranking
 from fusion_workbench.reports.reading.records import Run, StudyRecord, TokenMaps
-from fusion_workbench.reports.reading.study_files import StudyFiles
+from fusion_workbench.reports.reading.study_files import NONSENSE, StudyFiles
 from fusion_workbench.reports.reading.token_maps import read_token_maps
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, natural_key
 from fusion_workbench.schema.dependencies import TrackedDependencies
@@ -87,7 +89,7 @@ class _Reader:
         self.groups: set[str] = set()
 
     def read(self, uri: str) -> StudyRecord:
-        info, tags = self.parent.info, {str(k): str(v) for k, v in self.parent.data.tags.items()}
+        info, tags = self.parent.info, {str(k): without_password(str(v)) for k, v in self.parent.data.tags.items()}
         raw = children(self.client, self.parent)
         self.artifacts = Artifacts(self.client, [self.parent, *raw], self.folder)
         self.own = StudyFiles(self.artifacts, str(info.run_id), self.notes)
@@ -123,13 +125,13 @@ class _Reader:
             started=int(info.start_time or 0),
             ended=int(info.end_time) if info.end_time else None,
             tags=tags,
-            study_yaml=study_yaml,
-            encoder_info=self.own.json(Artifact.ENCODER, {}),
+            study_yaml=without_password(study_yaml),
+            encoder_info=encoder_info_of(self.own.json(Artifact.ENCODER, {}), self.notes),
             source=source,
             tasks=tasks_of(known, example_scores),
             cells=cells,
             searched=searched,
-            replicates=replicates_of(study_yaml, kept, tracked.stopped),
+            replicates=replicates_of(study_yaml, kept, tracked.stopped, self.notes),
             runs=tuple(self._with_history(run) for run in kept),
             example_scores=example_scores,
             groups=tuple(sorted(self.groups or source.groups.get("test", ()))),
@@ -158,7 +160,7 @@ class _Reader:
                 yield read(entry)
             except KeyError as error:
                 self.notes.append(f"Entry {number} of {name} is left out: it names no {error}.")
-            except (TypeError, ValueError, AttributeError):
+            except NONSENSE:
                 self.notes.append(f"Entry {number} of {name} is left out: it describes no cell.")
 
     # --- runs ---------------------------------------------------------------------------------------------------
@@ -272,7 +274,7 @@ class _Reader:
         """The plan that stands; None where the study tracked none, or none that can be read."""
         try:
             return Plan.read(tracked.plan) if tracked.plan else None
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except NONSENSE:
             self.notes.append(f"{Artifact.PLAN} describes no plan; the default one is used.")
             return None
 
@@ -334,10 +336,10 @@ class _Reader:
         if file is None:
             return None
         try:
-            return read_token_maps(json.loads(file.read_bytes()), self.own.picture)
+            return read_token_maps(parse_json(read_small(file)), self.own.picture)
         except WorkbenchError as error:
             reason = str(error)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except NONSENSE as error:
             reason = f"look.json lacks something or holds nonsense ({type(error).__name__}: {error})"
         self.notes.append(f"The look at test images is left out: {reason}.")
         return None

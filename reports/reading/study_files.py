@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, reason
+from fusion_workbench.core.files import read_small
+from fusion_workbench.core.parse import parse_json
 from fusion_workbench.reports.reading.artifacts import Artifacts
 from fusion_workbench.schema.names import Artifact, token_map_file
 
@@ -16,6 +17,8 @@ _NEEDED = {
     *(Artifact.STUDY, Artifact.SOURCE, Artifact.TASKS, Artifact.CELLS),
     *(Artifact.PLAN, Artifact.CONTENDERS, Artifact.LANGUAGE_MODEL, Artifact.DEPENDENCIES),
 }
+# What a reader raises for an artifact that means nothing; an infinite number is none of a layer.
+NONSENSE = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
 _Read = TypeVar("_Read")
 
 
@@ -59,32 +62,34 @@ class StudyFiles:
         if file is None:
             self._notes.append(f"The study has no {path}.")
             return ""
-        return file.read_text(encoding="utf-8", errors="replace")
+        try:
+            return read_small(file).decode("utf-8", "replace")
+        except OSError as error:
+            self._notes.append(f"{path} cannot be read: {reason(error)}.")
+            return ""
 
     def json(self, path: str, default: Any) -> Any:
         """JSON of the type of ``default`` that every study has; ``default`` without it."""
         text = self.text(path)
         value = self._parsed(path, text) if text else default
-        return value if isinstance(value, type(default)) else default
+        return self._of_kind(path, value, default)
 
     def object(self, path: str) -> Mapping[str, Any]:
         """A JSON object that older studies do not have; empty without it."""
-        found = self._found(path)
-        return found if isinstance(found, Mapping) else {}
+        return dict(self._of_kind(path, self._found(path), {}))
 
     def list(self, path: str) -> list[Any]:
         """A JSON list that older studies do not have; empty without it."""
-        found = self._found(path)
-        return found if isinstance(found, list) else []
+        return list(self._of_kind(path, self._found(path), []))
 
     def part(self, path: str, read: Callable[[Mapping[str, Any]], _Read]) -> _Read | None:
         """What ``read`` makes of a JSON file that older studies do not have; one it cannot read gets a note."""
         plain = self.object(path)
         try:
             return read(plain) if plain else None
-        except (WorkbenchError, KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
-        self._notes.append(f"{path} is left out: {reason}.")
+        except (WorkbenchError, *NONSENSE) as error:
+            why = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
+        self._notes.append(f"{path} is left out: {why}.")
         return None
 
     def picture(self, name: str) -> Path | None:
@@ -98,14 +103,21 @@ class StudyFiles:
     def _found(self, path: str) -> Any:
         file = self.file(path)
         try:
-            return self._parsed(path, file.read_bytes()) if file else None
+            return self._parsed(path, read_small(file)) if file else None
         except OSError as error:
-            self._notes.append(f"{path} cannot be read ({error.strerror or type(error).__name__}).")
+            self._notes.append(f"{path} cannot be read: {reason(error)}.")
             return None
 
     def _parsed(self, path: str, content: str | bytes) -> Any:
         try:
-            return json.loads(content)
-        except (ValueError, RecursionError):
+            return parse_json(content)
+        except ValueError:
             self._notes.append(f"{path} is not valid JSON.")
             return None
+
+    def _of_kind(self, path: str, value: Any, default: Any) -> Any:
+        """``value``, or ``default`` where it is of another type; None is of one that was told already."""
+        if value is None or isinstance(value, type(default)):
+            return default if value is None else value
+        self._notes.append(f"{path} is left out: it holds no {'list' if isinstance(default, list) else 'mapping'}.")
+        return default

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import read_small
+
+_MOST_BYTES = 10_000_000_000  # of a table of scores, which is read whole
 
 
 def delimited(path: Path) -> tuple[list[str], Iterator[tuple[int, Sequence[Any]]]]:
@@ -146,7 +149,7 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_small(path, _MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise WorkbenchError(f"{path}: not text in UTF-8.") from None
     except OSError as error:

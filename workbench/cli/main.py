@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import sys
@@ -24,12 +23,15 @@ from fusion_workbench.cli.terminal import (
     Quiet,
     StudyName,
     Uri,
+    WithoutControls,
     Workspace,
+    harmless,
     show_deprecations,
     terminal,
 )
-from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.text import folder_name, printable
+from fusion_workbench.core.errors import WorkbenchError, as_workbench_error
+from fusion_workbench.core.mlflow_uri import without_password
+from fusion_workbench.core.text import folder_name
 from fusion_workbench.study.tracking import existing_uri
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="workbench",
+    cls=WithoutControls,
     help="A referee for visual-layer fusion: which encoder layers to feed to the language model, fused how, and how "
     "sure that is.",
     no_args_is_help=True,
@@ -101,7 +104,8 @@ def quickstart(
     from fusion_workbench.config.study import load_study
     from fusion_workbench.study.identity import as_begun
 
-    words = [*(SMALL if small else ()), *(overrides or [])]
+    typed = {word.partition("=")[0] for word in overrides or []}
+    words = [*(word for word in SMALL if small and word.partition("=")[0] not in typed), *(overrides or [])]
     study = as_begun(lambda schema: load_study("quickstart", words, schema), workspace)
     assets.ensure("encoder", "photographs", "digits", "typefaces", progress=not quiet)
     _run(study, workspace, quiet, accept_change=accept_change)
@@ -128,7 +132,7 @@ def sweep(
     from fusion_workbench.config.study import load_study
     from fusion_workbench.study.identity import as_begun
 
-    words = shlex.join([study, *(overrides or [])])
+    words = shlex.join(map(without_password, [study, *(overrides or [])]))
     _run(
         as_begun(lambda schema: load_study(study, overrides or [], schema), workspace),
         workspace,
@@ -212,7 +216,7 @@ def report(
     paths = _write_report(terminal(), tracking_uri, name, out, experiment, other, against_uri, cheap)
     failed = [kind for kind in fail_on or () if kind in paths.failures]
     if failed:  # one line: what the first of them says
-        typer.echo(f"failed on {', '.join(failed)}: {paths.failures[failed[0]]}", err=True)
+        typer.echo(harmless(f"failed on {', '.join(failed)}: {paths.failures[failed[0]]}"), err=True)
         raise typer.Exit(1)
 
 
@@ -252,9 +256,10 @@ app.add_typer(cli_parts.app)
 
 
 def _overridden(study: StudyConfig, overrides: list[str]) -> StudyConfig:
-    from fusion_workbench.config.study import study_from_yaml, to_yaml
+    from fusion_workbench.config.study import study_from_yaml, to_dict
+    from fusion_workbench.core.parse import dump_yaml
 
-    return study_from_yaml(to_yaml(study), "train", overrides, study.name)
+    return study_from_yaml(dump_yaml(to_dict(study)), "train", overrides, study.name)
 
 
 def _run(
@@ -326,13 +331,17 @@ def _write_report(
 
 def _fail(message: str, status: int = 2) -> NoReturn:
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(printable(" ".join(message.splitlines())), err=True)
+    typer.echo(harmless(" ".join(message.splitlines())), err=True)
     sys.exit(status)
 
 
 def main() -> None:
     """The console script: what a user did wrong is one line and status 2, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        Path.cwd()
+    except OSError:
+        _fail("the folder that this command was started in is gone; go to one that is there (cd).")
     show_deprecations()
     try:
         app()
@@ -341,13 +350,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on where it was.", 130)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            _fail(
-                f"the disk is full ({error.filename or 'while writing'}); free some space, then run the same command."
-            )
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            _fail(f"no permission to write {error.filename}; choose another place with --workspace.")
-        raise
+        _fail(str(as_workbench_error(error)))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.checksums import sha256_of
-from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import write_file
+from fusion_workbench.core.errors import WorkbenchError, reason
+from fusion_workbench.core.files import read_small, write_file
 from fusion_workbench.core.layers import parse_layer
+from fusion_workbench.core.parse import parse_json
 from fusion_workbench.core.tensors import check_finite
 from fusion_workbench.version import __version__
 
@@ -76,9 +77,9 @@ def read_config(folder: Path, otherwise: str) -> Any:
         WorkbenchError: there is no such file, or it is no JSON.
     """
     try:
-        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WorkbenchError(f"{folder} is {otherwise}: its {CONFIG} cannot be read ({error}).") from None
+        return parse_json(read_small(folder / CONFIG))
+    except (OSError, ValueError) as error:
+        raise WorkbenchError(f"{folder} is {otherwise}: its {CONFIG} cannot be read ({reason(error)}).") from None
 
 
 def check_schema(folder: Path, config: Any, newest: int) -> None:

@@ -8,13 +8,11 @@ Every start puts MLflow and Optuna right by the ledger.
 from __future__ import annotations
 
 import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion_workbench.config.study import digest, to_dict, to_yaml
+from fusion_workbench.config.study import digest, to_track, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_database import ARTIFACTS, LOCK
 from fusion_workbench.datamodules.sources.base import SPLITS
@@ -260,7 +258,7 @@ class Experiment:
         parts = self.parts
         tags = {
             Tag.QUESTION: self.study.question,
-            Tag.COMMAND: " ".join(["workbench", *map(shlex.quote, sys.argv[1:])]),
+            Tag.COMMAND: provenance.command(),
             Tag.COMMIT: provenance.commit(),
             Tag.VERSIONS: to_json(provenance.versions()),
             Tag.DEVICE: provenance.device(),
@@ -271,7 +269,7 @@ class Experiment:
         self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known_run, self._place(), tags)
         self.ledger.remember("run_id", self.run_id)
         if known_run != self.run_id:
-            self.tracker.log_params(self.run_id, flat(to_dict(self.study)))
+            self.tracker.log_params(self.run_id, flat(to_track(self.study)))
         self.tracker.log_files(self.run_id, {Artifact.STUDY: to_yaml(self.study)})
         self.plan = register_plan(self.study, self.ledger, self.tracker, self.run_id)
         kind = trainer_of(parts)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.mlflow_database import DATABASE, opening, relocate, sqlite_path, sqlite_uri
-from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow
+from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow, without_password
 from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.schema.checksums import from_tags, is_of_sums, to_tags
 from fusion_workbench.schema.names import TRACKING_SCHEMA, RunKind, RunStatus, Tag
@@ -80,9 +80,9 @@ class Tracker:
         except WorkbenchError:
             raise
         except MlflowException as error:
-            raise WorkbenchError(f"tracking.uri '{uri}' cannot be used: {first_line(error)}") from None
+            raise WorkbenchError(_told(uri, "used", error)) from None
         except Exception as error:  # drivers and file systems raise their own
-            raise WorkbenchError(f"tracking.uri '{uri}' cannot be opened: {first_line(error)}") from None
+            raise WorkbenchError(_told(uri, "opened", error)) from None
 
     def _open_experiment(self, artifacts: Path) -> str:
         """Its id. One that was deleted is restored, with its runs."""
@@ -240,6 +240,10 @@ class Tracker:
             token = page.token
             if not token:
                 return runs
+
+
+def _told(uri: str, what: str, error: Exception) -> str:
+    return without_password(f"tracking.uri '{uri}' cannot be {what}: {first_line(error)}")
 
 
 def to_json(value: Any) -> str:

@@ -59,7 +59,7 @@ def build(console: Console, study: StudyConfig, workspace: Path, progress: bool)
         )
     else:
         console.print(f"layers {layers} are already there", highlight=False)
-    console.print(f"next: [bold]workbench sweep {study.name}[/]", highlight=False)
+    console.print(f"next: workbench sweep {study.name}", highlight=False)
 
 
 def verify(console: Console, workspace: Path) -> bool:
