@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shlex
-import sys
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +14,7 @@ from fusion_workbench.cli import data as cli_data
 from fusion_workbench.cli import inspect as cli_parts
 from fusion_workbench.cli import models as cli_model
 from fusion_workbench.cli import statistics as cli_others
+from fusion_workbench.cli.endings import run
 from fusion_workbench.cli.terminal import (
     DEFAULT_WORKSPACE,
     Overrides,
@@ -24,11 +22,9 @@ from fusion_workbench.cli.terminal import (
     StudyName,
     Uri,
     Workspace,
-    show_deprecations,
     terminal,
 )
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.text import printable
 from fusion_workbench.study.tracking import existing_uri
 
 if TYPE_CHECKING:
@@ -309,30 +305,9 @@ def _write_report(
     return paths
 
 
-def _fail(message: str, status: int = 2) -> NoReturn:
-    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(printable(" ".join(message.splitlines())), err=True)
-    sys.exit(status)
-
-
 def main() -> None:
-    """The console script: what a user did wrong is one line and status 2, never a traceback."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    show_deprecations()
-    try:
-        app()
-    except WorkbenchError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on where it was.", 130)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            _fail(
-                f"the disk is full ({error.filename or 'while writing'}); free some space, then run the same command."
-            )
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            _fail(f"no permission to write {error.filename}; choose another place with --workspace.")
-        raise
+    """The console script; see :func:`cli.endings.run`."""
+    run(app)
 
 
 if __name__ == "__main__":

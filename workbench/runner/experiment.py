@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from fusion_workbench.config.study import to_dict, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.stopping import uninterrupted
 from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.runner.confirm import Confirmer
 from fusion_workbench.runner.layer_analysis import log_layers
@@ -77,6 +78,7 @@ class Experiment:
         self.display = display
         self.retry_failed = retry_failed
         self.kept = 0
+        self.run_id = ""  # until MLflow has one
 
     def run(self) -> StudyResult:
         """Train what is missing and return what there is."""
@@ -100,14 +102,16 @@ class Experiment:
             with self.display.step("opening MLflow"):
                 self.tracker = Tracker(uri, self.study.tracking.experiment, self.parts.workspace / "mlartifacts")
             self.ledger = Ledger(folder / LEDGER)
-            with self.display.step("reconciling ledger, MLflow and Optuna"):
-                self._open()
-                self.trainer = trainer_of(self.parts)(self.parts, self.tracker, self.ledger, self.run_id, self.display)
-                planner = Planner(self.parts.space, self.study.search, folder / "optuna.journal", self.parts.study_id)
             try:
+                with self.display.step("reconciling ledger, MLflow and Optuna"):
+                    self._open()
+                    kind, run_id = trainer_of(self.parts), self.run_id
+                    self.trainer = kind(self.parts, self.tracker, self.ledger, run_id, self.display)
+                    journal = folder / "optuna.journal"
+                    planner = Planner(self.parts.space, self.study.search, journal, self.parts.study_id)
                 self._train_all(planner)
             except BaseException as error:
-                self.tracker.close(self.run_id, RunStatus.of_error(error))
+                self.tracker.close_broken([self.run_id] if self.run_id else [], RunStatus.of_error(error))
                 raise
             finally:
                 self.ledger.close()
@@ -140,6 +144,7 @@ class Experiment:
         if self.trainer.token_maps:
             log_token_maps(self.parts, self.tracker, self.run_id, variants, self.ledger, self.display)
         log_layers(self.parts, self.tracker, self.run_id, variants, planner, self.ledger, self.display)
+        self.trainer.tell_broken()
 
     def _replicate(self, variants: list[Variant]) -> list[Job]:
         """Train replicate by replicate; between two interim analyses of the plan, stop where the answer is decided."""
@@ -230,8 +235,9 @@ class Experiment:
         kind.check_unchanged(parts, self.ledger)
         remember_schema(self.study, self.ledger)
         known_run = self.ledger.fact("run_id")
-        self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known_run, self._place(), tags)
-        self.ledger.remember("run_id", self.run_id)
+        with uninterrupted():
+            self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known_run, self._place(), tags)
+            self.ledger.remember("run_id", self.run_id)
         if known_run != self.run_id:
             self.tracker.log_params(self.run_id, flat(to_dict(self.study)))
         self.tracker.log_files(self.run_id, study_files(parts) | kind.study_files(parts))

@@ -11,11 +11,14 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.mlflow_uri import check_uri, impatient, quiet_mlflow, without_password
+from fusion_workbench.core.outages import Outage, outage_reason
+from fusion_workbench.core.stopping import uninterrupted
 from fusion_workbench.schema.names import TRACKING_SCHEMA, RunKind, RunStatus, Tag
+from fusion_workbench.study.patient_client import PatientClient
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -58,8 +61,10 @@ class Tracker:
         try:
             if uri.startswith("sqlite:///"):
                 Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self.client: MlflowClient = MlflowClient(tracking_uri=uri)
-            existing = self.client.get_experiment_by_name(experiment)
+            self._patient = PatientClient(MlflowClient(tracking_uri=uri), uri)
+            self.client = cast("MlflowClient", self._patient)
+            with impatient():
+                existing = self.client.get_experiment_by_name(experiment)
             if existing is not None and existing.lifecycle_stage == "deleted":
                 self.client.restore_experiment(existing.experiment_id)
             if existing is None:
@@ -67,10 +72,11 @@ class Tracker:
                 self.experiment_id: str = self.client.create_experiment(experiment, artifact_location=place)
             else:
                 self.experiment_id = existing.experiment_id
-        except MlflowException as error:
-            raise WorkbenchError(f"tracking.uri '{uri}' cannot be used: {first_line(error)}") from None
-        except Exception as error:  # drivers and file systems raise their own
-            raise WorkbenchError(f"tracking.uri '{uri}' cannot be opened: {first_line(error)}") from None
+        except Exception as error:  # MLflow, drivers and file systems raise their own
+            used = "used" if isinstance(error, MlflowException) else "opened"
+            cause = error.__cause__ if isinstance(error, Outage) and error.__cause__ else error
+            where = f"tracking.uri '{without_password(uri)}'"
+            raise WorkbenchError(f"{where} cannot be {used}: {outage_reason(cause)}.") from None
 
     # --- the study ----------------------------------------------------------------------------------------------
 
@@ -154,6 +160,20 @@ class Tracker:
         if status is not None:
             self.set_tags(run_id, {Tag.STATUS: status})
         self.client.set_terminated(run_id, status=str(run_status))
+
+    def close_broken(self, run_ids: Sequence[str], run_status: RunStatus) -> None:
+        """As :meth:`close`, where something went wrong already: what can be reached is closed, nothing is raised.
+
+        A run that stays RUNNING is closed at the study's next start. A server that did not answer is not asked again.
+        """
+        with uninterrupted():
+            for run_id in run_ids:
+                if self._patient.gone:
+                    return
+                try:
+                    self.close(run_id, run_status)
+                except Exception:  # the error that led here is the one to tell
+                    return
 
     def exists(self, run_id: str) -> bool:
         """Whether MLflow still has the run, and it was not deleted."""

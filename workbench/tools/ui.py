@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_uri import check_uri
+from fusion_workbench.core.stopping import Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +55,8 @@ def serve(console: Console, uri: str, port: int) -> int:
     with subprocess.Popen(command, env=environment) as server:
         try:
             return server.wait()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped) as stop:
             server.terminate()
+            if isinstance(stop, Stopped) and stop.number != signal.SIGINT:
+                raise
             return 0
