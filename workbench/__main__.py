@@ -1,10 +1,12 @@
-"""The command line, also as ``python -m fusion_workbench``. It can be stopped from here on, before it imports itself."""
+"""The command line, also as ``python -m fusion_workbench``. It can be stopped before it has imported itself."""
 
-from fusion_workbench.cli.endings import run
+from fusion_workbench.core import stopping
 
 
 def main() -> None:
     """The console script."""
+    with stopping.leaving_at_once():
+        from fusion_workbench.cli.endings import run
     run(_commands)
 
 

@@ -1,4 +1,4 @@
-"""What a tracking server, a database or their drivers raise, in one line: what it was, where, and that nothing is lost."""
+"""What a tracking server, a database or their drivers raise, in one line: what, where, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.mlflow_uri import without_password
 
 _LIBRARIES = frozenset(
-    "mlflow sqlalchemy alembic sqlite3 requests urllib3 psycopg psycopg2 pymysql MySQLdb mysql pyodbc".split()
+    [
+        "mlflow",
+        "sqlalchemy",
+        "alembic",
+        "sqlite3",
+        "requests",
+        "urllib3",
+        "psycopg",
+        "psycopg2",
+        "pymysql",
+        "MySQLdb",
+        "mysql",
+        "pyodbc",
+    ]
 )
 _LONGEST = 200  # letters of a reason
 GOES_ON = "nothing is lost: the same command goes on where it was"

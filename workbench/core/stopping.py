@@ -1,4 +1,4 @@
-"""Being stopped from outside: Ctrl-C and the signals that end a process, as one exception at a moment that harms nothing.
+"""Being stopped: Ctrl-C and the signals that end a process, as one exception at a moment that does no harm.
 
 The command line listens (:func:`listening`). A signal raises :class:`Stopped` where the main thread is, but not within
 :func:`uninterrupted`: what stands there is done first, so that no transaction stays half open. The exception is none
@@ -11,10 +11,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _IMPATIENT = 3  # signals, after which a process that finishes something first ends without it
@@ -82,21 +82,36 @@ def listening() -> Iterator[None]:
     """Signals raise Stopped for as long as the block runs. Those that are ignored (``nohup``) stay so."""
     global _state
     _state = _State()
-    before: dict[int, Any] = {}
     hook = sys.unraisablehook
+    with _handled_by(_on_signal):
+        sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Stopped) else hook(lost)
+        try:
+            yield
+        finally:
+            sys.unraisablehook = hook
+    _state = _State()
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Signals end the process within the block: nothing has begun."""
+    with _handled_by(lambda number, frame: _leave(number)):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in SIGNALS}
         before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
         for number in before:
-            signal.signal(number, _on_signal)
-        sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Stopped) else hook(lost)
+            signal.signal(number, handler)
         yield
     finally:
-        sys.unraisablehook = hook
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _state = _State()
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def ignore_signals() -> None:
@@ -114,6 +129,10 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         raise Stopped(_state.first)
     _state.waiting = True
     if _state.count >= _IMPATIENT:  # what is finished first hangs, perhaps on a server; to be killed is harmless
-        stopped = Stopped(_state.first)
-        os.write(2, f"{stopped}\n".encode())
-        os._exit(stopped.status)
+        _leave(_state.first)
+
+
+def _leave(number: int) -> NoReturn:
+    stopped = Stopped(number)
+    os.write(2, f"{stopped}\n".encode())
+    os._exit(stopped.status)

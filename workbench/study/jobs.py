@@ -109,7 +109,7 @@ class JobTrainer(ABC):
                         with stopping.uninterrupted():
                             run_ids.append(self._start(job, phase))
                     self.train_group(group, run_ids, phase, bar)
-                gc.collect()  # modules and their trainers know each other: a whole bank would stay until some later time
+                gc.collect()  # a module and its trainer know each other: a whole bank would stay for a while
 
     def commit(
         self,

@@ -26,7 +26,7 @@ from fusion_workbench.modules.language.connector import seeded_connector
 from fusion_workbench.modules.language.decoder import LoraOptions
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.modules.optim import Recipe, gate_rms, named_gates
-from fusion_workbench.modules.probes.bank import is_out_of_memory
+from fusion_workbench.modules.probes.guard import is_out_of_memory
 from fusion_workbench.schema.names import TRAIN_LOSS, Status
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.language_parts import stage_rates, stage_steps
