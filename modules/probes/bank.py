@@ -48,7 +48,7 @@ class FusionBank(L.LightningModule):
         self.automatic_optimization = False
         self.tasks = list(tasks)
         self.grid = grid
-        self.probe_runs = [build_member(number, config, tasks) for number, config in enumerate(configs)]
+        self.probe_runs = [build_member(number, config, tasks, layers) for number, config in enumerate(configs)]
         self.probes = nn.ModuleList(probe_run.probe for probe_run in self.probe_runs)
         place = {layer: position for position, layer in enumerate(layers)}
         self._rows = [tuple(place[layer] for layer in probe_run.probe.fuser.uses) for probe_run in self.probe_runs]

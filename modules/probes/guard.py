@@ -5,7 +5,7 @@ A strategy is code of anybody. Whatever it does, its neighbours train on as they
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -40,24 +40,25 @@ class TaskFailed(WorkbenchError):
 
 
 @contextmanager
-def of_member(where: str) -> Iterator[None]:
+def of_member(where: str | Callable[[], str], *but: type[Exception]) -> Iterator[None]:
     """What is raised within is the member's own, and so is what it changes of torch.
 
     Args:
-        where: such as ``epoch 1, step 3``.
+        where: such as ``epoch 1, step 3``; or what says so, where it is known at the end alone.
+        but: errors that are not.
 
     Raises:
-        MemberFailed: instead of any error, a plug-in's ``sys.exit`` included.
+        MemberFailed: instead of any other error, a plug-in's ``sys.exit`` included.
         WorkbenchError: the device is lost, to all members; or TaskFailed.
     """
     failure = None
     with torch_as_it_was():
         try:
             yield
-        except TaskFailed:
+        except (TaskFailed, *but):
             raise
         except (Exception, SystemExit) as error:
-            words = f"{error_words(error)} ({where})"
+            words = f"{error_words(error)} ({where if isinstance(where, str) else where()})"
             if _is_device_lost(error):
                 raise WorkbenchError(f"the device cannot go on in this process: {words}") from error
             status = Status.OUT_OF_MEMORY if is_out_of_memory(error) else Status.FAILED

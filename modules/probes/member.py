@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.modules.optim import Recipe, named_gates
 from fusion_workbench.modules.probes.evaluation import Evaluation
 from fusion_workbench.modules.probes.guard import MemberFailed, of_member
@@ -131,10 +132,13 @@ class MemberNotBuilt(Exception):
         self.number, self.failure = number, failure
 
 
-def build_member(number: int, config: ProbeRunConfig, tasks: Sequence[Task]) -> ProbeRun:
-    """The member ``number`` of a bank. Raises MemberNotBuilt."""
+def build_member(number: int, config: ProbeRunConfig, tasks: Sequence[Task], layers: Sequence[int]) -> ProbeRun:
+    """The member ``number`` of a bank that reads ``layers``. Raises MemberNotBuilt."""
     try:
         with of_member("while it was built"):
-            return ProbeRun(config, tasks)
+            built = ProbeRun(config, tasks)
+            if strange := sorted({*built.probe.fuser.uses} - {*layers}):
+                raise WorkbenchError(f"it reads layer {strange[0]}, which its selection does not name")
+            return built
     except MemberFailed as failure:
         raise MemberNotBuilt(number, failure) from None

@@ -7,22 +7,9 @@ import re
 from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.mlflow_uri import without_password
 
-_LIBRARIES = frozenset(
-    [
-        "mlflow",
-        "sqlalchemy",
-        "alembic",
-        "sqlite3",
-        "requests",
-        "urllib3",
-        "psycopg",
-        "psycopg2",
-        "pymysql",
-        "MySQLdb",
-        "mysql",
-        "pyodbc",
-    ]
-)
+_STORES = ("mlflow", "sqlalchemy", "alembic", "requests", "urllib3", "boto3", "botocore", "azure", "google")
+_DRIVERS = ("sqlite3", "psycopg", "psycopg2", "pymysql", "MySQLdb", "mysql", "pyodbc")
+_LIBRARIES = frozenset(_STORES + _DRIVERS)
 _LONGEST = 200  # letters of a reason
 GOES_ON = "nothing is lost: the same command goes on where it was"
 

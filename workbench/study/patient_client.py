@@ -14,15 +14,9 @@ if TYPE_CHECKING:
 
 # Of MLflow's own error codes, those that say that it is out of order. The others answer a question, such as whether
 # there is such a run, and are left to whoever asked.
-_OUT_OF_ORDER = frozenset(
-    [
-        "INTERNAL_ERROR",
-        "TEMPORARILY_UNAVAILABLE",
-        "BAD_REQUEST",
-        "REQUEST_LIMIT_EXCEEDED",
-        "UNAUTHENTICATED",
-        "PERMISSION_DENIED",
-    ]
+_OUT_OF_ORDER = (
+    *("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "BAD_REQUEST", "REQUEST_LIMIT_EXCEEDED"),
+    *("UNAUTHENTICATED", "PERMISSION_DENIED"),
 )
 _TRIES = 3  # of a call to an SQLite file that another process holds; each waits some twenty seconds by itself
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -120,10 +119,6 @@ class LanguageRun:
         connector = self.model.connector
         gates = named_gates(connector, connector.parts()["gates"])
         return gate_rms({name.removeprefix("fuser."): gate for name, gate in gates.items()})
-
-    def forget(self) -> None:
-        """Remove the checkpoints: the job is committed."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- building -----------------------------------------------------------------------------------------------
 

@@ -46,9 +46,8 @@ class BankTrainer(JobTrainer):
         from fusion_workbench.training.probe_callbacks import BankRecorder, quiet_lightning
 
         quiet_lightning()
-        grid = self.parts.encoder.grid()
         layers = sorted({layer for job in jobs for layer in job.variant.cell.selection.layers})
-        bank, jobs, run_ids = self._bank(jobs, run_ids, layers, phase)
+        bank, jobs, run_ids = self._bank(jobs, run_ids, layers)
         if bank is None:
             return
         data = AblationDataModule(
@@ -84,7 +83,7 @@ class BankTrainer(JobTrainer):
             self.commit(job, run_id, status, len(probe_run.history), metrics, files, last, probe_run.error)
 
     def _bank(
-        self, jobs: Sequence[Job], run_ids: Sequence[str], layers: Sequence[int], phase: str
+        self, jobs: Sequence[Job], run_ids: Sequence[str], layers: Sequence[int]
     ) -> tuple[FusionBank | None, list[Job], list[str]]:
         """A bank of the jobs that can be built, with these and their runs; the others have failed."""
         from fusion_workbench.modules.probes.bank import FusionBank
