@@ -38,6 +38,7 @@ def run_of(raw: MlflowRun, parent_status: str) -> Run:
         started=int(raw.info.start_time or 0),
         metrics={str(k): float(v) for k, v in raw.data.metrics.items()},
         params={str(k): str(v) for k, v in params.items()},
+        error=str(tags.get(Tag.ERROR, "")),
     )
 
 

@@ -44,6 +44,7 @@ class Run:
     metrics: Mapping[str, float]  # the last value of each
     params: Mapping[str, str]
     history: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)  # metric → (epoch, value)…
+    error: str = ""  # what it broke off with, and where
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,14 @@ class StudyRecord:
             contenders=(),
             fresh_example_scores={},
         )
+
+    def errors(self, cell: str) -> dict[str, list[str]]:
+        """What runs of a cell broke off with → their replicates, the search's and the fresh ones among them."""
+        found: dict[str, list[str]] = {}
+        for run in self.runs_of(cell):
+            if run.error and run.state != Status.FINISHED:
+                found.setdefault(run.error, []).append(run.replicate)
+        return found
 
     def finals(self, cell: str) -> tuple[Run, ...]:
         """The counted runs of a cell, by replicate."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,15 @@ class LanguageConfig:
 NOT_IDENTITY = ("probes", "checkpoint_every", "eval_batch_size", "parallel", "compile", "gradient_checkpointing")
 
 
+def check_finite(where: str, section: object, names: Sequence[str]) -> None:
+    """Raises WorkbenchError for a number of ``section``, or one of a list, that is infinite or no number."""
+    for name in names:
+        found = getattr(section, name)
+        for value in found if isinstance(found, list) else [found]:
+            if not math.isfinite(value):
+                raise WorkbenchError(f"{where}.{name} is {value}; it must be a finite number.")
+
+
 def check_language(config: LanguageConfig, where: str) -> None:
     """Values that types cannot express. Raises WorkbenchError for the first that is wrong."""
 
@@ -123,6 +133,8 @@ def _check_stage(stage: StageConfig, key: str, one_of: Any, at_least: Any, where
         at_least(f"{key}.{name}", getattr(stage, name), 0)
     for part in ("fuser", "gates", "projector", "language"):
         at_least(f"{key}.{part}_lr_scale", getattr(stage, f"{part}_lr_scale"), 0)
+    rates = [f"{part}lr_scale" for part in ("", "fuser_", "gates_", "projector_", "language_")]
+    check_finite(f"{where}: language_model.{key}", stage, ["weight_decay", *rates])
     if stage.warmup >= 1:
         raise WorkbenchError(
             f"{where}: language_model.{key}.warmup is {stage.warmup}; it is a share of the steps, below 1."

@@ -27,6 +27,7 @@ from fusion_workbench.config.language import (
     LoraSettings,
     StageConfig,
     StageSourceConfig,
+    check_finite,
     check_language,
 )
 from fusion_workbench.config.overrides import apply_override, explain
@@ -313,8 +314,11 @@ def check(study: StudyConfig, where: str = "study") -> None:
         at_least(f"training.{name}", getattr(study.training, name), 1)
     for name in ("weight_decay", "warmup", "gradient_clip", "width"):
         at_least(f"training.{name}", getattr(study.training, name), 0)
-    for name in ("gates_lr_scale", "fuser_lr_scale", "projector_lr_scale", "head_lr_scale"):
+    rates = [f"{part}_lr_scale" for part in ("gates", "fuser", "projector", "head")]
+    for name in rates:
         at_least(f"training.{name}", getattr(study.training, name), 0)
+    check_finite(f"{where}: training", study.training, ["weight_decay", "gradient_clip", *rates])
+    check_finite(f"{where}: search", study.search, ["learning_rates"])
     at_least("search.budget", study.search.budget, 1)
     at_least("search.keep", study.search.keep, 1)
     if study.training.warmup >= 1:

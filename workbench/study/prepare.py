@@ -108,12 +108,15 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
         WorkbenchError: anything in the study that cannot work: unknown names, layers out of range, options of the
             wrong type, an image size that the source does not make, a task without labels.
     """
-    traits = prepare_names(study)
-    _writable(workspace)
-    encoder = load_encoder(study.encoder, progress)
-    space = prepare_space(study, encoder, traits)
-    features, models = prepare_data(study, workspace, encoder, progress)
-    check_builds(space, models)
+    from fusion_workbench.modules.probes.guard import torch_as_it_was
+
+    with torch_as_it_was():  # plug-ins are imported and built here
+        traits = prepare_names(study)
+        _writable(workspace)
+        encoder = load_encoder(study.encoder, progress)
+        space = prepare_space(study, encoder, traits)
+        features, models = prepare_data(study, workspace, encoder, progress)
+        check_builds(space, models)
     return Parts(study, study_id(study), workspace, encoder, space, features, models)
 
 
@@ -187,9 +190,15 @@ def check_builds(space: Space, models: CellModels) -> None:
         WorkbenchError: a cell that cannot be built.
     """
     from fusion_workbench.modules.meta import on_meta
+    from fusion_workbench.modules.probes.guard import error_words
 
     for cell in space.listed:
-        on_meta(models.build, cell)
+        try:
+            on_meta(models.build, cell)
+        except WorkbenchError:
+            raise
+        except (Exception, SystemExit) as error:  # of a strategy of anybody
+            raise WorkbenchError(f"{cell.label} cannot be built: {error_words(error)}.") from error
 
 
 def _check_image_size(name: str, source: Source, encoder: VisionEncoder) -> None:
