@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.text import Text
 from torch import Tensor
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, code_of
 from fusion_workbench.datamodules.store.shards import Shard
 
 if TYPE_CHECKING:
@@ -72,7 +72,11 @@ class EncodingPass:
 
 def load_images(source: Source, split: str, images: Sequence[int]) -> Images:
     """The source's images ``[B, H, W, 3]``, uint8."""
-    return np.stack([source.image(split, image) for image in images])
+    made = []
+    for image in images:
+        with code_of(f"the source ({type(source).__module__}), at image {image} of {split},"):
+            made.append(source.image(split, image))
+    return np.stack(made)
 
 
 def encode_passes(

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.errors import WorkbenchError, error_words
 from fusion_workbench.schema.names import Status
 
 if TYPE_CHECKING:
     from fusion_workbench.modules.tasks import Task
 
-_LONGEST = 300  # letters of an error that are kept
 _BUILT_IN = "fusion_workbench."
 
 
@@ -108,15 +107,6 @@ def torch_as_it_was() -> Iterator[None]:
             torch.use_deterministic_algorithms(exact, warn_only=warn)
         if torch.get_float32_matmul_precision() != precision:
             torch.set_float32_matmul_precision(precision)
-
-
-def error_words(error: BaseException) -> str:
-    """Type and first line, such as ``ValueError: no such mode``."""
-    if isinstance(error, SystemExit):
-        return f"sys.exit({error.code!r})"
-    line, kind = first_line(error), type(error).__name__
-    words = kind if line == kind else f"{kind}: {line}"
-    return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

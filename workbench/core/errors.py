@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+
+_LONGEST = 300  # letters of another's error that are told
 
 
 class WorkbenchError(Exception):
@@ -29,3 +32,27 @@ def first_line(error: BaseException) -> str:
     """The first line of another library's error; the name of its type where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def error_words(error: BaseException) -> str:
+    """Type and first line of another's error, such as ``ValueError: no such mode``."""
+    if isinstance(error, SystemExit):
+        return f"sys.exit({error.code!r})"
+    line, kind = first_line(error), type(error).__name__
+    words = kind if line == kind else f"{kind}: {line}"
+    return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
+
+
+@contextmanager
+def code_of(what: str) -> Iterator[None]:
+    """Code of anybody runs in the block, such as a plug-in's; ``what`` names it: ``source 'mine'``.
+
+    Raises:
+        WorkbenchError: as the code does, or instead of any other error, its ``sys.exit`` included.
+    """
+    try:
+        yield
+    except WorkbenchError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise WorkbenchError(f"{what} broke off: {error_words(error)}.") from error

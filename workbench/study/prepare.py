@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.config.history import defaults_before, newest
 from fusion_workbench.config.study import StudyConfig
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, code_of
 from fusion_workbench.study.cell_models import CellModels, ProbeModels
 from fusion_workbench.study.encoder_store import features_of, load_encoder
 from fusion_workbench.study.identity import folder_of, study_id
@@ -171,14 +171,19 @@ def prepare_data(
     from fusion_workbench.datamodules.order import check_batch
     from fusion_workbench.modules.tasks import build_task
 
-    source = build_source(study.source.name, study.source.options)
-    _check_image_size(study.source.name, source, encoder)
-    features = features_of(study, workspace, encoder, source)
+    with code_of(f"source '{study.source.name}'"):
+        source = build_source(study.source.name, study.source.options)
+        _check_image_size(study.source.name, source, encoder)
+        features = features_of(study, workspace, encoder, source)
     if study.language_model is not None:
         return features, prepare_language(study, encoder, features, workspace, progress)
-    classes, targets, training = source.classes(), source.targets("train"), study.training
-    tasks = [build_task(name, classes, targets) for name in study.tasks]
-    check_batch(source.size("train"), training.batch_size, training.devices)
+    training, tasks = study.training, []
+    with code_of(f"source '{study.source.name}'"):
+        classes, targets, size = source.classes(), source.targets("train"), source.size("train")
+    for name in study.tasks:
+        with code_of(f"task '{name}', while it was built,"):
+            tasks.append(build_task(name, classes, targets))
+    check_batch(size, training.batch_size, training.devices)
     models = ProbeModels(tasks, encoder.dim, encoder.grid(), training.projector, training.width or encoder.dim)
     return features, models
 
@@ -190,15 +195,10 @@ def check_builds(space: Space, models: CellModels) -> None:
         WorkbenchError: a cell that cannot be built.
     """
     from fusion_workbench.modules.meta import on_meta
-    from fusion_workbench.modules.probes.guard import error_words
 
     for cell in space.listed:
-        try:
+        with code_of(f"the strategy of {cell.label}, while it was built,"):
             on_meta(models.build, cell)
-        except WorkbenchError:
-            raise
-        except (Exception, SystemExit) as error:  # of a strategy of anybody
-            raise WorkbenchError(f"{cell.label} cannot be built: {error_words(error)}.") from error
 
 
 def _check_image_size(name: str, source: Source, encoder: VisionEncoder) -> None:

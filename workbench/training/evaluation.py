@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import code_of
 from fusion_workbench.datamodules.conversations.batches import padded_prompts
 from fusion_workbench.modules.encoders.encoder import height_width
-from fusion_workbench.modules.probes.guard import error_words
 from fusion_workbench.schema.names import NoImage, statistic_column, task_metric
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.prepare import Parts
@@ -136,14 +135,10 @@ class Evaluator:
         scores, statistics = [], []
         for question, prediction in zip(questions, predictions, strict=True):
             metric = self.metrics[question.task]
-            try:
+            kind = f"{type(metric).__module__}.{type(metric).__name__}"
+            with code_of(f"the metric of '{question.task}' ({kind}), on example {question.id},"):
                 scores.append(metric.score(prediction, question.references))
                 statistics.append(dict(metric.statistics(prediction, question.references)))
-            except (Exception, SystemExit) as error:  # of a metric of anybody
-                raise WorkbenchError(
-                    f"the metric of '{question.task}', {type(metric).__module__}.{type(metric).__name__}, broke off on "
-                    f"example {question.id}: {error_words(error)}."
-                ) from error
         return SplitPredictions(questions, predictions, scores, statistics)
 
     def _batch(self, prompts: Sequence[Sequence[int]], features: Tensor) -> Mapping[str, Tensor]:
