@@ -70,7 +70,7 @@ def explain(error: BaseException) -> tuple[str, BaseException | None, int]:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: {_short(error)}; free some, or ask for less, then run the same command.", None, MISTAKE
     if isinstance(error, OSError) and (number := _errno(error)):
-        where = error.filename or "while writing"
+        where = error.filename2 or error.filename or "while writing"  # of a copy, what it was written to
         if number in _FULL:
             return f"the disk is full ({where}); free some space, then run the same command.", None, MISTAKE
         if number == errno.EFBIG:

@@ -30,7 +30,8 @@ def is_lock(error: BaseException) -> bool:
 
 def outage_reason(error: BaseException) -> str:
     """Why, in a few words: without what libraries wrap around it, and without a password."""
-    text = re.sub(r"^(?:\([\w.]+\) )+", "", first_line(error))
+    lines = [line for line in str(error).splitlines() if line and not line.startswith("(raised as a result")]
+    text = re.sub(r"^(?:\([\w.]+\) )+", "", lines[0] if lines else first_line(error))
     if "HTTPConnectionPool" in text or "HTTPSConnectionPool" in text or "Max retries" in text:
         found = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
         if found:

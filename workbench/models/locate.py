@@ -113,12 +113,31 @@ def keeps_model(client: MlflowClient, run_id: str) -> bool:
 
 
 def download(client: MlflowClient, run_id: str, path: str, scratch: Path) -> Path:
-    """An artifact of a run, file or folder, in ``scratch``. Raises WorkbenchError where there is none."""
+    """An artifact of a run, file or folder, in ``scratch``.
+
+    Raises:
+        WorkbenchError: there is none.
+        OSError: there is, and ``scratch`` does not take it.
+    """
     try:
         return Path(client.download_artifacts(run_id, path, str(scratch)))
     except Exception as error:  # every artifact store has its own way to say that there is none
+        _try_writing(client, run_id, path, scratch)
         first = first_line(error)
         raise WorkbenchError(f"run {run_id} has no {path}, so there is nothing to export: {first}") from None
+
+
+def _try_writing(client: MlflowClient, run_id: str, path: str, scratch: Path) -> None:
+    """Raises OSError where the disk refuses as many bytes as the artifact has: MLflow does not pass that on."""
+    folder = path.rpartition("/")[0] or None
+    try:
+        size = next((file.file_size or 0 for file in client.list_artifacts(run_id, folder) if file.path == path), 0)
+    except Exception:  # then what it said first is what there is to say
+        return
+    with tempfile.TemporaryFile(dir=scratch) as probe:
+        while size > 0:
+            size -= probe.write(bytes(min(size, 2**20)))
+        probe.flush()
 
 
 def _is_run(target: str) -> bool:
