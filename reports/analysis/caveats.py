@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.analysis.fresh_replicates import judge_fresh_replicates
 from fusion_workbench.reports.analysis.mixtures import mixtures
@@ -10,13 +13,37 @@ from fusion_workbench.reports.words.wording import listed, plural
 from fusion_workbench.schema.names import Phase, RunStatus, Status
 from fusion_workbench.schema.plan import FEWEST, FEWEST_EXAMPLES
 
+_LOST = (Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILED)  # what ended by itself, and not at its end
+
 
 def nothing_to_recommend(analysis: Analysis) -> str:
     counts = analysis.record.counts()
     if counts.get(Status.FINISHED):
         return "No answer: the finished runs hold no validation objective."
+    lost = {state: number for state, number in counts.items() if state in _LOST}
+    if lost and analysis.record.status != RunStatus.RUNNING:
+        number = listed([f"{n} {state.replace('_', ' ')}" for state, n in lost.items()])
+        none = f"No answer: none of {analysis.record.expected} variant-replicates finished ({number})."
+        return f"{none} {_why(analysis, lost)}"
     state = "is still running and has" if analysis.record.status == RunStatus.RUNNING else "has"
     return f"No answer yet: the study {state} no finished replicate."
+
+
+def _why(analysis: Analysis, lost: Mapping[str, int]) -> str:
+    """What ended most of the trainings, and what would be right."""
+    record = analysis.record
+    state = max(lost, key=lambda name: lost[name])
+    if state == Status.DIVERGED:
+        rates = sorted({r.lr for r in record.runs if r.lr is not None and r.state == Status.DIVERGED})
+        at = f", at {listed([f'{rate:g}' for rate in rates])}" if rates else ""
+        return f"The loss left the finite numbers{at}: lower search.learning_rates, or set training.gradient_clip."
+    if state == Status.OUT_OF_MEMORY:
+        return "They did not fit into memory: lower training.batch_size or training.bank_size, or add devices."
+    errors = Counter(run.error for run in record.runs if run.error and run.state == state)
+    if errors:
+        error, number = errors.most_common(1)[0]
+        return f"{number} broke off with {error}; mend it, then --retry-failed trains them again."
+    return "They broke off with an error; --retry-failed trains them again."
 
 
 def _below_chance(analysis: Analysis) -> list[str]:

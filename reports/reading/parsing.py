@@ -45,6 +45,7 @@ def run_of(raw: MlflowRun, parent_status: str) -> Run:
         dependencies=str(tags.get(Tag.DEPENDENCIES, "")),
         environment=_words(tags.get(Tag.ENVIRONMENT, "")),
         code=_words(tags.get(Tag.CODE, "")),
+        error=str(tags.get(Tag.ERROR, "")),
     )
 
 

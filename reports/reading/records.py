@@ -48,6 +48,7 @@ class Run:
     dependencies: str = ""  # what it was trained under (schema.dependencies.combined); empty: not recorded
     environment: Mapping[str, str] = field(default_factory=dict)  # versions and hardware, in words
     code: Mapping[str, str] = field(default_factory=dict)  # strategy → hash of a plug-in's code
+    error: str = ""  # what it broke off with, and where
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,14 @@ class StudyRecord:
             contenders=(),
             fresh_example_scores={},
         )
+
+    def errors(self, cell: str) -> dict[str, list[str]]:
+        """What runs of a cell broke off with → their replicates, the search's and the fresh ones among them."""
+        found: dict[str, list[str]] = {}
+        for run in self.runs_of(cell):
+            if run.error and run.state != Status.FINISHED:
+                found.setdefault(run.error, []).append(run.replicate)
+        return found
 
     def finals(self, cell: str) -> tuple[Run, ...]:
         """The counted runs of a cell, by replicate."""

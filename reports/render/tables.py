@@ -283,7 +283,8 @@ def health(record: StudyRecord) -> list[dict[str, Any]]:
         }
         converged = [r.metrics[CONVERGED] >= 0.5 for r in runs if CONVERGED in r.metrics]
         opened = [r.metrics[GATES_OPENED] >= 0.5 for r in runs if GATES_OPENED in r.metrics]
-        flagged = [f"{n} {state.replace('_', ' ')}" for state, n in lost.items()] + flags(record, cell)
+        broken = [f"{error}, replicate {', '.join(of)}" for error, of in record.errors(cell.id).items()]
+        flagged = [f"{n} {state.replace('_', ' ')}" for state, n in lost.items()] + broken + flags(record, cell)
         rows.append(
             {
                 "cell": cell,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +14,7 @@ from fusion_workbench.cli import data as cli_data
 from fusion_workbench.cli import inspect as cli_parts
 from fusion_workbench.cli import models as cli_model
 from fusion_workbench.cli import statistics as cli_others
+from fusion_workbench.cli.endings import run
 from fusion_workbench.cli.terminal import (
     DEFAULT_WORKSPACE,
     AcceptChange,
@@ -26,10 +25,9 @@ from fusion_workbench.cli.terminal import (
     WithoutControls,
     Workspace,
     harmless,
-    show_deprecations,
     terminal,
 )
-from fusion_workbench.core.errors import WorkbenchError, as_workbench_error
+from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_uri import without_password
 from fusion_workbench.core.text import folder_name
 from fusion_workbench.study.tracking import existing_uri
@@ -329,28 +327,9 @@ def _write_report(
     return paths
 
 
-def _fail(message: str, status: int = 2) -> NoReturn:
-    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(harmless(" ".join(message.splitlines())), err=True)
-    sys.exit(status)
-
-
 def main() -> None:
-    """The console script: what a user did wrong is one line and status 2, never a traceback."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        Path.cwd()
-    except OSError:
-        _fail("the folder that this command was started in is gone; go to one that is there (cd).")
-    show_deprecations()
-    try:
-        app()
-    except WorkbenchError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on where it was.", 130)
-    except OSError as error:
-        _fail(str(as_workbench_error(error)))
+    """The console script; see :func:`cli.endings.run`."""
+    run(app)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ LIMITS: dict[str, Limits] = {
     "training.width": Limits(0, 1_000_000, _WIDE),
     "training.weight_decay": _FINITE,
     "training.warmup": Limits(0),
-    "training.gradient_clip": Limits(0),
+    "training.gradient_clip": Limits(0, 1e30, "such a gradient is none"),
     "training.gates_lr_scale": _FINITE,
     "training.fuser_lr_scale": _FINITE,
     "training.projector_lr_scale": _FINITE,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+
+_LONGEST = 300  # letters of another's error that are told
 
 
 class WorkbenchError(Exception):
@@ -46,15 +49,15 @@ def as_workbench_error(error: OSError) -> WorkbenchError:
     if error.errno is None:  # of a library, in its own words
         return WorkbenchError(first_line(error))
     where = "a file" if error.filename in (None, "") else error.filename
-    if len(str(where)) > _LONGEST:
-        where = f"{str(where)[:_LONGEST]}… ({len(str(where)):,} characters)"
+    if len(str(where)) > _LONGEST_PATH:
+        where = f"{str(where)[:_LONGEST_PATH]}… ({len(str(where)):,} characters)"
     for numbers, told in _SYSTEM.items():
         if error.errno in numbers:
             return WorkbenchError(told.format(where=where, place=error.filename or "while writing"))
     return WorkbenchError(f"{where} cannot be used: {reason(error)}.")
 
 
-_LONGEST = 120  # characters of a path that a message repeats
+_LONGEST_PATH = 120  # characters of a path that a message repeats
 _SYSTEM: dict[tuple[int, ...], str] = {
     (errno.ENOSPC, errno.EDQUOT): "the disk is full ({place}); free some space, then run the same command.",
     (errno.EACCES, errno.EPERM, errno.EROFS): (
@@ -70,3 +73,27 @@ _SYSTEM: dict[tuple[int, ...], str] = {
     (errno.EFBIG,): "{where} would be larger than this system lets files be (ulimit -f, or the file system).",
     (errno.EIO,): "{where} cannot be read or written: the disk reports an error; nothing more was written.",
 }
+
+
+def error_words(error: BaseException) -> str:
+    """Type and first line of another's error, such as ``ValueError: no such mode``."""
+    if isinstance(error, SystemExit):
+        return f"sys.exit({error.code!r})"
+    line, kind = first_line(error), type(error).__name__
+    words = kind if line == kind else f"{kind}: {line}"
+    return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
+
+
+@contextmanager
+def code_of(what: str) -> Iterator[None]:
+    """Code of anybody runs in the block, such as a plug-in's; ``what`` names it: ``source 'mine'``.
+
+    Raises:
+        WorkbenchError: as the code does, or instead of any other error, its ``sys.exit`` included.
+    """
+    try:
+        yield
+    except WorkbenchError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise WorkbenchError(f"{what} broke off: {error_words(error)}.") from error

@@ -6,10 +6,13 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from fusion_workbench.core.errors import WorkbenchError
 
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 HIDDEN = "…"  # stands where a password was
 
@@ -74,6 +77,22 @@ def quiet_mlflow() -> None:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # of a run, its server's password and all
-    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
+    for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints traces of what it raises as well
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each of its retries
     warnings.filterwarnings("ignore", module="mlflow")
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """A server that is not there is reported within seconds, not after MLflow's minutes of retries."""
+    before = {key: os.environ.get(key) for key in _PATIENCE}
+    for key, value in _PATIENCE.items():
+        os.environ.setdefault(key, value)
+    try:
+        yield
+    finally:
+        for key, old in before.items():
+            if old is None:
+                os.environ.pop(key, None)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.files import atomic_folder, explain_writing, scratch_beside
 from fusion_workbench.core.mlflow_database import relocate
+from fusion_workbench.core.outages import is_outage, outage_reason
 from fusion_workbench.core.tensors import check_finite
 from fusion_workbench.core.text import slug
 from fusion_workbench.models.cards import connector_card
@@ -77,8 +78,18 @@ def export_run(
         raise WorkbenchError(f"{out} is there already; give --overwrite to replace it, or another folder with --out.")
     whole = record.language is not None
     layers = _write_model(located, out) if whole else _write_connector(located, out)
-    told = relocate(uri) if log and not whole else ""
-    model_uri = _log(located, uri, out) if log and not whole else ""
+    told, model_uri = "", ""
+    if log and not whole:
+        try:
+            told = relocate(uri)
+            model_uri = _log(located, uri, out)
+        except Exception as error:
+            if not isinstance(error, OSError) and not is_outage(error):
+                raise
+            reason = outage_reason(error)
+            raise WorkbenchError(
+                f"{out} is written, but MLflow does not take it: {reason}; --no-log does without."
+            ) from error
     return ExportedModel(out, located.run_id, record.name, located.cell.label, layers, model_uri, whole, told)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ def download(client: MlflowClient, run_id: str, path: str, scratch: Path) -> Pat
 
     Raises:
         WorkbenchError: there is none, or it does not have the sha256 that was recorded when it was written.
+        OSError: there is, and ``scratch`` does not take it.
     """
     try:
         if (here := _folder(client, run_id)) is not None:
@@ -137,6 +139,7 @@ def download(client: MlflowClient, run_id: str, path: str, scratch: Path) -> Pat
         else:
             found = Path(client.download_artifacts(run_id, path, str(scratch)))
     except Exception as error:  # every artifact store has its own way to say that there is none
+        _try_writing(client, run_id, path, scratch)
         first = first_line(error)
         raise WorkbenchError(f"run {run_id} has no {path}, so there is nothing to export: {first}") from None
     _check(client, run_id, path, found)
@@ -159,6 +162,19 @@ def _check(client: MlflowClient, run_id: str, path: str, found: Path) -> None:
         raise WorkbenchError(
             f"{path} of run {run_id} has no sha256, though the run's other files have; it is not used."
         )
+
+
+def _try_writing(client: MlflowClient, run_id: str, path: str, scratch: Path) -> None:
+    """Raises OSError where the disk refuses as many bytes as the artifact has: MLflow does not pass that on."""
+    folder = path.rpartition("/")[0] or None
+    try:
+        size = next((file.file_size or 0 for file in client.list_artifacts(run_id, folder) if file.path == path), 0)
+    except Exception:  # then what it said first is what there is to say
+        return
+    with tempfile.TemporaryFile(dir=scratch) as probe:
+        while size > 0:
+            size -= probe.write(bytes(min(size, 2**20)))
+        probe.flush()
 
 
 def _is_run(target: str) -> bool:

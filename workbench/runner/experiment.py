@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fusion_workbench.config.study import digest, to_track, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_database import ARTIFACTS, LOCK
+from fusion_workbench.core.stopping import uninterrupted
 from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.runner.confirm import Confirmer
 from fusion_workbench.runner.damage import mend
@@ -91,6 +92,7 @@ class Experiment:
         self.accept_change = accept_change
         self.retrain_lost = retrain_lost
         self.kept = 0
+        self.run_id = ""  # until MLflow has one
 
     def run(self) -> StudyResult:
         """Train what is missing and return what there is."""
@@ -116,17 +118,19 @@ class Experiment:
                     uri, self.study.tracking.experiment, self.parts.workspace / ARTIFACTS, lock=folder / LOCK
                 )
             self.ledger = Ledger(folder / LEDGER)
-            with self.display.step("reconciling ledger, MLflow and Optuna"):
-                self._open()
-                self.trainer = trainer_of(self.parts)(self.parts, self.tracker, self.ledger, self.run_id, self.display)
-                planner = Planner(self.parts.space, self.study.search, folder / "optuna.journal", self._optuna_name())
-                if planner.told:
-                    self.display.say(planner.told)
-                recall(planner, self.parts, self.trainer)
             try:
+                with self.display.step("reconciling ledger, MLflow and Optuna"):
+                    self._open()
+                    kind, run_id = trainer_of(self.parts), self.run_id
+                    self.trainer = kind(self.parts, self.tracker, self.ledger, run_id, self.display)
+                    journal = folder / "optuna.journal"
+                    planner = Planner(self.parts.space, self.study.search, journal, self._optuna_name())
+                    if planner.told:
+                        self.display.say(planner.told)
+                    recall(planner, self.parts, self.trainer)
                 self._train_all(planner)
             except BaseException as error:
-                self.tracker.close(self.run_id, RunStatus.of_error(error))
+                self.tracker.close_broken([self.run_id] if self.run_id else [], RunStatus.of_error(error))
                 raise
             finally:
                 self.ledger.close()
@@ -163,6 +167,7 @@ class Experiment:
         log_layers(
             self.parts, self.tracker, self.run_id, variants, planner, self.ledger, self.display, self.changes.check
         )
+        self.trainer.tell_broken()
 
     def _replicate(self, variants: list[Variant]) -> list[Job]:
         """Train replicate by replicate; between two interim analyses of the plan, stop where the answer is decided."""
@@ -266,8 +271,9 @@ class Experiment:
         remember_schema(self.study, self.ledger)
         restorer = Restorer(parts, self.ledger, self.tracker, self.retrain_lost)
         known_run = restorer.known_run
-        self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known_run, self._place(), tags)
-        self.ledger.remember("run_id", self.run_id)
+        with uninterrupted():
+            self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known_run, self._place(), tags)
+            self.ledger.remember("run_id", self.run_id)
         if known_run != self.run_id:
             self.tracker.log_params(self.run_id, flat(to_track(self.study)))
         self.tracker.log_files(self.run_id, {Artifact.STUDY: to_yaml(self.study)})

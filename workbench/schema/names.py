@@ -42,6 +42,7 @@ class Tag(StrEnum):
     PHASE = "workbench.phase"
     REPLICATE = "workbench.replicate"
     STATUS = "workbench.outcome"  # a Status: what became of it
+    ERROR = "workbench.error"  # what it broke off with, and where; of those that failed or ran out of memory
 
     DEPENDENCIES = "workbench.dependencies"  # 12 hex digits over the fingerprints that it was trained under
     ENVIRONMENT = "workbench.environment"  # JSON: what it was trained with and on, short
@@ -93,7 +94,7 @@ class RunStatus(StrEnum):
     @classmethod
     def of_error(cls, error: BaseException) -> RunStatus:
         """Of a run that ``error`` ended."""
-        return cls.KILLED if isinstance(error, KeyboardInterrupt | SystemExit) else cls.FAILED
+        return cls.FAILED if isinstance(error, Exception) else cls.KILLED  # what asks a process to end is no Exception
 
 
 OPEN = (RunStatus.RUNNING, RunStatus.SCHEDULED)  # as MLflow takes it, the run still goes on

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.stopping import uninterrupted
 from fusion_workbench.schema.names import OBJECTIVE, LedgerState, Status
 
 _SCHEMA = """
@@ -281,9 +282,10 @@ class Ledger:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
+            with uninterrupted():
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                self._db.execute("COMMIT")
         except (*_ERRORS, WorkbenchError) as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")

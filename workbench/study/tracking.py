@@ -10,15 +10,18 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fusion_workbench.core.checksums import sha256_of
-from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_database import DATABASE, opening, relocate, sqlite_path, sqlite_uri
-from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow, without_password
+from fusion_workbench.core.mlflow_uri import check_uri, impatient, quiet_mlflow, without_password
+from fusion_workbench.core.outages import Outage
 from fusion_workbench.core.scratch import scratch_folder
+from fusion_workbench.core.stopping import uninterrupted
 from fusion_workbench.schema.checksums import from_tags, is_of_sums, to_tags
 from fusion_workbench.schema.names import TRACKING_SCHEMA, RunKind, RunStatus, Tag
+from fusion_workbench.study.patient_client import PatientClient
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -73,12 +76,15 @@ class Tracker:
         try:
             if (database := sqlite_path(uri)) is not None:
                 database.parent.mkdir(parents=True, exist_ok=True)
-            with opening(uri):
+            with opening(uri), impatient():
                 self._tell(relocate(uri, lock))
-                self.client: MlflowClient = MlflowClient(tracking_uri=uri)
+                self._patient = PatientClient(MlflowClient(tracking_uri=uri), uri)
+                self.client = cast("MlflowClient", self._patient)
                 self.experiment_id = self._open_experiment(artifacts.resolve())
-        except WorkbenchError:
-            raise
+        except WorkbenchError as error:
+            if not isinstance(error, Outage):
+                raise
+            raise WorkbenchError(_told(uri, "opened", error.__cause__ or error)) from None
         except MlflowException as error:
             raise WorkbenchError(_told(uri, "used", error)) from None
         except Exception as error:  # drivers and file systems raise their own
@@ -204,6 +210,20 @@ class Tracker:
             self.set_tags(run_id, {Tag.STATUS: status})
         self.client.set_terminated(run_id, status=str(run_status))
 
+    def close_broken(self, run_ids: Sequence[str], run_status: RunStatus) -> None:
+        """As :meth:`close`, where something went wrong already: what can be reached is closed, nothing is raised.
+
+        A run that stays RUNNING is closed at the study's next start. A server that did not answer is not asked again.
+        """
+        with uninterrupted():
+            for run_id in run_ids:
+                if self._patient.gone:
+                    return
+                try:
+                    self.close(run_id, run_status)
+                except Exception:  # the error that led here is the one to tell
+                    return
+
     def find(self, run_id: str) -> MlflowRun | None:
         """The run, in whatever experiment, deleted or not; None where MLflow does not have it."""
         from mlflow.exceptions import MlflowException
@@ -242,8 +262,8 @@ class Tracker:
                 return runs
 
 
-def _told(uri: str, what: str, error: Exception) -> str:
-    return without_password(f"tracking.uri '{uri}' cannot be {what}: {first_line(error)}")
+def _told(uri: str, what: str, error: BaseException) -> str:
+    return without_password(f"tracking.uri '{uri}' cannot be {what}: {outage_reason(error)}.")
 
 
 def to_json(value: Any) -> str:

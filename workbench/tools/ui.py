@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_database import relocate, sqlite_path
 from fusion_workbench.core.mlflow_uri import check_uri, without_password
+from fusion_workbench.core.stopping import Stopped
 from fusion_workbench.reports.reading.connect import connect
 
 if TYPE_CHECKING:
@@ -55,8 +57,10 @@ def serve(console: Console, uri: str, port: int) -> int:
     with subprocess.Popen(command, env=environment) as server:
         try:
             return server.wait()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped) as stop:
             server.terminate()
+            if isinstance(stop, Stopped) and stop.number != signal.SIGINT:
+                raise
             return 0
 
 
