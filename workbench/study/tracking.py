@@ -16,7 +16,7 @@ from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_database import DATABASE, opening, relocate, sqlite_path, sqlite_uri
 from fusion_workbench.core.mlflow_uri import check_uri, impatient, quiet_mlflow, without_password
-from fusion_workbench.core.outages import Outage
+from fusion_workbench.core.outages import Outage, outage_reason
 from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.core.stopping import uninterrupted
 from fusion_workbench.schema.checksums import from_tags, is_of_sums, to_tags
