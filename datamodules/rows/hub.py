@@ -149,13 +149,13 @@ class HubDataset(RowSource):
         if table.columns() or not quarantine.rows:  # where no row could be read, that is the fault to tell
             self._check(table.columns())
         where = quarantine.write()
-        quarantine.refuse_above(self.chosen.bad_rows, where)
-        if quarantine.rows:
-            print_notice(f"{quarantine.summary()}; {where}")
         for notice in (unread.notice(), frames_notice(name, self._animated), *self._of_arrow(name, table)):
             if notice:
                 print_notice(notice)
         self._animated.clear()
+        quarantine.refuse_above(self.chosen.bad_rows, where)
+        if quarantine.rows:
+            print_notice(f"{quarantine.summary()}; {where}")
         return good
 
     def _of_arrow(self, name: str, table: Table) -> Iterator[str]:

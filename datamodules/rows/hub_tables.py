@@ -52,7 +52,7 @@ def open_splits(place: str, config: str, revision: str, arrow: Callable[[Any], T
             if path.suffix == ".parquet" and path.is_file():
                 named = {"path": "parquet", "data_files": str(path)}
             builder = datasets.load_dataset_builder(**named)
-            words = _words(builder, place)
+            words = words_of(builder, place)
             if words is not None:
                 return words
             if (cache := _own_cache(builder)) is not None:
@@ -66,8 +66,16 @@ def open_splits(place: str, config: str, revision: str, arrow: Callable[[Any], T
     return {name: arrow(table) for name, table in splits.items()}
 
 
-def _words(builder: Any, place: str) -> dict[str, Table] | None:
-    """The splits of a dataset whose files hold words; None of any other."""
+def words_of(builder: Any, place: str) -> dict[str, Table] | None:
+    """The splits of a dataset whose files hold words; None of any other.
+
+    Args:
+        builder: of ``datasets``, which has found the files and read none.
+        place: as the user named it.
+
+    Raises:
+        WorkbenchError: the files are out of reach, and only an earlier reading is kept.
+    """
     kind = _kind(builder)
     if kind == "Cache" and builder.info.builder_name in _OF_WORDS:
         raise WorkbenchError(

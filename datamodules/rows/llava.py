@@ -69,11 +69,11 @@ class Llava(RowSource):
             chosen = self.chosen
             rows_read = read_file(file, self.folder, chosen.image_first, chosen.verify, place, chosen.padding)
             where = rows_read.quarantine.write()
+            for notice in rows_read.notices:
+                print_notice(notice)
             rows_read.quarantine.refuse_above(self.chosen.bad_rows, where)
             if rows_read.quarantine.rows:
                 print_notice(f"{rows_read.quarantine.summary()}; {where}")
-            for notice in rows_read.notices:
-                print_notice(notice)
             good[split] = rows_read.rows
             self._found |= rows_read.images
         return good

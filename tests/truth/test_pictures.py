@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import unicodedata
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +329,18 @@ def test_greys_that_would_be_clipped(folder: Path) -> None:
     assert bad(found) == [(line, "undecodable image") for line in (2, 3, 4, 5, 7)]
     assert "unit.tif holds greys from 0 to 1; write them in 8 or 16 bits" in found.quarantine.rows[0].detail
     assert np.abs(load_image(folder / "pics" / "bytes.tif")[..., 0] - ramp * 255).max() <= 1
+
+
+@case(Kind.PICTURES, "images without any pixel", "bad rows")
+@pytest.mark.parametrize("verify", ["header", "pixels"])
+def test_images_without_pixels(folder: Path, verify: str) -> None:
+    (folder / "pics" / "none.gif").write_bytes(b"GIF89a\0\0\0\0\0\0\0;")
+    whole = bytearray((folder / "pics" / "a.png").read_bytes())
+    whole[16:20] = bytes(4)  # the width
+    whole[29:33] = zlib.crc32(whole[12:29]).to_bytes(4, "big")
+    (folder / "pics" / "none.png").write_bytes(whole)
+    found = read(folder, caption("none.gif"), caption("none.png"), verify=verify)
+    assert bad(found) == [(2, "undecodable image"), (3, "undecodable image")]
 
 
 @case(

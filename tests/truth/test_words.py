@@ -18,6 +18,7 @@ from pyarrow import parquet
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.build import build_source
 from fusion_workbench.datamodules.rows.hub import HubDataset
+from fusion_workbench.datamodules.rows.hub_tables import words_of
 from fusion_workbench.datamodules.rows.llava import Llava
 
 HEAD = "image,question,answers\n"
@@ -345,7 +346,26 @@ def test_a_table_replaced_keeping_its_time(folder: Path) -> None:
     assert answers(path) == [("new",)]
 
 
-def test_text_of_a_question_alone(folder: Path) -> None:
+@case(
+    Kind.WORDS,
+    "the hub cannot be reached, and datasets keeps what it once read of CSV or JSON",
+    "refused; names the way out: a folder that holds the files",
+    "huggingface/datasets#4467",
+)
+def test_earlier_readings_are_not_served(folder: Path) -> None:
+    from datasets.packaged_modules.cache.cache import Cache
+
+    cache = folder / "cache"
+    datasets.load_dataset("csv", data_files=str(table(folder, "007")), cache_dir=str(cache))
+    kept = next(path for path in cache.glob("csv/*/*/*") if path.is_dir())
+    builder = Cache(
+        cache_dir=str(cache), dataset_name="csv", config_name=kept.parts[-3], version=kept.parts[-2], hash=kept.name
+    )
+    with pytest.raises(WorkbenchError, match=r"'some/dataset' cannot be reached.*name a folder that holds its files"):
+        words_of(builder, "some/dataset")
+
+
+def test_rows_that_were_right_before(folder: Path) -> None:
     """Rows whose words were right before give the same conversations and images."""
     rows = [
         {"image": "a.png", "question": "What?", "answers": "This"},
