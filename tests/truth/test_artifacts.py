@@ -436,3 +436,23 @@ def test_rotten_handwriting(tmp_path: Path) -> None:
         with pytest.raises(WorkbenchError, match=r"digits\.npz cannot be read .*workbench assets --repair") as error:
             SceneParts(photographs, tmp_path, typefaces)
         assert "\n" not in str(error.value)
+
+
+@case(
+    Kind.ARTIFACTS,
+    "a bit of a weight in the checkpoint of an interrupted training is flipped; torch.load reads it all the same",
+    "the checkpoint is not taken up, and its stage is trained from where the one before it ended",
+)
+def test_a_rotten_checkpoint_is_not_taken_up(tmp_path: Path) -> None:
+    from fusion_workbench.training.language_training import _readable
+
+    path = tmp_path / "stage.ckpt"
+    torch.save({"state_dict": {"weight": torch.arange(1000.0)}}, path)
+    whole = path.read_bytes()
+    assert _readable(path)
+    weight = whole.index(torch.arange(1000.0).numpy().tobytes())
+    for place in (weight, weight + 2001, weight + 3999):
+        path.write_bytes(whole)
+        flip(path, place)
+        assert not _readable(path)
+        assert not path.exists()
