@@ -265,6 +265,10 @@ def test_damaged_descriptions_are_refused_or_left_out(template: Done) -> None:
             ) as e:
                 template.read()
         assert "\n" not in str(e.value)
+        with kept(file):
+            file.unlink()
+            with pytest.raises(WorkbenchError, match=rf"^{re.escape(name)} of the study's run {run} is missing"):
+                template.read()
     for name in (Artifact.ENCODER, Artifact.SIMILARITY, Artifact.TOKEN_MAPS):
         file = template.artifact(run, name)
         with kept(file):
@@ -348,9 +352,11 @@ def test_what_is_damaged_is_trained_again(template: Done, tmp_path: Path) -> Non
         with closing(sqlite3.connect(path)) as database, database:
             spoil = "UPDATE entries SET result = replace(result, '0.', '1.') WHERE run_id = ?"
             assert database.execute(spoil, (third.run_id,)).rowcount == 1
-    similarity = template.artifact(template.result.run_id, Artifact.SIMILARITY)
+    similarity, plan = (template.artifact(template.result.run_id, n) for n in (Artifact.SIMILARITY, Artifact.PLAN))
     before = similarity.read_bytes()
     flip(similarity, 100)
+    plan.unlink()
+    plan.mkdir()
     result, said = template.sweep()
     assert (result.trained, result.kept) == (3, 1)
     assert "the ledger has 1 damaged row, which is trained again\n" in said
@@ -359,6 +365,7 @@ def test_what_is_damaged_is_trained_again(template: Done, tmp_path: Path) -> Non
     assert f"({Artifact.FUSER} is missing)" in said
     assert f"{Artifact.SIMILARITY} of the study's run is damaged and is made again\n" in said
     assert similarity.read_bytes() == before
+    assert plan.is_file()
     record = template.read()
     assert record.notes == ()
     assert record.counts() == {Status.FINISHED: 4}
