@@ -40,10 +40,12 @@ class StudyFiles:
         """An artifact; None where there is none, or a damaged one that nothing depends on.
 
         Raises:
-            WorkbenchError: it is damaged, and numbers depend on it.
+            WorkbenchError: it is damaged or lost, and numbers depend on it.
         """
         try:
             file = self._artifacts.file(self._run_id, path)
+            if file is None and self._artifacts.is_recorded(self._run_id, path):
+                raise WorkbenchError("is missing")
         except WorkbenchError as error:
             if path in _NEEDED:
                 raise WorkbenchError(
@@ -52,8 +54,6 @@ class StudyFiles:
                 ) from None
             self._notes.append(f"{path} is left out: it {error}.")
             return None
-        if file is None and self._artifacts.is_recorded(self._run_id, path):
-            self._notes.append(f"{path} is missing; the next workbench sweep of the study writes it anew.")
         return file
 
     def text(self, path: str) -> str:

@@ -265,6 +265,10 @@ def test_damaged_descriptions_are_refused_or_left_out(template: Done) -> None:
             ) as e:
                 template.read()
         assert "\n" not in str(e.value)
+        with kept(file):
+            file.unlink()
+            with pytest.raises(WorkbenchError, match=rf"^{re.escape(name)} of the study's run {run} is missing"):
+                template.read()
     for name in (Artifact.ENCODER, Artifact.SIMILARITY, Artifact.TOKEN_MAPS):
         file = template.artifact(run, name)
         with kept(file):
@@ -348,9 +352,11 @@ def test_what_is_damaged_is_trained_again(template: Done, tmp_path: Path) -> Non
         with closing(sqlite3.connect(path)) as database, database:
             spoil = "UPDATE entries SET result = replace(result, '0.', '1.') WHERE run_id = ?"
             assert database.execute(spoil, (third.run_id,)).rowcount == 1
-    similarity = template.artifact(template.result.run_id, Artifact.SIMILARITY)
+    similarity, plan = (template.artifact(template.result.run_id, n) for n in (Artifact.SIMILARITY, Artifact.PLAN))
     before = similarity.read_bytes()
     flip(similarity, 100)
+    plan.unlink()
+    plan.mkdir()
     result, said = template.sweep()
     assert (result.trained, result.kept) == (3, 1)
     assert "the ledger has 1 damaged row, which is trained again\n" in said
@@ -359,6 +365,7 @@ def test_what_is_damaged_is_trained_again(template: Done, tmp_path: Path) -> Non
     assert f"({Artifact.FUSER} is missing)" in said
     assert f"{Artifact.SIMILARITY} of the study's run is damaged and is made again\n" in said
     assert similarity.read_bytes() == before
+    assert plan.is_file()
     record = template.read()
     assert record.notes == ()
     assert record.counts() == {Status.FINISHED: 4}
@@ -436,3 +443,23 @@ def test_rotten_handwriting(tmp_path: Path) -> None:
         with pytest.raises(WorkbenchError, match=r"digits\.npz cannot be read .*workbench assets --repair") as error:
             SceneParts(photographs, tmp_path, typefaces)
         assert "\n" not in str(error.value)
+
+
+@case(
+    Kind.ARTIFACTS,
+    "a bit of a weight in the checkpoint of an interrupted training is flipped; torch.load reads it all the same",
+    "the checkpoint is not taken up, and its stage is trained from where the one before it ended",
+)
+def test_a_rotten_checkpoint_is_not_taken_up(tmp_path: Path) -> None:
+    from fusion_workbench.training.language_training import _readable
+
+    path = tmp_path / "stage.ckpt"
+    torch.save({"state_dict": {"weight": torch.arange(1000.0)}}, path)
+    whole = path.read_bytes()
+    assert _readable(path)
+    weight = whole.index(torch.arange(1000.0).numpy().tobytes())
+    for place in (weight, weight + 2001, weight + 3999):
+        path.write_bytes(whole)
+        flip(path, place)
+        assert not _readable(path)
+        assert not path.exists()

@@ -127,6 +127,7 @@ def _damaged_of_study(ledger: Ledger, tracker: Tracker, run_id: str) -> tuple[li
     wrong = [path for path, sha in sorted(sums.items()) if not any(_has(folder / path, one) for one in sha.split())]
     made_again = []
     for path in wrong:
+        _make_way(folder / path, sums[path])
         fact = next((fact for start, fact in _ONCE.items() if path.startswith(start)), None)
         if fact is not None and ledger.fact(fact) is not None:
             ledger.remember(fact, None)
@@ -135,6 +136,16 @@ def _damaged_of_study(ledger: Ledger, tracker: Tracker, run_id: str) -> tuple[li
             tracker.log_files(run_id, {Artifact.CONTENDERS: to_json(entries)})
             made_again.append(path)
     return wrong, made_again
+
+
+def _make_way(place: Path, sha: str) -> None:
+    """Move a folder aside that is where a file should be; a file that was logged since lies in it."""
+    if not place.is_dir():
+        return
+    aside = place.with_name(f"{place.name}.folder")
+    place.rename(aside)
+    if _has(aside / place.name, sha):
+        (aside / place.name).rename(place)
 
 
 def _folder(tracker: Tracker, run: MlflowRun) -> Path | None:

@@ -94,6 +94,7 @@ class Ledger:
             self._db.executescript(_SCHEMA)
             self._bring_up()
             self._check_facts()
+            self.damaged()  # whether rows can be read at all
         except (*_ERRORS, OSError, WorkbenchError) as error:
             if hasattr(self, "_db"):
                 self._db.close()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import lightning as L
 import torch
@@ -359,10 +360,13 @@ class _Recorder(L.Callback):
 
 
 def _readable(path: Path) -> bool:
-    """Whether a checkpoint is whole; one that a kill tore is removed."""
+    """Whether a checkpoint is whole; one that a kill tore, or in which a bit has rotted, is removed."""
     try:
+        with ZipFile(path) as archive:  # torch.save writes a CRC of every tensor, which torch.load does not read
+            whole = archive.testzip() is None
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # zip, pickle and struct errors, by where it was torn
+        whole = False
+    if not whole:
         path.unlink(missing_ok=True)
-        return False
-    return True
+    return whole
