@@ -276,7 +276,7 @@ def _whole(entry: LedgerEntry, folder: Path) -> bool:
     """Whether a folder holds what the ledger remembers of the run's artifacts; of 0.1.0, what a report needs."""
     if entry.files:
         return all(_is(folder / name, sha) for name, sha in entry.files.items())
-    needed = [Artifact.VARIANT]
+    needed: list[str] = [Artifact.VARIANT]
     if keeps_results(phase_of(entry.replicate), entry.status):
         needed += [scores_file("test")]
     return all((folder / name).is_file() for name in needed)

@@ -184,12 +184,14 @@ class Tracker:
 
     # --- variant-replicates -------------------------------------------------------------------------------------
 
-    def start_child(self, parent: str, name: str, tags: Mapping[Tag, str], params: Mapping[str, Any]) -> str:
+    def start_child(
+        self, parent: str, name: str, tags: Mapping[Tag, str] | Mapping[str, str], params: Mapping[str, Any]
+    ) -> str:
         """A child run, RUNNING. Returns its run id."""
         run = self.client.create_run(
             self.experiment_id,
             run_name=name,
-            tags=_plain({Tag.PARENT: parent, Tag.KIND: RunKind.VARIANT_REPLICATE, **tags}),
+            tags=_plain({Tag.PARENT: parent, Tag.KIND: RunKind.VARIANT_REPLICATE}) | _plain(tags),
         )
         run_id = str(run.info.run_id)
         self.log_params(run_id, params)
@@ -271,6 +273,6 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False)
 
 
-def _plain(tags: Mapping[Tag, str]) -> dict[str, str]:
+def _plain(tags: Mapping[Tag, str] | Mapping[str, str]) -> dict[str, str]:
     """As strings and nothing else: a database driver need not know of enums."""
     return {str(key): str(value) for key, value in tags.items()}
