@@ -37,7 +37,7 @@ def read_commit(name: str, revision: str | None) -> str | None:
 def prefix_tokens(family: Family, config: Any, name: str) -> int:
     """How many tokens stand before the patches. Raises WorkbenchError where the family's row cannot tell."""
     try:
-        count = family.prefix_tokens(config)
+        count: Any = family.prefix_tokens(config)
     except Exception as error:  # a row of somebody's own
         count = f"fails ({type(error).__name__}: {error})"
     if not isinstance(count, int) or count < 0:

@@ -18,6 +18,7 @@ from tiny_families import MEAN, STD, TINY, save_tiny
 from tiny_models import build_model, save_language
 from torch import Tensor
 
+from fusion_workbench.config.study import study_from_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.models.folder import CONNECTOR, LANGUAGE, check_model_weights, read_model_config, save_model
 from fusion_workbench.models.loaded import load_model
@@ -25,8 +26,20 @@ from fusion_workbench.models.weights import UPDATES
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
 from fusion_workbench.modules.encoders.families import FAMILIES, Family, register_family
 from fusion_workbench.modules.language.decoder import Decoder, LoraOptions
+from fusion_workbench.study.prepare import prepare
 
 WEIGHTS = "model.safetensors"
+STUDY = """
+name: whole
+question: Is the language model whole?
+encoder: {{name: {encoder}, image_size: 112, precision: float32}}
+source: {{name: finescenes_questions, options: {{train: 8, val: 4, test: 4}}}}
+tasks: [position]
+strategies: [{{name: concat}}]
+selections: [{{levels: [1, 2]}}]
+training: {{batch_size: 4, projector: mlp2x_gelu}}
+language_model: {{name: {language}, weights: float32, max_length: 512}}
+"""
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
@@ -284,6 +297,21 @@ def test_a_language_model_that_is_not_whole(language: Path, tmp_path: Path) -> N
     refused(renamed, "lack model.embed_tokens.weight", "prefix 'language_model.'", loads=load_language)
     untied = described(shutil.copytree(language, tmp_path / "untied"), tie_word_embeddings=False)
     refused(untied, "lack lm_head.weight, which", loads=load_language)
+
+
+@case(
+    Kind.WEIGHTS,
+    "a study names a language model whose weights are not whole",
+    "refused before anything is encoded or trained, from names and shapes alone",
+)
+def test_a_study_refuses_it_before_any_work(language: Path, tiny_dinov2: Path, tmp_path: Path) -> None:
+    partial = changed(language, tmp_path / "partial", without(r"layers\.1\.mlp"))
+    study = study_from_yaml(STUDY.format(encoder=tiny_dinov2, language=partial), "tiny.yaml")
+    refused(
+        partial,
+        "lack model.layers.1.mlp.gate_proj.weight",
+        loads=lambda _: prepare(study, tmp_path / "workspace", progress=False),
+    )
 
 
 @case(Kind.WEIGHTS, "a weight of a language model is NaN or infinite", "refused, and named")

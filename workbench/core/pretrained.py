@@ -12,10 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.pretrained_config import an_adapter
+from fusion_workbench.core.pretrained_config import an_adapter, check_described
 from fusion_workbench.core.tensors import broken_weights, not_finite
 
 if TYPE_CHECKING:
@@ -58,6 +60,24 @@ def load_pretrained(model_class: Any, name: str, what: str, outputs: Outputs | N
         raise WorkbenchError(an_adapter(what))
     _check(model, info, what, outputs)
     return model
+
+
+def check_folder(model_class: Any, folder: Path, config: Any, what: str, make: Callable[[Any], Any]) -> None:
+    """Hold the names and shapes of a folder's weights against its config, without reading the weights.
+
+    What :func:`load_pretrained` refuses is refused here already, but for values that are no numbers: to be called
+    before the work at whose end the model is needed.
+
+    Args:
+        model_class: what ``from_pretrained`` is called on.
+        make: the model from a config, as :func:`core.pretrained_config.check_described` takes it.
+
+    Raises:
+        WorkbenchError: as :func:`load_pretrained`.
+    """
+    check_described(folder, make, config, what)
+    if find_spec("accelerate") is not None:  # else transformers cannot, and it is refused when it is loaded
+        load_pretrained(model_class, str(folder), what, device_map="meta", trust_remote_code=False)
 
 
 @contextmanager

@@ -157,7 +157,9 @@ def prepare_language(
     if any(stage.language_model == LORA for stage in config.stages):
         _require_module("peft", "a stage with language_model: lora", "peft")
     path = assets.model_path(config.name, "language-model", "language_model.name", progress)
-    model, tokenizer = read_language(path, config.revision, f"language_model.name '{path}'", "cannot be had")
+    what = f"language_model.name '{path}'"
+    model, tokenizer = read_language(path, config.revision, what, "cannot be had")
+    _check_weights(path, model, what)
     sources: dict[str, ConversationSource] = {}
     for stage in config.stages:
         own = source if stage.source is None else build_source(stage.source.name, stage.source.options)
@@ -207,6 +209,17 @@ def _parameters(config: Any) -> int:
 
     model: Any = on_meta(AutoModelForCausalLM.from_config, config, trust_remote_code=False)
     return sum(p.numel() for p in model.parameters())
+
+
+def _check_weights(path: str, config: Any, what: str) -> None:
+    """Raises WorkbenchError, before any work, where a folder's weights are not those that its config describes."""
+    from transformers import AutoModelForCausalLM
+
+    from fusion_workbench.core.pretrained import check_folder
+
+    if Path(path).is_dir():
+        auto: Any = AutoModelForCausalLM
+        check_folder(auto, Path(path), config, what, auto.from_config)
 
 
 def answer_tasks(study: StudyConfig, source: ConversationSource) -> list[AnswerTask]:

@@ -256,7 +256,8 @@ class LanguageRun:
 
     def _load(self, path: Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(checkpoint["state_dict"], strict=False)
+        self.model.check_names(checkpoint["state_dict"])  # what it lacks would stay as it was initialised
+        self.model.load_state_dict(checkpoint["state_dict"], strict=False)  # what is frozen is not in it
         return checkpoint
 
 
