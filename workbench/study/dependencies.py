@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,17 +125,17 @@ def _sources(parts: Parts) -> Iterator[Dependency]:
 def _source(source: Source, name: str, splits: tuple[str, ...], prefix: str, of: str) -> Iterator[Dependency]:
     for split in splits:
         where = f"the {split} split of source '{name}'{of}"
-        yield Dependency(f"{prefix}images.{split}", f"the images in {where}", lambda split=split: source.content(split))
+        yield Dependency(f"{prefix}images.{split}", f"the images in {where}", partial(source.content, split))
         yield Dependency(
             f"{prefix}targets.{split}",
             f"the targets or names in {where}",
-            lambda split=split: targets_fingerprint(source, split),
+            partial(targets_fingerprint, source, split),
         )
         if isinstance(source, ConversationSource):
             yield Dependency(
                 f"{prefix}conversations.{split}",
                 f"the conversations in {where}",
-                lambda split=split: source.text_fingerprint(split),
+                partial(source.text_fingerprint, split),
             )
 
 
@@ -241,7 +242,7 @@ def _check_asset(name: str) -> None:
 
 
 def _numerics() -> Iterator[Dependency]:
-    yield Dependency("numerics", "the workbench's own training, its numerics,", lambda: str(NUMERICS))
+    yield Dependency("numerics", "the numerics of the workbench", lambda: str(NUMERICS))
 
 
 def _plugins(parts: Parts) -> Iterator[Dependency]:
@@ -255,11 +256,11 @@ def _plugins(parts: Parts) -> Iterator[Dependency]:
     sources = {parts.study.source.name: type(parts.source)}
     sources |= {features.source.name: type(features.source) for features in parts.models.stage_features.values()}
     for name, cls in sources.items():
-        add("source", name, lambda cls=cls: code_hash(cls))
+        add("source", name, partial(code_hash, cls))
     for task in parts.tasks:
-        add("task", task.name, lambda task=task: code_hash(type(task)))
+        add("task", task.name, partial(code_hash, type(task)))
     for metric in {task.metric.name: task.metric for task in (parts.language.tasks if parts.language else ())}.values():
-        add("metric", metric.name, lambda metric=metric: code_hash(type(metric)))
+        add("metric", metric.name, partial(code_hash, type(metric)))
     if (family := getattr(parts.encoder, "family", None)) is not None:
         add("family", parts.encoder.family_name, lambda: family_hash(family))
     for (kind, name), take in used.items():
