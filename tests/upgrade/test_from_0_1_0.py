@@ -38,6 +38,9 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def resumed(tmp_path: Path) -> Path:
     """One for a test that goes on with its studies."""
+    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
+    _artifact_repos_cache.clear()  # MLflow remembers where a run's artifacts are, and the same run has been elsewhere
     return unpack(VERSION, tmp_path / "resumed")
 
 
