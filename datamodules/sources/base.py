@@ -49,8 +49,7 @@ class Source(ABC):
         Every image is read here; a source that knows the files that its images are made of hashes these.
 
         Raises:
-            WorkbenchError: an image cannot be read, or it, or what it is made of, is not what it was when the source
-                was opened.
+            WorkbenchError: an image cannot be read, or what it is made of was altered.
         """
         sha = hashlib.sha256(self.fingerprint(split).encode())
         for index in range(self.size(split)):

@@ -68,11 +68,11 @@ class PlantedEncoder(VisionEncoder):
         return self.fingerprint
 
     @property
-    def weights_fingerprint(self) -> str:  # type: ignore[override]
+    def weights_fingerprint(self) -> str:
         return self.fingerprint
 
     @property
-    def config_fingerprint(self) -> str:  # type: ignore[override]
+    def config_fingerprint(self) -> str:
         return self.fingerprint
 
     def normalise(self, images: Any) -> Tensor:

@@ -338,7 +338,7 @@ CHANGES: dict[tuple[str, str], tuple[Change, str]] = {
     ),
     **{("probes", f"images.{s}"): (picture(s), f"the images in the {s} split of source 'folder'") for s in SIZES},
     **{("probes", f"targets.{s}"): (target(s), f"the targets or names in the {s} split") for s in SIZES},
-    ("probes", "numerics"): (lambda at: None, "its numerics"),
+    ("probes", "numerics"): (lambda at: None, "the numerics of the workbench"),
     ("probes", "code.source.folder"): (code("folder"), "the code of source 'folder'"),
     ("probes", "code.task.side"): (code("task"), "the code of task 'side'"),
     ("language", "encoder.weights"): (lambda at: rot(at["msn"] / "model.safetensors"), "the weights of encoder"),
@@ -364,7 +364,7 @@ CHANGES: dict[tuple[str, str], tuple[Change, str]] = {
         lambda at: edit(at["language"] / "tokenizer_config.json", chat_template="{{ eos_token }}"),
         "tokenizer or chat template of language model",
     ),
-    ("language", "numerics"): (lambda at: None, "its numerics"),
+    ("language", "numerics"): (lambda at: None, "the numerics of the workbench"),
     ("language", "code.metric.first_word"): (code("metric"), "the code of metric 'first_word'"),
     ("language", "code.family.vit_msn"): (
         lambda at: replace(at["package"] / "family.py", '"layers"', '"layers", interpolate=True, positions="none"'),
@@ -541,7 +541,7 @@ def test_a_study_of_before_fingerprints(text: str, encoder: Path, tmp_path: Path
     again, _, _ = run(study(text), tmp_path)
     taken = ledger.fact(FACT)
     assert (again.trained, taken["recorded"], taken["fingerprints"]["numerics"]) == (0, NOT_RECORDED, "1")
-    with pytest.raises(WorkbenchError, match=r"its numerics, \(1 → 2\)"):
+    with pytest.raises(WorkbenchError, match=r"the numerics of the workbench \(1 → 2\)"):
         run(study(text, "replicates=2"), tmp_path)
     as_0_1().close()
     ledger.remember(NUMERICS_FACT, [2])

@@ -16,6 +16,7 @@ fingerprint of its own. Everything is JSON and safetensors: no code is run, noth
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
@@ -44,6 +45,7 @@ from fusion_workbench.models.files import (
 from fusion_workbench.models.weights import (
     UPDATES,
     base_weights,
+    language_files,
     language_fingerprint,
     language_path,
     lora_options,
@@ -203,6 +205,15 @@ def read_decoder(folder: Path, config: Mapping[str, Any], device: str, name: str
             f"{folder} was trained with another '{place}': its weights or config differ, so the answers would mean "
             "nothing."
         )
+    if not own and language.get("files"):
+        revision = None if name else language["revision"]
+        if language_files(place, revision) != language["files"]:
+            warnings.warn(
+                f"{folder}: the weight files of '{place}' are not byte for byte those that it was trained with. Some "
+                "values of each tensor agree; where they were only saved anew, all is well, and damaged ones answer "
+                "otherwise.",
+                stacklevel=2,
+            )
     if language["kept"] == "lora":
         lora = dict(language["lora"])
         decoder.add_lora(LoraOptions(**{**lora, "targets": tuple(lora["targets"])}))
@@ -244,6 +255,7 @@ def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, info:
         "model_type": decoder.config.model_type,
         "parameters": sum(value.numel() for value in base_weights(decoder).values()),
         "fingerprint": language_fingerprint(decoder),
+        "files": language_files(decoder.name, info.revision),
     }
     if info.kept == "lora":
         (made / LANGUAGE).mkdir()

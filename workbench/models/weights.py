@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.model_files import content_hash, weight_files
 from fusion_workbench.core.tensors import check_finite
 from fusion_workbench.models.files import read_tensors, write_tensors
 
@@ -45,6 +47,14 @@ def language_fingerprint(decoder: Decoder) -> str:
         sha.update(f"{name} {list(tensor.shape)}".encode())
         sha.update(picked.to(torch.bfloat16).cpu().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def language_files(name: str, revision: str | None) -> str:
+    """sha256 over every byte of the weights of a language model that is named; empty where it has no files."""
+    with suppress(WorkbenchError):
+        if files := weight_files(name, revision):
+            return content_hash(files)
+    return ""
 
 
 def write_lora(decoder: Decoder, folder: Path) -> None:

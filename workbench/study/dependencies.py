@@ -11,15 +11,15 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fusion_workbench.core.code import code_hash
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.model_files import content_hash, model_files, weight_files
 from fusion_workbench.datamodules.conversations.base import ConversationSource
 from fusion_workbench.datamodules.sources.base import SPLITS, Source
 from fusion_workbench.version import NUMERICS
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from fusion_workbench.study.prepare import Parts
 
 _CONFIGS = ("config.json", "generation_config.json")
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Whatever a tokenizer of transformers reads, with its chat template.
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
@@ -124,17 +123,17 @@ def _sources(parts: Parts) -> Iterator[Dependency]:
 def _source(source: Source, name: str, splits: tuple[str, ...], prefix: str, of: str) -> Iterator[Dependency]:
     for split in splits:
         where = f"the {split} split of source '{name}'{of}"
-        yield Dependency(f"{prefix}images.{split}", f"the images in {where}", lambda split=split: source.content(split))
+        yield Dependency(f"{prefix}images.{split}", f"the images in {where}", partial(source.content, split))
         yield Dependency(
             f"{prefix}targets.{split}",
             f"the targets or names in {where}",
-            lambda split=split: targets_fingerprint(source, split),
+            partial(targets_fingerprint, source, split),
         )
         if isinstance(source, ConversationSource):
             yield Dependency(
                 f"{prefix}conversations.{split}",
                 f"the conversations in {where}",
-                lambda split=split: source.text_fingerprint(split),
+                partial(source.text_fingerprint, split),
             )
 
 
@@ -167,28 +166,22 @@ def _language_model(parts: Parts) -> Iterator[Dependency]:
     yield Dependency(
         "language_model.tokenizer",
         f"tokenizer or chat template of language model '{name}'",
-        lambda: _hashed(_files(language, _TOKENIZER)),
+        lambda: content_hash(model_files(language.path, language.config.revision, _TOKENIZER)),
     )
 
 
 def _language_weights(language: LanguageParts) -> str:
     _check_asset(language.config.name)
-    found = _files(language, (_WEIGHTS,)) or _files(language, (_INDEX,))
-    if [path.name for path in found] == [_INDEX]:
-        try:
-            shards = sorted(set(json.loads(found[0].read_bytes())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise WorkbenchError(f"{found[0]} cannot be read ({type(error).__name__}).") from None
-        found = _files(language, tuple(map(str, shards)))
-    elif not found and Path(language.path).is_dir():
-        found = sorted(Path(language.path).glob("*.safetensors"))
-    return _hashed(found)
+    files = weight_files(language.path, language.config.revision)
+    if not files:
+        raise WorkbenchError(f"language model '{language.config.name}' has no safetensors weights.")
+    return content_hash(files)
 
 
 def _language_config(language: LanguageParts) -> str:
     """Over what the files say, but for the version of transformers that wrote them."""
     sha = hashlib.sha256()
-    for path in _files(language, _CONFIGS):
+    for path in model_files(language.path, language.config.revision, _CONFIGS):
         try:
             plain = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
@@ -196,37 +189,6 @@ def _language_config(language: LanguageParts) -> str:
         kept = {k: v for k, v in plain.items() if not k.startswith("_") and k != "transformers_version"}
         sha.update(f"{path.name} {json.dumps(kept, sort_keys=True)}".encode())
     return sha.hexdigest()
-
-
-def _files(language: LanguageParts, names: tuple[str, ...]) -> list[Path]:
-    """Those of ``names`` that the model has, in its folder or, fetched where they are not yet, from the hub."""
-    from transformers.utils.hub import cached_file
-
-    if Path(language.path).is_dir():
-        return [path for name in names if (path := Path(language.path) / name).is_file()]
-    found = [
-        cached_file(
-            language.path,
-            name,
-            revision=language.config.revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        for name in names
-    ]
-    return [Path(path) for path in found if path]
-
-
-def _hashed(paths: list[Path]) -> str:
-    """sha256 over names and contents of files."""
-    from fusion_workbench.assets.fetch import sha256
-
-    try:
-        with ThreadPoolExecutor(8, "hash") as pool:
-            lines = [f"{path.name} {content}" for path, content in zip(paths, pool.map(sha256, paths), strict=True)]
-    except OSError as error:
-        raise WorkbenchError(f"{error.filename} cannot be read ({error.strerror or error}).") from None
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _check_asset(name: str) -> None:
@@ -241,7 +203,7 @@ def _check_asset(name: str) -> None:
 
 
 def _numerics() -> Iterator[Dependency]:
-    yield Dependency("numerics", "the workbench's own training, its numerics,", lambda: str(NUMERICS))
+    yield Dependency("numerics", "the numerics of the workbench", lambda: str(NUMERICS))
 
 
 def _plugins(parts: Parts) -> Iterator[Dependency]:
@@ -255,11 +217,11 @@ def _plugins(parts: Parts) -> Iterator[Dependency]:
     sources = {parts.study.source.name: type(parts.source)}
     sources |= {features.source.name: type(features.source) for features in parts.models.stage_features.values()}
     for name, cls in sources.items():
-        add("source", name, lambda cls=cls: code_hash(cls))
+        add("source", name, partial(code_hash, cls))
     for task in parts.tasks:
-        add("task", task.name, lambda task=task: code_hash(type(task)))
+        add("task", task.name, partial(code_hash, type(task)))
     for metric in {task.metric.name: task.metric for task in (parts.language.tasks if parts.language else ())}.values():
-        add("metric", metric.name, lambda metric=metric: code_hash(type(metric)))
+        add("metric", metric.name, partial(code_hash, type(metric)))
     if (family := getattr(parts.encoder, "family", None)) is not None:
         add("family", parts.encoder.family_name, lambda: family_hash(family))
     for (kind, name), take in used.items():

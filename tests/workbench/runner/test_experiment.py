@@ -169,11 +169,12 @@ def test_a_study_that_goes_on_under_other_numerics_is_refused_or_says_so(
     assert again.trained == 0
     assert tags(again)[0] == ours  # nothing was mixed
     assert not [words for words in told if "numerics" in words]
-    with pytest.raises(WorkbenchError, match=rf"its numerics, \({NUMERICS} → {NUMERICS + 1}\).*--accept-change"):
+    refused = rf"the numerics of the workbench \({NUMERICS} → {NUMERICS + 1}\).*--accept-change"
+    with pytest.raises(WorkbenchError, match=refused):
         run(study(text, *quick, "replicates=2"), tmp_path)
     assert tags(first) == [ours] * (1 + first.trained)  # nothing was begun
     more, _ = run(study(text, *quick, "replicates=2"), tmp_path, accept_change=True)
-    accepted = f"its numerics, ({NUMERICS} → {NUMERICS + 1})"
+    accepted = f"the numerics of the workbench ({NUMERICS} → {NUMERICS + 1})"
     assert [accepted in words for words in told if "numerics" in words] == [True]
     assert more.trained == first.trained
     assert tags(more) == [f"{NUMERICS}, {NUMERICS + 1}", *[ours] * more.trained, *[str(NUMERICS + 1)] * more.trained]
