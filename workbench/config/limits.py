@@ -83,7 +83,9 @@ def check_limits(study: Any, where: str) -> None:
         check_number(f"the combinations of strategies[{number}].choices", cells, _CHOICES, where)
     rates = study.search.learning_rates
     if not rates or any(not 0 < rate < math.inf for rate in rates):
-        raise WorkbenchError(f"{where}: search.learning_rates must name one or more rates above 0 and finite, such as [0.001].")
+        raise WorkbenchError(
+            f"{where}: search.learning_rates must name one or more rates above 0 and finite, such as [0.001]."
+        )
 
 
 def check_number(name: str, value: float, limits: Limits, where: str) -> None:
