@@ -113,6 +113,9 @@ def test_damaged_artifacts(content: str, damaged: Any) -> None:
         ("similarity.json", lambda plain: plain | {"layers": [10**400]}, "similarity"),
         ("importance.json", lambda plain: plain | {"layers": {"x": 1}}, "importance"),
         ("contenders.json", lambda plain: [entry | {"controls": ["money"]} for entry in plain], "contenders"),
+        ("contenders.json", lambda plain: [entry | {"without": -1e308} for entry in plain], "contenders"),
+        ("plan.json", lambda plain: plain | {"plan": plain["plan"] | {"level": 1e308}}, "plan"),
+        ("plan.json", lambda plain: plain | {"plan": plain["plan"] | {"looks": []}}, "plan"),
         ("variants.json", lambda plain: [*plain, plain[0] | {"levels": [float("inf")]}], "variants"),
         ("similarity.json", lambda plain: plain | {"images": float("inf")}, "similarity"),
     ],
@@ -123,9 +126,9 @@ def test_fields_that_are_something_else(name: str, change: Any, told: str, damag
 
 @case(Kind.FILES, "params of an MLflow run that name no layers", "the run's cell has none; a label says what is left")
 def test_params_that_are_no_layers() -> None:
-    cell = Cell.read_params("a", {"strategy": "concat", "levels": "3,x,inf," + "9" * 5000, "query": "1e999"})
+    cell = Cell.read_params("a", {"strategy": "concat", "levels": "3,x,inf," + "9" * 5000, "query": "1e999"}, None)
     assert (cell.levels, cell.query) == ((3,), 0)
-    assert Cell.read_params("a", {"levels": "3,6", "query": "12"}).label == "? [3,6]→12"
+    assert Cell.read_params("a", {"levels": "3,6", "query": "12"}, None).label == "? [3,6]→12"
 
 
 def _explained(plain: dict[str, Any], share: float) -> dict[str, Any]:

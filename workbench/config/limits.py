@@ -46,7 +46,7 @@ LIMITS: dict[str, Limits] = {
     "training.width": Limits(0, 1_000_000, _WIDE),
     "training.weight_decay": _FINITE,
     "training.warmup": Limits(0),
-    "training.gradient_clip": Limits(0, 1e30, "such a gradient is none"),
+    "training.gradient_clip": Limits(0, 1e30, "0 leaves gradients as they are"),
     "training.gates_lr_scale": _FINITE,
     "training.fuser_lr_scale": _FINITE,
     "training.projector_lr_scale": _FINITE,
@@ -83,7 +83,9 @@ def check_limits(study: Any, where: str) -> None:
         check_number(f"the combinations of strategies[{number}].choices", cells, _CHOICES, where)
     rates = study.search.learning_rates
     if not rates or any(not 0 < rate < math.inf for rate in rates):
-        raise WorkbenchError(f"{where}: search.learning_rates must name one or more rates above 0, such as [0.001].")
+        raise WorkbenchError(
+            f"{where}: search.learning_rates must name one or more rates above 0 and finite, such as [0.001]."
+        )
 
 
 def check_number(name: str, value: float, limits: Limits, where: str) -> None:

@@ -16,15 +16,15 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOU
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 HIDDEN = "…"  # stands where a password was
 
-# What stands between a scheme and the last @ of an address: user and password. A password may hold whatever a driver
-# lets pass, blanks and slashes too; digits up to the end of the host are a port, and no password.
-_PORT = r"(?!\d+(?:[/?#\s'\"),;]|$))"
-_LOGIN = re.compile(rf"(?<=://)([^\s:/?#@'\"]*):{_PORT}(?:\S*|[^\n@]*)@")
+# A scheme, a user and a colon, behind which a password stands; digits up to the end of the host are a port, and none.
+_USER = r"(?<=://)([^\s:/?#@'\"]*):(?!\d+(?:[/?#\s'\"),;]|$))"
+_LOGIN = re.compile(_USER)
+_WITH_BLANKS = re.compile(rf"{_USER}[^\n@]{{0,200}}@")
 # A name alone is a token where it is a server's: nobody logs in to one without a password.
 _TOKEN = re.compile(r"(?i)\b(https?://)[^\s:/?#@'\"]+@")
 _QUERY = re.compile(
-    r"(?i)([?&;][\w.-]*(?:pass(?:word|wd|phrase)?|pwd|token|secret|credential|api_?key|access_?key|odbc_connect)"
-    r"[\w.-]*=)[^&#\s'\"]+"
+    r"(?i)([?&;][\w.-]{0,40}(?:pass(?:word|wd|phrase)?|pwd|token|secret|credential|api_?key|access_?key|odbc_connect)"
+    r"[\w.-]{0,40}=)[^&#\s'\"]+"
 )
 
 
@@ -61,9 +61,17 @@ def without_password(text: str) -> str:
     Names of users, hosts, ports and paths stay: ``postgresql://me:…@host:5432/db``. Whatever is printed, tracked or
     written to a file goes through here; the address itself stays in memory.
     """
-    text = _LOGIN.sub(rf"\1:{HIDDEN}@", text)
+    text = re.sub(r"\S+", _without_login, text)
+    text = _WITH_BLANKS.sub(rf"\1:{HIDDEN}@", text)
     text = _TOKEN.sub(rf"\1{HIDDEN}@", text)
     return _QUERY.sub(rf"\1{HIDDEN}", text)
+
+
+def _without_login(word: re.Match[str]) -> str:
+    """A password may hold whatever a driver lets pass, slashes too, so it reaches to the last @ of the word."""
+    text = word[0]
+    login, end = _LOGIN.search(text) if "://" in text else None, text.rfind("@")
+    return f"{text[: login.end()]}{HIDDEN}{text[end:]}" if login and end >= login.end() else text
 
 
 def lacks_password(uri: str) -> bool:

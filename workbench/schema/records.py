@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.core.layers import Selection
+from fusion_workbench.core.layers import MOST_LAYERS, Selection
 from fusion_workbench.schema.names import SINGLE_LAYER, Budget
 
 if TYPE_CHECKING:
@@ -160,8 +160,8 @@ class Cell:
         return cls(
             id=str(entry["cell"]),
             strategy=str(entry["strategy"]),
-            levels=tuple(int(level) for level in entry.get("levels") or ()),
-            query=int(entry["query"]),
+            levels=tuple(_layer(level) for level in entry.get("levels") or ()),
+            query=_layer(entry["query"]),
             label=str(entry.get("label") or entry["strategy"]),
             options=dict(entry.get("options") or {}),
             alias=str(entry.get("alias") or ""),
@@ -225,7 +225,7 @@ class Contender:
             roles=tuple(map(str, entry.get("roles") or ())),
             stands_for=tuple((str(measure), str(name)) for measure, name in entry.get("stands_for") or ()),
             controls=tuple(str(Budget(one)) for one in entry.get("controls") or ()),
-            without=None if without is None else int(without),
+            without=None if without is None else _layer(without),
         )
 
 
@@ -277,6 +277,14 @@ class TrackedSource:
             group_counts=_mapping(plain.get("group_counts")),
             group_name=str(plain.get("group_name") or "group"),
         )
+
+
+def _layer(value: Any) -> int:
+    """As the number of a layer. Raises ValueError for one that no encoder has, and as ``int`` for what is no number."""
+    layer = int(value)
+    if not 0 <= layer <= MOST_LAYERS:
+        raise ValueError(f"{layer} is no layer")
+    return layer
 
 
 def number(value: Any) -> float | None:
