@@ -221,11 +221,9 @@ def test_a_process_that_is_stopped_at_once(program: str) -> None:
 
 def test_a_stop_whose_exception_is_lost_comes_at_the_next_check() -> None:
     with stopping.listening():
-        try:
+        with pytest.raises(stopping.Stopped) as lost:
             os.kill(os.getpid(), signal.SIGTERM)
-        except BaseException as lost:
-            assert isinstance(lost, stopping.Stopped)
-            assert not isinstance(lost, Exception | KeyboardInterrupt)
+        assert not isinstance(lost.value, Exception | KeyboardInterrupt)  # which libraries catch
         with pytest.raises(stopping.Stopped):
             stopping.check()
     stopping.check()
@@ -261,6 +259,32 @@ def test_ctrl_c_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: Server())
     assert ui.serve(Console(quiet=True), "sqlite:////tmp/none.db", 45_321) == 0
     assert Server.ended == 1
+
+
+@case(
+    Kind.ENDINGS,
+    "Ctrl-C within a library that answers with an error of its own (OmegaConf, torch, a strategy)",
+    "it counts as the stop that it is: exit status 130, no cell is booked as failed",
+)
+@pytest.mark.parametrize("owner", ["options", "forward"])
+def test_an_error_that_a_stop_became(
+    owner: str, sweep: Command, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fusion_workbench.modules.fusion.average import Average
+    from fusion_workbench.runner import experiment
+
+    def broken(*args: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            raise AttributeError("'NoneType' object has no attribute 'flags'")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((experiment, "variant") if owner == "options" else (Average, "forward")), broken)
+        assert sweep() == (130, f"stopped; {GOES_ON}\n")
+    assert set(statuses(mlflow_uri)) == {"KILLED"}
+    assert sweep("--no-report")[0] == 0
+    assert rows(tmp_path) == {"finished": 4}
 
 
 # --- tracking that is away ------------------------------------------------------------------------------------------

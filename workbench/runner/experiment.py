@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fusion_workbench.config.study import to_dict, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.stopping import uninterrupted
+from fusion_workbench.core.stopping import cause_of, uninterrupted
 from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.runner.confirm import Confirmer
 from fusion_workbench.runner.layer_analysis import log_layers
@@ -111,7 +111,8 @@ class Experiment:
                     planner = Planner(self.parts.space, self.study.search, journal, self.parts.study_id)
                 self._train_all(planner)
             except BaseException as error:
-                self.tracker.close_broken([self.run_id] if self.run_id else [], RunStatus.of_error(error))
+                status = RunStatus.of_error(cause_of(error))
+                self.tracker.close_broken([self.run_id] if self.run_id else [], status)
                 raise
             finally:
                 self.ledger.close()
