@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fusion_workbench.core import stopping
 from fusion_workbench.core.errors import WorkbenchError, error_words
 from fusion_workbench.schema.names import Status
 
@@ -57,6 +58,7 @@ def of_member(where: str | Callable[[], str], *but: type[Exception]) -> Iterator
         except (TaskFailed, *but):
             raise
         except (Exception, SystemExit) as error:
+            stopping.check()
             words = f"{error_words(error)} ({where if isinstance(where, str) else where()})"
             if _is_device_lost(error):
                 raise WorkbenchError(f"the device cannot go on in this process: {words}") from error

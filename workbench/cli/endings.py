@@ -56,16 +56,19 @@ def _status(app: Callable[[], object]) -> int:
                 "the folder that this command was started in is gone; go to one that is there (cd)."
             ) from None
         app()
-    except stopping.Stopped as stop:
-        stopping.ignore_signals()
-        print(stop, file=sys.stderr)
-        return stop.status
-    except SystemExit as end:
-        if not _is_ours(end):
-            return _tell(f"{_named(end)} ended the process by sys.exit({end.code!r}); that is no way to finish.", end)
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException as error:
-        return _tell(*explain(error))
+        cause = stopping.cause_of(error)
+        if isinstance(cause, stopping.Stopped):
+            stopping.ignore_signals()
+            with suppress(OSError):
+                print(cause, file=sys.stderr)
+            return cause.status
+        if not isinstance(cause, SystemExit):
+            return _tell(*explain(cause))
+        if not _is_ours(cause):
+            words = f"{_named(cause)} ended the process by sys.exit({cause.code!r}); that is no way to finish."
+            return _tell(words, cause)
+        return cause.code if isinstance(cause.code, int) else int(cause.code is not None)
     return 0
 
 

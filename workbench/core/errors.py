@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+from fusion_workbench.core import stopping
+
 _LONGEST = 300  # letters of another's error that are told
 
 
@@ -96,4 +98,5 @@ def code_of(what: str) -> Iterator[None]:
     except WorkbenchError:
         raise
     except (Exception, SystemExit) as error:
+        stopping.check()
         raise WorkbenchError(f"{what} broke off: {error_words(error)}.") from error

@@ -77,6 +77,11 @@ def check() -> None:
         raise Stopped(_state.first)
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """The stop that came, or ``error``: a library that is stopped in the middle may raise an error of its own."""
+    return error if _state.first is None or isinstance(error, Stopped) else Stopped(_state.first)
+
+
 @contextmanager
 def listening() -> Iterator[None]:
     """Signals raise Stopped for as long as the block runs. Those that are ignored (``nohup``) stay so."""

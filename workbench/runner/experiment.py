@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fusion_workbench.config.study import digest, to_track, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_database import ARTIFACTS, LOCK
-from fusion_workbench.core.stopping import uninterrupted
+from fusion_workbench.core.stopping import cause_of, uninterrupted
 from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.runner.confirm import Confirmer
 from fusion_workbench.runner.damage import mend
@@ -130,7 +130,8 @@ class Experiment:
                     recall(planner, self.parts, self.trainer)
                 self._train_all(planner)
             except BaseException as error:
-                self.tracker.close_broken([self.run_id] if self.run_id else [], RunStatus.of_error(error))
+                status = RunStatus.of_error(cause_of(error))
+                self.tracker.close_broken([self.run_id] if self.run_id else [], status)
                 raise
             finally:
                 self.ledger.close()

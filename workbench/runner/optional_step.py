@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.config.study import digest
+from fusion_workbench.core import stopping
 from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.study.tracking import Tracker
 
@@ -53,6 +54,7 @@ def log_once(
         with display.step(doing):
             tracker.log_files(run_id, make())
     except (Exception, SystemExit) as error:  # whatever it is, the study is done and its numbers stand
+        stopping.check()
         display.say(f"{what} is left out of the report ({type(error).__name__}): {first_line(error)}")
         return False
     ledger.remember(name, mark)

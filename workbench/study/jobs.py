@@ -179,7 +179,7 @@ class JobTrainer(ABC):
             yield
         except BaseException as error:
             with stopping.uninterrupted():
-                self.tracker.close_broken(self._forgotten(jobs, run_ids), RunStatus.of_error(error))
+                self.tracker.close_broken(self._forgotten(jobs, run_ids), RunStatus.of_error(stopping.cause_of(error)))
             raise
 
     def _forgotten(self, jobs: Sequence[Job], run_ids: Sequence[str]) -> list[str]:
