@@ -280,6 +280,33 @@ def test_killed_while_writing(
     )
 
 
+@case(
+    Kind.KEPT,
+    "the journal of a study that samples its cells is damaged, and its sampler would propose other cells now",
+    "set aside, with a line; the cells are read from the runs that the ledger knows, and nothing is trained",
+)
+def test_a_sampled_study_without_its_journal(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import optuna
+
+    from fusion_workbench.sweeps import planner
+
+    workspace = tmp_path / "workspace"
+    words = ["selections=[]", "space={count: [1]}", "strategies=[{name: concat}]", "--no-report"]
+    words += ["search={learning_rates: [0.001, 0.003], sampler: random, budget: 2, keep: 1}"]
+    assert "trained 5, kept 0" in sweep(study, workspace, *words)
+    rows = ledger(workspace)
+    (journal,) = workspace.glob("studies/*/optuna.journal")
+    proposed = journal.read_text(encoding="utf-8")
+    journal.write_text("what is this?\n", encoding="utf-8")
+    monkeypatch.setattr(planner, "_sampler", lambda search: optuna.samplers.RandomSampler(seed=12345))
+    said = sweep(study, workspace, *words)
+    assert "Optuna's journal cannot be read" in said
+    assert "trained 0, kept 5" in said
+    assert ledger(workspace) == rows
+    assert proposed.count('"state":1') >= 2
+    assert journal.with_name("optuna.journal.unreadable").is_file()
+
+
 # --- workspaces that move -------------------------------------------------------------------------------------------
 
 
