@@ -105,7 +105,8 @@ def sweep(
     workspace: Workspace = DEFAULT_WORKSPACE,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and train nothing.")] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Train again what diverged or ran out of memory.")
+        bool,
+        typer.Option("--retry-failed", help="Train again what diverged, ran out of memory or broke off with an error."),
     ] = False,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
     quiet: Quiet = False,
