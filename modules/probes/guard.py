@@ -51,11 +51,11 @@ def of_member(where: str | Callable[[], str], *but: type[Exception]) -> Iterator
         MemberFailed: instead of any other error, a plug-in's ``sys.exit`` included.
         WorkbenchError: the device is lost, to all members; or TaskFailed.
     """
-    failure = None
+    failure, others = None, (TaskFailed, *but)
     with torch_as_it_was():
         try:
             yield
-        except (TaskFailed, *but):
+        except others:
             raise
         except (Exception, SystemExit) as error:
             stopping.check()

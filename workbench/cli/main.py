@@ -116,7 +116,8 @@ def sweep(
     workspace: Workspace = DEFAULT_WORKSPACE,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and train nothing.")] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Train again what diverged or ran out of memory.")
+        bool,
+        typer.Option("--retry-failed", help="Train again what diverged, ran out of memory or broke off with an error."),
     ] = False,
     accept_change: AcceptChange = False,
     retrain_lost: Annotated[
