@@ -451,7 +451,8 @@ def test_what_changed_is_named(
     "Blaizzy/mlx-vlm#1933",
 )
 def test_an_encoder_that_changed_in_place(text: str, encoder: Path, tmp_path: Path) -> None:
-    _, parts, _ = run(study(text), tmp_path)
+    result, parts, _ = run(study(text), tmp_path)
+    record = read(result)
     before, weights = rows(parts), encoder / "model.safetensors"
     whole = weights.read_bytes()
     rot(weights)
@@ -463,6 +464,9 @@ def test_an_encoder_that_changed_in_place(text: str, encoder: Path, tmp_path: Pa
     assert all(way in line for way in ("restore", "name=", "--accept-change"))
     assert "\n" not in line
     assert rows(parts) == before
+    left = read(result)  # as if nobody had asked
+    assert (left.complete, left.status, left.departures) == (True, "FINISHED", ())
+    assert (left.study_yaml, left.tags) == (record.study_yaml, record.tags)
     again, _, told = run(study(text), tmp_path)  # a finished study trains nothing, and is never refused
     assert (again.trained, again.kept) == (0, 2)
     assert any("is left as it is" in words for words in told) or not told

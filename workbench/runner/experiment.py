@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from fusion_workbench.config.study import digest, to_dict, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.sources.base import SPLITS
+from fusion_workbench.runner.as_before import AsBefore
 from fusion_workbench.runner.confirm import Confirmer
 from fusion_workbench.runner.layer_analysis import log_layers
 from fusion_workbench.runner.resume import reconcile
@@ -29,7 +30,7 @@ from fusion_workbench.schema.names import (
     Tag,
 )
 from fusion_workbench.study import provenance
-from fusion_workbench.study.changes import DependencyCheck
+from fusion_workbench.study.changes import ChangeRefused, DependencyCheck
 from fusion_workbench.study.dependencies import store_notes
 from fusion_workbench.study.identity import LEDGER, remember_schema
 from fusion_workbench.study.jobs import Job, JobTrainer
@@ -98,6 +99,7 @@ class Experiment:
                 "wait for it, or stop it."
             ) from None
         with held:
+            self.before = AsBefore(folder)
             (folder / Artifact.STUDY).write_text(to_yaml(self.study), encoding="utf-8")
             uri = self.study.tracking.uri or default_uri(self.parts.workspace)
             with self.display.step("opening MLflow"):
@@ -109,6 +111,9 @@ class Experiment:
                 planner = Planner(self.parts.space, self.study.search, folder / "optuna.journal", self._optuna_name())
             try:
                 self._train_all(planner)
+            except ChangeRefused:
+                self.before.restore(self.ledger, self.tracker, self.run_id)
+                raise
             except BaseException as error:
                 self.tracker.close(self.run_id, RunStatus.of_error(error))
                 raise
@@ -247,6 +252,7 @@ class Experiment:
             Tag.VERSIONS: to_json(provenance.versions()),
             Tag.DEVICE: provenance.device(),
         }
+        self.before.remember(self.ledger, self.tracker)
         remember_schema(self.study, self.ledger)
         known_run = self.ledger.fact("run_id")
         self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known_run, self._place(), tags)
