@@ -224,9 +224,9 @@ def _no_garbage_collection() -> Iterator[None]:
 
 def print_notice(text: str) -> None:
     """A notice, on standard error."""
-    from rich.console import Console
+    from fusion_workbench.core.console import error_console
 
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+    error_console().print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _groups(rows: Sequence[LocatedRow]) -> list[str]:

@@ -30,6 +30,8 @@ class DrawnOptions(Protocol):
     def seed(self) -> int: ...
 
 
+MOST_SAMPLES = 10_000_000  # of a split
+
 O = TypeVar("O", bound=DrawnOptions)  # noqa: E741 - options
 
 
@@ -91,7 +93,12 @@ def content_of(fingerprint: str, folders: Iterable[Path]) -> str:
 
 
 def check_sizes(options: object) -> None:
-    """Raises WorkbenchError unless the options ask for a sample at least of each split."""
+    """Raises WorkbenchError unless the options ask for a sample at least of each split, and not too many."""
     for split in SPLITS:
-        if getattr(options, split) < 1:
-            raise WorkbenchError(f"source.options.{split} is {getattr(options, split)}; it must be at least 1.")
+        size = getattr(options, split)
+        if size < 1:
+            raise WorkbenchError(f"source.options.{split} is {size}; it must be at least 1.")
+        if size > MOST_SAMPLES:
+            raise WorkbenchError(
+                f"source.options.{split} is {size:,}; it must be at most {MOST_SAMPLES:,}: each is held in memory."
+            )

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from torch import Tensor
 
+from fusion_workbench.core.console import error_console
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.files import write_file
 from fusion_workbench.datamodules.sources.base import SPLITS
@@ -116,7 +117,7 @@ class FeatureStore:
         self.encoder = encoder
         self.source = source
         self.dtype = dtype
-        self.console = console or Console(stderr=True)
+        self.console = console or error_console()
         rows, columns = encoder.grid(encoder.image_size)
         self._image_bytes = rows * columns * encoder.dim * dtype.itemsize  # of one layer
         largest = max(1, _SHARD_BYTES // self._image_bytes)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.parse import parse_json, parse_yaml
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.schema.names import Tag
 
@@ -69,8 +69,8 @@ def _dependencies(record: StudyRecord) -> dict[str, str]:
 
 def _mapping(text: str) -> Mapping[str, Any]:
     try:
-        parsed = json.loads(text)
-    except json.JSONDecodeError:
+        parsed = parse_json(text)
+    except ValueError:
         return {}
     return parsed if isinstance(parsed, Mapping) else {}
 
@@ -78,8 +78,8 @@ def _mapping(text: str) -> Mapping[str, Any]:
 def _settings(text: str) -> dict[str, str]:
     """``training.epochs`` → ``8`` for every setting of study.yaml."""
     try:
-        plain = yaml.safe_load(text) if text else {}
-    except yaml.YAMLError:
+        plain = parse_yaml(text, "") if text else {}
+    except WorkbenchError:
         return {}
     out: dict[str, str] = {}
 

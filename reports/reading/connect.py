@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import closing
 from typing import TYPE_CHECKING
 
-from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow, without_password
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.mlflow_database import opening, sqlite_path
+from fusion_workbench.core.mlflow_uri import check_uri, impatient, quiet_mlflow, without_password
+from fusion_workbench.core.outages import outage_reason
 from fusion_workbench.schema.names import RunKind, Tag
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
     from mlflow.tracking import MlflowClient
-
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 def connect(uri: str) -> MlflowClient:
@@ -27,16 +25,20 @@ def connect(uri: str) -> MlflowClient:
         WorkbenchError: the URI is of no kind that MLflow takes, or nothing answers there.
     """
     check_uri(uri)
-    _check_file(uri)
     quiet_mlflow()
     try:
-        from mlflow.tracking import MlflowClient
+        with opening(uri):
+            _check_file(uri)
+            from mlflow.tracking import MlflowClient
 
-        client = MlflowClient(tracking_uri=uri)
-        with _impatient():
-            client.search_experiments(max_results=1)
+            client = MlflowClient(tracking_uri=uri)
+            with impatient():
+                client.search_experiments(max_results=1)
+    except WorkbenchError:
+        raise
     except Exception as error:  # drivers, file systems and servers raise their own
-        raise WorkbenchError(f"MLflow at {without_password(uri)} cannot be opened: {first_line(error)}") from None
+        told = f"MLflow at {uri} cannot be opened: {outage_reason(error)}."
+        raise WorkbenchError(without_password(told)) from None
     return client
 
 
@@ -89,9 +91,9 @@ def _tag(run: MlflowRun, name: str) -> str:
 
 def _check_file(uri: str) -> None:
     """What MLflow would answer with a long trace or a new empty database."""
-    if not uri.startswith("sqlite:"):
+    path = sqlite_path(uri)
+    if path is None:
         return
-    path = Path(uri.partition(":///")[2].partition("?")[0])
     if not path.is_file():
         raise WorkbenchError(f"MLflow at {uri} cannot be opened: there is no file {path}.")
     try:
@@ -101,17 +103,3 @@ def _check_file(uri: str) -> None:
         raise WorkbenchError(f"MLflow at {uri} cannot be opened: {path} is no SQLite database ({error}).") from None
     if not {"runs", "experiments"} <= tables:
         raise WorkbenchError(f"MLflow at {uri} cannot be opened: {path} is a database, but not one of MLflow's.")
-
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """A server that is not there is reported within seconds, not after MLflow's minutes of retries."""
-    before = {key: os.environ.get(key) for key in _PATIENCE}
-    for key, value in _PATIENCE.items():
-        os.environ.setdefault(key, value)
-    try:
-        yield
-    finally:
-        for key, old in before.items():
-            if old is None:
-                os.environ.pop(key, None)

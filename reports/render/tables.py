@@ -283,7 +283,8 @@ def health(record: StudyRecord) -> list[dict[str, Any]]:
         }
         converged = [r.metrics[CONVERGED] >= 0.5 for r in runs if CONVERGED in r.metrics]
         opened = [r.metrics[GATES_OPENED] >= 0.5 for r in runs if GATES_OPENED in r.metrics]
-        flagged = [f"{n} {state.replace('_', ' ')}" for state, n in lost.items()] + flags(record, cell)
+        broken = [f"{error}, replicate {', '.join(of)}" for error, of in record.errors(cell.id).items()]
+        flagged = [f"{n} {state.replace('_', ' ')}" for state, n in lost.items()] + broken + flags(record, cell)
         rows.append(
             {
                 "cell": cell,
@@ -329,6 +330,7 @@ def provenance(record: StudyRecord, versions: Mapping[str, Any], config_hash: st
         ("Dependencies", _dependencies(record)),
         ("Trained on", tags.get(Tag.DEVICE, "")),
         ("Numerics", tags.get(Tag.NUMERICS, "")),
+        ("Checksums", f"{record.unchecked} runs of before 0.2 have none" if record.unchecked else ""),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("MLflow", f"{record.tracking_uri}, experiment {record.experiment}, run {record.run_id}"),
     ]

@@ -34,7 +34,7 @@ def studies() -> None:
         table.add_row(name, load_study(name).question, str(path))
     console = terminal()
     console.print(table)
-    console.print("see what one would train: [bold]workbench sweep STUDY --plan[/]", highlight=False)
+    console.print("see what one would train: [bold]workbench sweep STUDY --plan[/]", highlight=False, markup=True)
 
 
 @app.command()
@@ -43,7 +43,7 @@ def layers(
         str, typer.Argument(help="assets:encoder, a transformers folder, or a Hugging Face name.")
     ] = "assets:encoder",
     image_size: Annotated[
-        int, typer.Option("--image-size", help="Pixels of the square input; 0: the encoder's own.")
+        int, typer.Option("--image-size", min=0, max=16_384, help="Pixels of the square input; 0: the encoder's own.")
     ] = 0,
     revision: Annotated[str | None, typer.Option("--revision", help="Commit of a Hugging Face name.")] = None,
     families: Annotated[bool, typer.Option("--families", help="Show the families of encoders that are known.")] = False,
@@ -110,7 +110,8 @@ def assets(
         )
     console.print(table)
     console.print(
-        "next: [bold]workbench quickstart[/]" if not check else "fetch what is missing: [bold]workbench assets[/]"
+        "next: [bold]workbench quickstart[/]" if not check else "fetch what is missing: [bold]workbench assets[/]",
+        markup=True,
     )
 
 

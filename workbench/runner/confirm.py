@@ -178,7 +178,7 @@ class Confirmer:
                     on_meta(self.parts.models.build, cell)
                 else:
                     cell = self._cell("deep_only", selection, {})
-            except WorkbenchError as error:
+            except Exception as error:  # a strategy of anybody is built
                 self.trainer.display.say(f"{fusion.label} without layer {layer} cannot be trained: {error}")
                 continue
             yield self._contender(self.cells.get(cell.id, cell), without=layer)

@@ -8,18 +8,21 @@ Every start puts MLflow and Optuna right by the ledger.
 from __future__ import annotations
 
 import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion_workbench.config.study import digest, to_dict, to_yaml
+from fusion_workbench.config.study import digest, to_track, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.mlflow_database import ARTIFACTS, LOCK
+from fusion_workbench.core.stopping import uninterrupted
 from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.runner.as_before import AsBefore
 from fusion_workbench.runner.confirm import Confirmer
+from fusion_workbench.runner.damage import mend
 from fusion_workbench.runner.layer_analysis import log_layers
+from fusion_workbench.runner.recall import recall
+from fusion_workbench.runner.restore import Restorer
 from fusion_workbench.runner.resume import reconcile
 from fusion_workbench.runner.token_maps import log_token_maps
 from fusion_workbench.schema.names import (
@@ -69,18 +72,28 @@ class Experiment:
         display: shows progress; see :mod:`study.progress`.
         retry_failed: train again what diverged or ran out of memory in an earlier run.
         accept_change: go on where what the study depends on has changed since its finished rows (:mod:`study.changes`).
+        retrain_lost: train again what is finished and nowhere found, instead of refusing to go on.
 
     Raises:
         WorkbenchError: another process runs this study, or a database cannot be opened.
     """
 
-    def __init__(self, parts: Parts, display: Display, retry_failed: bool = False, accept_change: bool = False) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        display: Display,
+        retry_failed: bool = False,
+        accept_change: bool = False,
+        retrain_lost: bool = False,
+    ) -> None:
         self.parts = parts
         self.study = parts.study
         self.display = display
         self.retry_failed = retry_failed
         self.accept_change = accept_change
+        self.retrain_lost = retrain_lost
         self.kept = 0
+        self.run_id = ""  # until MLflow has one
 
     def run(self) -> StudyResult:
         """Train what is missing and return what there is."""
@@ -90,12 +103,12 @@ class Experiment:
 
         folder = self.parts.folder
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
+        lock = FileLock(folder / LOCK)
         try:
             held = lock.acquire(timeout=0)
         except Timeout:
             raise WorkbenchError(
-                f"study '{self.study.name}' is being run by another process (lock {folder / 'lock'}); "
+                f"study '{self.study.name}' is being run by another process (lock {folder / LOCK}); "
                 "wait for it, or stop it."
             ) from None
         with held:
@@ -103,19 +116,26 @@ class Experiment:
             (folder / Artifact.STUDY).write_text(to_yaml(self.study), encoding="utf-8")
             uri = self.study.tracking.uri or default_uri(self.parts.workspace)
             with self.display.step("opening MLflow"):
-                self.tracker = Tracker(uri, self.study.tracking.experiment, self.parts.workspace / "mlartifacts")
+                self.tracker = Tracker(
+                    uri, self.study.tracking.experiment, self.parts.workspace / ARTIFACTS, lock=folder / LOCK
+                )
             self.ledger = Ledger(folder / LEDGER)
-            with self.display.step("reconciling ledger, MLflow and Optuna"):
-                self._open()
-                self.trainer = trainer_of(self.parts)(self.parts, self.tracker, self.ledger, self.run_id, self.display)
-                planner = Planner(self.parts.space, self.study.search, folder / "optuna.journal", self._optuna_name())
             try:
+                with self.display.step("reconciling ledger, MLflow and Optuna"):
+                    self._open()
+                    kind, run_id = trainer_of(self.parts), self.run_id
+                    self.trainer = kind(self.parts, self.tracker, self.ledger, run_id, self.display)
+                    journal = folder / "optuna.journal"
+                    planner = Planner(self.parts.space, self.study.search, journal, self._optuna_name())
+                    if planner.told:
+                        self.display.say(planner.told)
+                    recall(planner, self.parts, self.trainer)
                 self._train_all(planner)
             except ChangeRefused:
                 self.before.restore(self.ledger, self.tracker, self.run_id)
                 raise
             except BaseException as error:
-                self.tracker.close(self.run_id, RunStatus.of_error(error))
+                self.tracker.close_broken([self.run_id] if self.run_id else [], RunStatus.of_error(error))
                 raise
             finally:
                 self.ledger.close()
@@ -152,6 +172,7 @@ class Experiment:
         log_layers(
             self.parts, self.tracker, self.run_id, variants, planner, self.ledger, self.display, self.changes.check
         )
+        self.trainer.tell_broken()
 
     def _replicate(self, variants: list[Variant]) -> list[Job]:
         """Train replicate by replicate; between two interim analyses of the plan, stop where the answer is decided."""
@@ -247,24 +268,31 @@ class Experiment:
         parts = self.parts
         tags = {
             Tag.QUESTION: self.study.question,
-            Tag.COMMAND: " ".join(["workbench", *map(shlex.quote, sys.argv[1:])]),
+            Tag.COMMAND: provenance.command(),
             Tag.COMMIT: provenance.commit(),
             Tag.VERSIONS: to_json(provenance.versions()),
             Tag.DEVICE: provenance.device(),
         }
         self.before.remember(self.ledger, self.tracker)
         remember_schema(self.study, self.ledger)
-        known_run = self.ledger.fact("run_id")
-        self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known_run, self._place(), tags)
-        self.ledger.remember("run_id", self.run_id)
+        restorer = Restorer(parts, self.ledger, self.tracker, self.retrain_lost)
+        known_run = restorer.known_run
+        with uninterrupted():
+            self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known_run, self._place(), tags)
+            self.ledger.remember("run_id", self.run_id)
         if known_run != self.run_id:
-            self.tracker.log_params(self.run_id, flat(to_dict(self.study)))
+            self.tracker.log_params(self.run_id, flat(to_track(self.study)))
         self.tracker.log_files(self.run_id, {Artifact.STUDY: to_yaml(self.study)})
         self.plan = register_plan(self.study, self.ledger, self.tracker, self.run_id)
+        kind = trainer_of(parts)
+        restorer.write(self.run_id, kind(parts, self.tracker, self.ledger, self.run_id, self.display))
+        for line in (*self.tracker.told, *restorer.told):
+            self.display.say(line)
+        undescribed = mend(self.ledger, self.tracker, self.run_id, self.display)
         self.kept = reconcile(self.ledger, self.tracker, self.run_id, self.retry_failed)
         self.changes = DependencyCheck(parts, self.ledger, self.tracker, self.run_id, self.display, self.accept_change)
         self.changes.open()
-        if known_run != self.run_id and not self.changes.differs():
+        if undescribed and not self.changes.differs():
             self._describe()
 
     def _describe(self) -> None:

@@ -52,7 +52,7 @@ def log_once(
     try:
         with display.step(doing):
             tracker.log_files(run_id, make())
-    except Exception as error:  # whatever it is, the study is done and its numbers stand
+    except (Exception, SystemExit) as error:  # whatever it is, the study is done and its numbers stand
         display.say(f"{what} is left out of the report ({type(error).__name__}): {first_line(error)}")
         return False
     ledger.remember(name, mark)

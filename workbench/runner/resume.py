@@ -10,8 +10,8 @@ from fusion_workbench.study.tracking import Tracker
 def reconcile(ledger: Ledger, tracker: Tracker, run_id: str, retry_failed: bool = False) -> int:
     """Close runs that MLflow still takes for open, and drop the rows that have to be trained again.
 
-    Those are rows that an interruption left RUNNING, rows whose MLflow run is gone, and with ``retry_failed`` those
-    that did not train to their end.
+    Those are rows that an interruption left RUNNING and, with ``retry_failed``, those that did not train to their end.
+    A row whose run MLflow has lost is no reason: :mod:`runner.restore` gave it one before.
 
     Args:
         ledger: the study's own record, which decides.
@@ -34,8 +34,7 @@ def reconcile(ledger: Ledger, tracker: Tracker, run_id: str, retry_failed: bool 
         else:
             tracker.close(child, closing_status(entry.status), entry.status)
     for entry in entries:
-        lost = entry.run_id not in runs
         again = retry_failed and entry.state == LedgerState.DONE and not entry.finished
-        if entry.state == LedgerState.RUNNING or lost or again:
+        if entry.state == LedgerState.RUNNING or again:
             ledger.forget(entry.variant, entry.replicate)
     return sum(entry.state == LedgerState.DONE for entry in ledger.entries())

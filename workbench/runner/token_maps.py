@@ -10,7 +10,6 @@ level, one strip per level too.
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.scratch import scratch_folder
+from fusion_workbench.models.connector_files import load_weights
+from fusion_workbench.models.files import read_tensors
 from fusion_workbench.runner.optional_step import log_once
 from fusion_workbench.runner.token_map_choice import (
     ChosenCells,
@@ -141,7 +143,7 @@ class TokenMapBuilder:
         """
         from fusion_workbench.reports.reading.query import read_study
 
-        with tempfile.TemporaryDirectory(prefix="workbench-look-") as folder:
+        with scratch_folder("look") as folder:
             record = read_study(self.tracker.uri, self.run_id, self.parts.study.tracking.experiment)
             scores = self._scores(record)
             chosen = self._choose(record)
@@ -149,7 +151,7 @@ class TokenMapBuilder:
             seed = seed_of("look", self.parts.study_id)
             examples = choose_examples(scores, signs, chosen.baseline, chosen.featured, seed)
             images = np.stack([self.parts.source.image("test", e.index) for e in examples])
-            maps = self._maps(chosen, [e.index for e in examples], record, Path(folder))
+            maps = self._maps(chosen, [e.index for e in examples], record, folder)
         rows, columns = self.parts.encoder.grid()
         files: Files = {token_map_file(m.name): _strip(m.maps.colours, columns) for m in maps}
         for m in maps:
@@ -304,19 +306,13 @@ class TokenMapBuilder:
 
     def _fuser(self, cell: Cell, weights: Path) -> Any:
         """The trained fuser, on the CPU."""
-        import safetensors.torch
-
         from fusion_workbench.modules.fusion import build
 
         fuser = build(cell.strategy, cell.selection, self.parts.encoder.dim, dict(cell.options)).eval()
-        state = safetensors.torch.load_file(weights)
+        what = f"the tracked weights of '{cell.label}'"
+        state = read_tensors(weights, what)
         own = {key.removeprefix("fuser."): value for key, value in state.items() if key.startswith("fuser.")}
-        try:
-            fuser.load_state_dict(own)
-        except RuntimeError as error:
-            raise WorkbenchError(
-                f"the tracked weights of '{cell.label}' do not fit its fuser: {first_line(error)}"
-            ) from None
+        load_weights(fuser, own, what)
         return fuser
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 FEWEST = 5  # replicates for a verdict
+FEWEST_EXAMPLES = 3  # test examples for one: fewer do not tell what others would change
 
 
 @dataclass(frozen=True)

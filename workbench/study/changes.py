@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 FACT = "dependencies"  # in the ledger
 NUMERICS_FACT = "numerics"  # in the ledger, a list in the order of training; 0.1.0 did not record its own, which are 1
+ENVIRONMENTS_FACT = "environments"  # in the ledger, what rows were trained with and on, each once
 BUILT_IN = "built-in"  # in the place of the hash of a plug-in's code that the workbench's own has taken
 
 
@@ -159,7 +160,10 @@ class DependencyCheck:
         numerics = self.ledger.fact(NUMERICS_FACT) or []
         if NUMERICS not in numerics:
             self._record_numerics([*numerics, NUMERICS])
-        tags = {Tag.DEPENDENCIES: combined(self.now), Tag.ENVIRONMENT: json.dumps(self._environment)}
+        environment = json.dumps(self._environment)
+        if environment not in (known := self.ledger.fact(ENVIRONMENTS_FACT) or []):
+            self.ledger.remember(ENVIRONMENTS_FACT, [*known, environment])
+        tags = {Tag.DEPENDENCIES: combined(self.now), Tag.ENVIRONMENT: environment}
         code = {name: pair[1] for name in strategies_of(cell) if any(pair := self._code.get(name, ("", "")))}
         return tags | ({Tag.CODE: json.dumps(code)} if code else {})
 

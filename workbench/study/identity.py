@@ -7,6 +7,7 @@ the version that the study was begun under.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from fusion_workbench.config.history import VERSIONS, as_version_1, newest, opti
 from fusion_workbench.config.language import NOT_IDENTITY as _NOT_OF_LANGUAGE
 from fusion_workbench.config.study import StudyConfig, digest, to_dict
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.mlflow_database import DATABASE, sqlite_uri
 from fusion_workbench.schema.names import MATCHED_STRATEGY
 from fusion_workbench.study.ledger import Ledger
 
@@ -34,6 +36,8 @@ _PROBES_ALONE = ("epochs", "width", "head_hidden", "head_lr_scale", "weight_deca
 _UNNAMED = ("concat", "deep_only", "matched")
 
 LEDGER = "ledger.db"
+_NAME_BYTES, _PATH_BYTES = 255, 4096  # of a name and of a path, on every file system that is common
+_BENEATH = 300  # of the longest path beneath a study's folder, or a run's among the artifacts
 
 
 def study_id(study: StudyConfig) -> str:
@@ -61,6 +65,28 @@ def folder_of(workspace: Path, name: str, identity: str) -> Path:
     return workspace / "studies" / f"{name}-{identity}"
 
 
+def check_place(study: StudyConfig, workspace: Path) -> None:
+    """Whether the study's files can have their names in ``workspace``, before there are any.
+
+    Raises:
+        WorkbenchError: a name is too long, or MLflow's database would lie elsewhere than its address says.
+    """
+    folder = folder_of(workspace.absolute(), study.name, study_id(study))
+    name, path = len(os.fsencode(folder.name)), len(os.fsencode(folder))
+    if name > _NAME_BYTES:
+        raise WorkbenchError(
+            f"the name '{study.name[:40]}…' is too long: the study's folder would have a name of {name} bytes, and "
+            f"{_NAME_BYTES} are possible; give it a shorter one with name=…"
+        )
+    if path + _BENEATH > _PATH_BYTES or any(len(part) > _NAME_BYTES for part in map(os.fsencode, folder.parts)):
+        raise WorkbenchError(
+            f"the path of the workspace is too long ({len(os.fsencode(workspace.absolute()))} bytes: "
+            f"{str(workspace)[:40]}…); choose another with --workspace."
+        )
+    if not study.tracking.uri:
+        sqlite_uri(workspace / DATABASE)
+
+
 def as_begun(make: Callable[[int], StudyConfig], workspace: Path) -> StudyConfig:
     """A study under the version of the schema that it was begun under in ``workspace``; a new one under the newest.
 
@@ -81,6 +107,7 @@ def as_begun(make: Callable[[int], StudyConfig], workspace: Path) -> StudyConfig
             continue
         made.setdefault(study.schema, study)  # one alone where the user names the version
     for study in made.values():
+        check_place(study, workspace)
         ledger = folder_of(workspace, study.name, study_id(study)) / LEDGER
         if ledger.is_file():
             # Where versions differ in the plan alone, say, the ids are the same, and the ledger knows which it was.

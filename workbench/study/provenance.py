@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusion_workbench.core.mlflow_uri import without_password
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:
@@ -26,6 +29,12 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             versions_by_name[package] = "not installed"
     return versions_by_name
+
+
+def command() -> str:
+    """What was typed, without passwords."""
+    words = [without_password(word) for word in sys.argv[1:]]
+    return " ".join(["workbench", *map(shlex.quote, words)])
 
 
 def commit() -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.bars import progress_bar
 from fusion_workbench.core.files import explain_writing, write_file
+from fusion_workbench.core.scratch import scratch_folder
+from fusion_workbench.study import provenance
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:
@@ -60,13 +59,13 @@ def run(
     if planted or real_aa:
         from fusion_workbench.tools.planted_studies import aliased, named
 
-        with tempfile.TemporaryDirectory(prefix="workbench-calibrate-") as scratch:
+        with scratch_folder("calibrate") as scratch:
             with progress_bar(console, "studies of aliases", real_aa, shown=not quiet) as advance:
-                rows += [aliased(real_aa, seed, Path(scratch) / "aliases", advance)] if real_aa else []
+                rows += [aliased(real_aa, seed, scratch / "aliases", advance)] if real_aa else []
             with progress_bar(console, "planted studies", planted, shown=not quiet) as advance:
-                rows += [named(planted, seed, Path(scratch) / "planted", advance)] if planted else []
+                rows += [named(planted, seed, scratch / "planted", advance)] if planted else []
     facts = {
-        "command": " ".join(["workbench", *map(shlex.quote, sys.argv[1:])]),
+        "command": provenance.command(),
         "version": __version__,
         "studies": studies,
         "seed": seed,

@@ -59,7 +59,7 @@ def build(console: Console, study: StudyConfig, workspace: Path, progress: bool)
         )
     else:
         console.print(f"layers {layers} are already there", highlight=False)
-    console.print(f"next: [bold]workbench sweep {study.name}[/]", highlight=False)
+    console.print(f"next: workbench sweep {study.name}", highlight=False)
 
 
 def verify(console: Console, workspace: Path) -> bool:
@@ -69,11 +69,14 @@ def verify(console: Console, workspace: Path) -> bool:
     root = workspace / "store"
     bad = {store.key: verify_store(root, store.key) for store in list_stores(root)}
     for key, paths in bad.items():
-        console.print(f"{key}: " + (f"{len(paths)} bad shards" if paths else "whole"), highlight=False)
+        console.print(
+            f"{key}: " + (f"{len(paths)} bad file{'s' if len(paths) > 1 else ''}" if paths else "whole"),
+            highlight=False,
+        )
         for path in paths:
             console.print(f"  {path}", highlight=False)
     if any(bad.values()):
-        console.print("bad shards are encoded again by the next study that needs them, or: workbench store build STUDY")
+        console.print("what is bad is encoded again by the next study that needs it, or: workbench store build STUDY")
     return not any(bad.values())
 
 

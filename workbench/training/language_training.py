@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from fusion_workbench.modules.language.connector import seeded_connector
 from fusion_workbench.modules.language.decoder import LoraOptions
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.modules.optim import Recipe, gate_rms, named_gates
-from fusion_workbench.modules.probes.bank import is_out_of_memory
+from fusion_workbench.modules.probes.guard import is_out_of_memory
 from fusion_workbench.schema.names import TRAIN_LOSS, Status
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.language_parts import stage_rates, stage_steps
@@ -120,10 +119,6 @@ class LanguageRun:
         connector = self.model.connector
         gates = named_gates(connector, connector.parts()["gates"])
         return gate_rms({name.removeprefix("fuser."): gate for name, gate in gates.items()})
-
-    def forget(self) -> None:
-        """Remove the checkpoints: the job is committed."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- building -----------------------------------------------------------------------------------------------
 

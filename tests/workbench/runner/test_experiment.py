@@ -293,14 +293,15 @@ def test_live_features_give_the_metrics_of_the_store(text: str, tmp_path: Path) 
         assert stored == pytest.approx(live, rel=0.02)  # the store keeps bf16
 
 
-def test_a_lost_mlflow_run_is_trained_again(text: str, tmp_path: Path) -> None:
+def test_a_deleted_mlflow_run_is_restored(text: str, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     config = study(text, "search.learning_rates=[0.003]")
     first, _ = run(config, tmp_path)
     MlflowClient(tracking_uri=first.tracking_uri).delete_run(runs(first)[0].info.run_id)
     again, _ = run(config, tmp_path)
-    assert (again.trained, again.kept) == (1, 5)
+    assert (again.trained, again.kept) == (0, 6)
+    assert len(runs(again)) == 6
 
 
 def test_a_variant_that_diverges_is_failed_and_said(text: str, tmp_path: Path) -> None:
