@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,8 @@ from rich.console import Console
 from fusion_workbench.config.study import StudyConfig, study_from_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.sources.base import SOURCES
+from fusion_workbench.models.connector import load_connector
+from fusion_workbench.models.export import export_run
 from fusion_workbench.modules.answers import METRICS
 from fusion_workbench.modules.encoders.families import FAMILIES
 from fusion_workbench.modules.fusion import STRATEGIES
@@ -439,6 +442,31 @@ def test_what_changed_is_named(
     ledger.close()
 
 
+@case(
+    Kind.DEPENDENCIES,
+    "a training is killed half-way, its encoder is changed, and it is taken up again from its checkpoint",
+    "refused; with `--accept-change` it begins anew",
+)
+def test_half_a_training_is_not_ended_under_another_half(places: dict[str, Path], tmp_path: Path) -> None:
+    def check(accept: bool = False) -> None:
+        parts = prepared("probes", places)
+        DependencyCheck(parts, ledger, Untracked(), "run", Told(), accept).check()  # type: ignore[arg-type]
+
+    ledger = Ledger(tmp_path / "ledger.db")
+    check()
+    half = prepared("probes", places).folder / "checkpoints" / "variant-0" / "last.ckpt"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    rot(places["encoder"] / "model.safetensors")
+    with pytest.raises(
+        WorkbenchError, match="changed since its interrupted trainings were trained: the weights of enc"
+    ):
+        check()
+    check(accept=True)
+    assert not half.exists()
+    ledger.close()
+
+
 # --- the study as a whole -------------------------------------------------------------------------------------------
 
 
@@ -451,7 +479,8 @@ def test_what_changed_is_named(
     "Blaizzy/mlx-vlm#1933",
 )
 def test_an_encoder_that_changed_in_place(text: str, encoder: Path, tmp_path: Path) -> None:
-    _, parts, _ = run(study(text), tmp_path)
+    result, parts, _ = run(study(text), tmp_path)
+    record = read(result)
     before, weights = rows(parts), encoder / "model.safetensors"
     whole = weights.read_bytes()
     rot(weights)
@@ -463,6 +492,9 @@ def test_an_encoder_that_changed_in_place(text: str, encoder: Path, tmp_path: Pa
     assert all(way in line for way in ("restore", "name=", "--accept-change"))
     assert "\n" not in line
     assert rows(parts) == before
+    left = read(result)  # as if nobody had asked
+    assert (left.complete, left.status, left.departures) == (True, "FINISHED", ())
+    assert (left.study_yaml, left.tags) == (record.study_yaml, record.tags)
     again, _, told = run(study(text), tmp_path)  # a finished study trains nothing, and is never refused
     assert (again.trained, again.kept) == (0, 2)
     assert any("is left as it is" in words for words in told) or not told
@@ -563,12 +595,16 @@ def test_a_study_of_before_fingerprints(text: str, encoder: Path, tmp_path: Path
     Kind.DEPENDENCIES,
     "the code of a strategy from a plug-in is changed, anywhere in its package, and the study runs again",
     "its cells alone are trained anew; rows of the old code are left out of the report, which says so; the old code "
-    "put back, its rows count again",
+    "put back, its rows count again; loading what was exported under the old code warns",
 )
 def test_a_plugins_code_belongs_to_its_cells(mlflow_uri: str, package: Path, tmp_path: Path) -> None:
     text = PLANTED.format(uri=mlflow_uri)
-    _, parts, _ = run(study(text), tmp_path)
+    first, parts, _ = run(study(text), tmp_path)
     before = rows(parts)
+    (final,) = (r.run_id for r in read(first).runs if (r.params["strategy"], r.phase) == ("largest", "final"))
+    export_run(mlflow_uri, final, tmp_path / "exported")
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        load_connector(tmp_path / "exported", device="cpu")
     (package / "helper.py").write_text("SCALE = 2.0\n", encoding="utf-8")
     code = (package / "strategy.py").read_text()
     (package / "strategy.py").write_text(code.replace("self.options.scale *", "2 * self.options.scale *"))
@@ -577,6 +613,8 @@ def test_a_plugins_code_belongs_to_its_cells(mlflow_uri: str, package: Path, tmp
     assert (more.trained, more.kept) == (3, 6)  # two learning rates and the replicate
     assert rows(parts)[:6] == before
     assert any("the code of strategy 'largest' has changed" in words for words in told)
+    with pytest.warns(UserWarning, match="was trained with other code of the strategy 'largest'"):
+        load_connector(tmp_path / "exported", device="cpu")
     record = read(more)
     largest = [run_ for run_ in record.runs if run_.params["strategy"] == "largest"]
     assert {run_.run_id for run_ in largest} == {run_id for _, _, run_id, _ in rows(parts)[6:]}
@@ -618,7 +656,7 @@ def test_a_rotten_asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     from fusion_workbench.datamodules.build import build_source
 
     root = tmp_path / "assets"
-    for name in ("photographs", "digits", "typefaces"):
+    for name in ("photographs", "digits", "typefaces", "encoder"):
         shutil.copytree(home.home() / name, root / name)
     monkeypatch.setenv("WORKBENCH_ASSETS", str(root))
     source = build_source("finescenes", {"train": 2, "val": 2, "test": 2})
@@ -627,5 +665,14 @@ def test_a_rotten_asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     rot(root / "photographs" / "astronaut.png", 0.5)
     with pytest.raises(WorkbenchError, match=r"its sha256 is not the recorded one.*workbench assets --repair"):
         source.content("train")
+    dependencies._check_asset("assets:encoder")
+    rot(root / "encoder" / "model.safetensors")
+    assert home.model_path("assets:encoder", "encoder", "encoder.name")  # by size and time all is well
+    with pytest.raises(WorkbenchError, match=r"model\.safetensors was altered \(its sha256 is not the recorded one"):
+        dependencies._check_asset("assets:encoder")
     states = {status.name: status.state for status in home.status(thorough=True)}
-    assert (states["photographs"], states["digits"]) == ("altered", "ready")
+    assert {name: states[name] for name in ("photographs", "encoder", "digits")} == {
+        "photographs": "altered",
+        "encoder": "altered",
+        "digits": "ready",
+    }

@@ -16,6 +16,7 @@ from fusion_workbench.config.study import digest, to_track, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.stopping import cause_of, uninterrupted
 from fusion_workbench.datamodules.sources.base import SPLITS
+from fusion_workbench.runner.as_before import AsBefore
 from fusion_workbench.runner.confirm import Confirmer
 from fusion_workbench.runner.damage import mend
 from fusion_workbench.runner.layer_analysis import log_layers
@@ -31,7 +32,7 @@ from fusion_workbench.schema.names import (
     Tag,
 )
 from fusion_workbench.study import provenance
-from fusion_workbench.study.changes import DependencyCheck
+from fusion_workbench.study.changes import ChangeRefused, DependencyCheck
 from fusion_workbench.study.dependencies import store_notes
 from fusion_workbench.study.identity import LEDGER, remember_schema
 from fusion_workbench.study.jobs import Job, JobTrainer
@@ -111,6 +112,7 @@ class Experiment:
                 "wait for it, or stop it."
             ) from None
         with held:
+            self.before = AsBefore(folder)
             (folder / Artifact.STUDY).write_text(to_yaml(self.study), encoding="utf-8")
             uri = self.study.tracking.uri or default_uri(self.parts.workspace)
             with self.display.step("opening MLflow"):
@@ -129,6 +131,9 @@ class Experiment:
                         self.display.say(planner.told)
                     recall(planner, self.parts, self.trainer)
                 self._train_all(planner)
+            except ChangeRefused:
+                self.before.restore(self.ledger, self.tracker, self.run_id)
+                raise
             except BaseException as error:
                 status = RunStatus.of_error(cause_of(error))
                 self.tracker.close_broken([self.run_id] if self.run_id else [], status)
@@ -269,6 +274,7 @@ class Experiment:
             Tag.VERSIONS: to_json(provenance.versions()),
             Tag.DEVICE: provenance.device(),
         }
+        self.before.remember(self.ledger, self.tracker)
         remember_schema(self.study, self.ledger)
         restorer = Restorer(parts, self.ledger, self.tracker, self.retrain_lost)
         known_run = restorer.known_run

@@ -27,7 +27,7 @@ def read_variant(parts: Parts, path: Path) -> Variant | None:
             return None
         plain: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         cell = _cell(parts, plain)
-        return None if cell is None else variant(parts.study, cell, float(plain["lr"]))
+        return None if cell is None else variant(parts.study, cell, float(plain["lr"]), str(plain.get("code", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError, WorkbenchError):
         return None
 

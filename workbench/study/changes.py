@@ -48,6 +48,10 @@ ENVIRONMENTS_FACT = "environments"  # in the ledger, what rows were trained with
 BUILT_IN = "built-in"  # in the place of the hash of a plug-in's code that the workbench's own has taken
 
 
+class ChangeRefused(WorkbenchError):
+    """New rows would stand beside finished ones of other dependencies."""
+
+
 class DependencyCheck:
     """The dependencies of one study that is being run.
 
@@ -109,7 +113,8 @@ class DependencyCheck:
         """Hold what is there now against the record, and remember it; once.
 
         Raises:
-            WorkbenchError: new rows would stand beside finished ones of other dependencies; what cannot be read.
+            ChangeRefused: new rows would stand beside finished ones of other dependencies.
+            WorkbenchError: what cannot be read.
         """
         if self.checked:
             return
@@ -119,7 +124,7 @@ class DependencyCheck:
         tracked = self._tracked or TrackedDependencies(before, self._what, recorded)
         changed = self._changed(before)
         if changed and not self.accept:
-            raise WorkbenchError(self._refusal(changed))
+            raise ChangeRefused(self._refusal(changed))
         change = None
         if before != now:
             when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -98,7 +98,8 @@ def chance_on_test(parts: Parts, task: Task | AnswerTask) -> float:
 def describe_variant(variant: Variant) -> dict[str, Any]:
     """A variant as ``variant.yaml`` of its run tells it."""
     core = variant.cell.tracked(variant.lr).core()
-    return {"variant": variant.id} | core | {"lr": variant.lr, "training": dict(variant.training)}
+    code = {"code": variant.code} if variant.code else {}
+    return {"variant": variant.id} | core | {"lr": variant.lr, "training": dict(variant.training)} | code
 
 
 def variant_file(variant: Variant) -> dict[str, str | bytes]:
