@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.parse import as_number, truth_hint
 from fusion_workbench.datamodules.conversations import finescenes as questions  # noqa: F401  (each registers its source)
 from fusion_workbench.datamodules.conversations import planted as planted_questions  # noqa: F401
 from fusion_workbench.datamodules.rows import hub, llava  # noqa: F401
@@ -29,9 +30,16 @@ def build_source(name: str, options: Mapping[str, Any], folders: Mapping[str, Pa
         if key not in fields_of:
             raise WorkbenchError(f"source.options: unknown key '{key}' of '{name}'.{nearest(key, fields_of)}")
         expected = type(_default(fields_of[key]))
+        number = as_number(value) if isinstance(value, str) and expected in (int, float) else None
+        if number is not None and (expected is float or isinstance(number, int)):  # such as 1e-3
+            options = {**options, key: number}
+            continue
         is_int_for_float = expected is float and type(value) is int
         if type(value) is not expected and not is_int_for_float:
-            raise WorkbenchError(f"source.options.{key} is {value!r}; it must be of type {expected.__name__}.")
+            raise WorkbenchError(
+                f"source.options.{key} is {value!r}; it must be of type {expected.__name__}."
+                + (truth_hint(value) if expected is bool else " Quote it." if expected is str else "")
+            )
     return cls(cls.options(**options), folders)  # type: ignore[call-arg]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_workbench.datamodules.loader import Batch
-from fusion_workbench.datamodules.store.encoding import EncoderLike, load_images
+from fusion_workbench.datamodules.store.encoding import EncoderLike, check_finite, load_images
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.sources.base import Source
@@ -100,6 +100,7 @@ class LiveFeatures(Features):
         if not len(images):  # a batch of text alone
             return {"features": self.none(layers).to(images.device), **batch}
         features = self.encoder.encode(images, layers)
+        check_finite(features, layers, lambda place: f"{place + 1} of a batch")
         if features.is_inference() and not torch.is_inference_mode_enabled():
             features = features.clone()  # autograd may not keep a tensor that was made in inference mode
         return {"features": features, **batch}
@@ -129,7 +130,9 @@ class _LiveSplit(SplitFeatures):
         if not len(index):
             return self.features.none(self.layers)
         images = load_images(self.features.source, self.fetch.split, index.tolist())
-        return self.features.encoder.encode(images, self.layers)
+        states = self.features.encoder.encode(images, self.layers)
+        check_finite(states, self.layers, lambda place: f"{int(index[place])} of {self.fetch.split}")
+        return states
 
 
 @dataclass(frozen=True)

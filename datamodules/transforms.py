@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +16,8 @@ from fusion_workbench.core.errors import WorkbenchError
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 CLIP_MEAN = (122, 116, 104)  # of CLIP's preprocessing, in whole numbers of 255: what LLaVA-1.5 pads with
 WIDEST = 20_000  # px, the longer side of what is padded to a square: 1.2 GB of memory
+# Pillow's own lines about large images and odd metadata, with its paths: what is wrong in earnest is an error of ours.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def load_image(path: Path) -> Pixels:
@@ -35,14 +38,17 @@ def load_image(path: Path) -> Pixels:
 def decode(file: IO[bytes], name: str) -> Pixels:
     """An encoded image as RGB, uint8 ``[H, W, 3]``, turned upright where its EXIF data say how it was held.
 
-    16-bit greys are scaled to 8 bits. Transparency is dropped, as LLaVA does.
+    16-bit greys are scaled to 8 bits. Transparency is dropped, as LLaVA does. Of several frames the first is taken.
 
     Raises:
         WorkbenchError: as :func:`load_image`; ``name`` begins it.
     """
     try:
         with Image.open(file) as image:
-            return rgb(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
+    except _RangeError as error:
+        raise WorkbenchError(f"{name} {error}.") from None
     except UnidentifiedImageError:
         raise WorkbenchError(f"{name} is not an image that Pillow reads (PNG, JPEG, WebP, TIFF …).") from None
     except Image.DecompressionBombError:
@@ -53,12 +59,32 @@ def decode(file: IO[bytes], name: str) -> Pixels:
 
 
 def rgb(image: Image.Image) -> Pixels:
-    """A Pillow image of any mode as uint8 ``[H, W, 3]``, upright."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16 bits, perhaps in 32: Pillow would clip them
-        grey = np.asarray(upright).astype(np.int64)
-        upright = Image.fromarray((grey >> 8 if grey.max() > 255 else grey).clip(0, 255).astype(np.uint8))
-    return np.array(upright.convert("RGB"))
+    """A Pillow image of any mode as uint8 ``[H, W, 3]``, upright.
+
+    Raises:
+        WorkbenchError: greys that 8 bits cannot hold.
+    """
+    try:
+        return _rgb(ImageOps.exif_transpose(image))
+    except _RangeError as error:
+        raise WorkbenchError(f"an image {error}.") from None
+
+
+class _RangeError(Exception):
+    """Greys that would be clipped: they are neither of 8 nor of 16 bits."""
+
+
+def _rgb(upright: Image.Image) -> Pixels:
+    if upright.mode.startswith(("I", "F")):
+        grey = np.asarray(upright)
+        low, high = grey.min(), grey.max()
+        fits = low >= 0 and (high <= 65535 if upright.mode != "F" else high == 0 or 1 < high <= 255)
+        if not fits:
+            raise _RangeError(f"holds greys from {low:g} to {high:g}; write them in 8 or 16 bits")
+        if upright.mode != "F":  # 16 bits, perhaps in 32: Pillow would clip them
+            grey = grey.astype(np.int64)
+            upright = Image.fromarray((grey >> 8 if high > 255 else grey).astype(np.uint8))
+    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
 
 
 def pixels(image: Path | str | Image.Image | np.ndarray[Any, Any]) -> Pixels:
@@ -90,13 +116,20 @@ def squared(image: Pixels, size: int, padding: str, background: Sequence[int]) -
     return PADDINGS[padding](image, size, background)
 
 
+def too_long(height: int, width: int, padding: str) -> str:
+    """Why an image cannot become a square in the way ``padding``; empty where it can."""
+    if padding != "square" or max(height, width) <= WIDEST:
+        return ""
+    return f"an image of {height:,} × {width:,} px is too long to be padded to a square (at most {WIDEST:,}); crop it"
+
+
 def _padded(image: Pixels, size: int, background: Sequence[int]) -> Pixels:
     height, width = image.shape[:2]
+    if fault := too_long(height, width, "square"):
+        raise WorkbenchError(f"{fault}.")
     side = max(height, width)
-    if side > WIDEST:
-        raise WorkbenchError(
-            f"an image of {height:,} × {width:,} px is too long to be padded to a square (at most {WIDEST:,}); crop it."
-        )
+    if height == width:  # nothing to pad, and a large one need not be held twice
+        return _resized(image, size)
     square = np.full((side, side, 3), background, np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = image

@@ -26,7 +26,7 @@ def write_report(
 
     Args:
         tracking_uri: an MLflow database or server.
-        study: a study's name (its latest parent run counts) or its 16-digit id.
+        study: a study's name (its latest parent run counts), its 16-digit id, or the MLflow run id of its parent run.
         out: folder to write to; made when missing, files of an earlier report are replaced.
         experiment: MLflow experiment to look in; None: all of them.
         against: another study to compare with: its name or id, or the path of an earlier report.json, which may lie in

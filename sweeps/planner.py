@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from fusion_workbench.config.study import SearchConfig, StrategyConfig
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
+from fusion_workbench.core.stopping import uninterrupted
 from fusion_workbench.sweeps.journal import open_journal
 from fusion_workbench.sweeps.space import Cell, Space
 
@@ -51,6 +52,7 @@ class Planner:
         WorkbenchError: the journal cannot be written, or an exhaustive search does not fit the budget.
     """
 
+    @uninterrupted()  # so are ask and tell: Optuna's lock, taken from it half released, is an error of its own
     def __init__(self, space: Space, search: SearchConfig, journal: Path | None, name: str) -> None:
         logging.getLogger("optuna").setLevel(logging.WARNING)
         self.space = space
@@ -70,6 +72,7 @@ class Planner:
 
     # --- ask and tell -------------------------------------------------------------------------------------------
 
+    @uninterrupted()
     def ask(self, most: int) -> list[Proposal]:
         """Up to ``most`` cells that still need a value, those of an interrupted run first; empty when all is done."""
         proposals = [Proposal(trial, self._cells[cell]) for cell, trial in self._pending.items()][:most]
@@ -85,6 +88,7 @@ class Planner:
             proposals.append(proposal)
         return proposals
 
+    @uninterrupted()
     def tell(self, cell: Cell, value: float | None) -> None:
         """The cell's validation objective; None when it could not be trained to the end."""
         if cell.id in self._values:

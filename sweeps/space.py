@@ -77,16 +77,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Variant:
-    """A cell with the hyperparameters it is trained with; its id is the hash of all of them."""
+    """A cell with the hyperparameters it is trained with; its id is the hash of all of them.
+
+    ``code``: of a plug-in whose code has changed since the study was begun, what tells its cells apart from those of
+    the earlier code; else empty.
+    """
 
     cell: Cell
     lr: float
     training: tuple[tuple[str, Any], ...]
+    code: str = ""
 
     @property
     def id(self) -> str:
         training = as_version_1({"training": dict(self.training)})["training"]
-        return digest({"cell": self.cell.id, "lr": self.lr, "training": training})
+        code = {"code": self.code} if self.code else {}
+        return digest({"cell": self.cell.id, "lr": self.lr, "training": training, **code})
 
 
 @dataclass(frozen=True)

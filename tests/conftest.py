@@ -58,6 +58,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+# Programs that are no Python packages, by a word of the reason for which tests skip; and what Debian calls them.
+PROGRAMS = {"Chromium": "chromium", "pdflatex": "texlive-latex-base texlive-latex-recommended"}
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last line says which programs are missing, how many tests that cost, and what installs them."""
+    terminal = config.pluginmanager.getplugin("terminalreporter")
+    if terminal is None or hasattr(config, "workerinput"):
+        return
+    reasons = [str(report.longrepr) for report in terminal.stats.get("skipped", [])]
+    counts = {word: sum(word in reason for reason in reasons) for word in PROGRAMS}
+    missing = [word for word, count in counts.items() if count]
+    if missing:
+        terminal.write_line(
+            f"{sum(counts.values())} tests were skipped for want of {' and '.join(missing)}; on Debian: "
+            f"apt-get install --no-install-recommends {' '.join(PROGRAMS[word] for word in missing)}",
+            yellow=True,
+        )
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_forgets_places() -> None:
+    """MLflow remembers where a run's artifacts lie for as long as a process lives; no command of a user's lives on."""
+    if client := sys.modules.get("mlflow.tracking._tracking_service.utils"):
+        client._artifact_repos_cache.clear()
+
+
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An initialised MLflow SQLite file: its schema takes seconds to build, a copy takes none."""

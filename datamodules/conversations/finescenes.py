@@ -168,6 +168,9 @@ class FineScenesQuestions(ConversationSource):
     def fingerprint(self, split: str) -> str:
         return self.scenes.fingerprint(split)
 
+    def content(self, split: str) -> str:
+        return self.scenes.content(split)
+
     def image(self, split: str, index: int) -> Array:
         return self.scenes.image(split, index)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.rows.rows import BadRow
+from fusion_workbench.datamodules.rows.written import WrittenDecoder
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -27,11 +27,14 @@ def read_entries(path: Path) -> Iterator[RowEntry]:
     """The rows of a file: a JSON array, or JSON lines, told apart by the first character.
 
     A line of JSONL that is not JSON is a bad row. An array that breaks off is no file at all: what follows is lost.
+    Fractional numbers keep the characters they were written in; see :class:`.rows.WrittenNumber`.
 
     Raises:
         WorkbenchError: the file is missing, not UTF-8 (an array), or not a whole JSON array.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe that nobody writes to would be waited for
+            raise WorkbenchError(f"{path} is no file; name a file of JSON or JSON lines.")
         with path.open("rb") as file:
             head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:
@@ -40,17 +43,21 @@ def read_entries(path: Path) -> Iterator[RowEntry]:
 
 
 def _lines(path: Path) -> Iterator[RowEntry]:
-    number = 0
+    number, decoder = 0, WrittenDecoder()
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
             if raw.strip():
                 number += 1
-                yield RowEntry(line, number, _parsed(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw))
+                whole = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+                yield RowEntry(line, number, _parsed(whole, decoder))
 
 
-def _parsed(raw: bytes) -> object | BadRow:
+def _parsed(raw: bytes, decoder: WrittenDecoder) -> object | BadRow:
     try:
-        value: object = json.loads(raw.decode())
+        text = raw.decode()
+        value, end = decoder.decode(text, _skip(text, 0))
+        if _skip(text, end) != len(text):
+            return BadRow("not JSON", "something follows the value")
     except UnicodeDecodeError:
         return BadRow("not UTF-8", "the line holds bytes that are not UTF-8")
     except ValueError as error:
@@ -66,13 +73,13 @@ def _array(path: Path) -> Iterator[RowEntry]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise WorkbenchError(f"{path} is not UTF-8 at byte {error.start:,}; a JSON file must be.") from None
-    decoder = json.JSONDecoder()
+    decoder = WrittenDecoder()
     at = _skip(text, text.index("[") + 1)
     line, counted, number = 1, 0, 0
     while not text.startswith("]", at):
         line, counted, number = line + text.count("\n", counted, at), at, number + 1
         try:
-            value, end = decoder.raw_decode(text, at)
+            value, end = decoder.decode(text, at)
         except (ValueError, RecursionError) as error:
             raise _broken(path, line, number, getattr(error, "msg", "nested too deeply")) from None
         yield RowEntry(line, number, value)

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,23 @@ from typing import Any
 import platformdirs
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.text import printable
+from fusion_workbench.datamodules.rows.hub_tables import open_splits, require_datasets
 from fusion_workbench.datamodules.rows.quarantine import LISTED, Quarantine
-from fusion_workbench.datamodules.rows.row_images import ImageFolder, check_image
+from fusion_workbench.datamodules.rows.row_images import ImageFolder, check_image, check_shape, frames_notice
 from fusion_workbench.datamodules.rows.rows import BadRow, parse_row
 from fusion_workbench.datamodules.rows.source import LocatedRow, RowOptions, RowSource, print_notice
+from fusion_workbench.datamodules.rows.tables import ArrowTable, Table
+from fusion_workbench.datamodules.rows.unread import UnreadKeys, is_of_pictures
 from fusion_workbench.datamodules.sources.base import SPLITS, register_source
 from fusion_workbench.datamodules.transforms import Pixels, decode
-
-FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}  # a file → the builder that reads it
-
-_BATCH = 64  # rows read at once
 
 
 @dataclass(frozen=True)
 class HubOptions(RowOptions):
     """What ``source.options`` may say. A column that is named must be there; an empty name means none."""
 
-    path: str = ""  # a name on the hub; a folder of save_to_disk, of parquet, JSON or images; a file
+    path: str = ""  # a name on the hub; a folder of save_to_disk, of parquet, JSON, CSV or images; a file
     config: str = ""
     revision: str = ""  # of the hub: a commit
     train: str = "train"  # names of the dataset's splits; empty: held out of train
@@ -49,12 +49,13 @@ class HubOptions(RowOptions):
 
 @dataclass(frozen=True, slots=True)
 class ImageLocation:
-    """The first place in the dataset that holds an image."""
+    """The first place that holds an image: a file, or a row and column of a split."""
 
-    split: str
-    row: int
-    column: str
-    number: int  # in a list of images
+    path: str
+    split: str = ""
+    row: int = 0
+    column: str = ""
+    number: int = 0  # in a list of images
 
 
 @register_source("hf_dataset")
@@ -81,53 +82,93 @@ class HubDataset(RowSource):
             raise WorkbenchError("source.options.train is empty; name the dataset's split to train on.")
         if not options.image:
             raise WorkbenchError("source.options.image is empty; name the columns of images.")
-        _datasets()
+        require_datasets()
         self._where: dict[str, ImageLocation] = {}
-
-    @functools.cached_property
-    def tables(self) -> dict[str, Any]:
-        """The split of ours → ``datasets.Dataset`` in Arrow's format."""
-        chosen = self.chosen
-        loaded = _load(chosen)
-        named = {split: name for split in SPLITS if (name := getattr(chosen, split))}
-        for split, name in named.items():
-            if name not in loaded:
-                raise WorkbenchError(
-                    f"source.options.{split}: {chosen.path} has no split '{name}'.{nearest(name, loaded)}"
-                )
-        return {split: self._columns(loaded[name]) for split, name in named.items()}
-
-    def _columns(self, table: Any) -> Any:
-        chosen = self.chosen
-        words = [chosen.conversations] if chosen.conversations else [chosen.question, chosen.answers]
-        columns = [*chosen.image, *words, *filter(None, [chosen.id, chosen.task, chosen.group])]
-        for column in columns:
-            if column not in table.column_names:
-                raise WorkbenchError(f"{chosen.path} has no column '{column}'.{nearest(column, table.column_names)}")
-        # As Arrow, images are the bytes or the path that are kept: nothing is opened, or fetched, before we look at it.
-        return table.select_columns(list(dict.fromkeys(columns))).with_format("arrow")
+        self._tables: dict[str, ArrowTable] = {}  # that hold images themselves
+        self._animated: list[str] = []
 
     def read(self) -> dict[str, list[LocatedRow]]:
-        return {split: self._read(split, table) for split, table in self.tables.items()}
+        chosen = self.chosen
+        tables = open_splits(chosen.path, chosen.config, chosen.revision, self._arrow)
+        named = {split: name for split in SPLITS if (name := getattr(chosen, split))}
+        for split, name in named.items():
+            if name not in tables:
+                raise WorkbenchError(
+                    f"source.options.{split}: {chosen.path} has no split '{name}'.{nearest(name, tables)}"
+                )
+            if isinstance(table := tables[name], ArrowTable):
+                self._check(table.columns())
+                self._tables[split] = table
+        return {split: self._read(split, tables[name]) for split, name in named.items()}
 
-    def _read(self, split: str, table: Any) -> list[LocatedRow]:
+    def _arrow(self, table: Any) -> ArrowTable:
+        """A split, of which those columns are read that are named, or that may name a picture which nobody reads."""
+        texts = [name for name in table.column_names if getattr(table.features[name], "dtype", "") == "string"]
+        return ArrowTable(table, [*self._columns, *filter(is_of_pictures, texts)])
+
+    @property
+    def _words(self) -> list[str]:
+        """The columns of words."""
+        chosen = self.chosen
+        return [chosen.conversations] if chosen.conversations else [chosen.question, chosen.answers]
+
+    @property
+    def _columns(self) -> list[str]:
+        """The columns that are read."""
+        chosen = self.chosen
+        return [*chosen.image, *self._words, *filter(None, [chosen.id, chosen.task, chosen.group])]
+
+    def _check(self, there: Sequence[str]) -> None:
+        for column in self._columns:
+            if column not in there:
+                raise WorkbenchError(f"{self.chosen.path} has no column '{column}'.{nearest(column, there)}")
+
+    def _read(self, split: str, table: Table) -> list[LocatedRow]:
         name = f"{self.chosen.path}[{getattr(self.chosen, split)}]"
-        quarantine = Quarantine(name, self._lists / f"{name.strip('./').replace('/', '--')}{LISTED}", seen=len(table))
+        quarantine = Quarantine(name, self._lists / f"{name.strip('./').replace('/', '--')}{LISTED}")
+        here = Path(self.chosen.path)  # where it is on this disk
+        folder, beside = (self._folder, here if here.is_dir() else here.parent) if here.exists() else (None, None)
+        unread = UnreadKeys(name, self._columns, folder, beside, self.chosen.image[0], strict=False)
         good: list[LocatedRow] = []
-        rows = (row for batch in table.iter(_BATCH) for row in batch.to_pylist())
-        for at, record in enumerate(rows):
+        for record in table.records():
+            quarantine.seen += 1
+            at = record.number - 1
+            origin = f"{record.file or name}:{record.line}"
             try:
-                keys = [self._key(ImageLocation(split, at, *place), data) for place, data in self._images(record)]
-                row = parse_row(self._row(record, keys), self.chosen.image_first)
+                if isinstance(record.values, BadRow):
+                    raise record.values
+                keys = [self._key(split, at, *image, origin) for image in self._images(record.values)]
+                unread.look(record.values, [self._where[key].path for key in keys])
+                row = parse_row(self._row(record.values, keys), self.chosen.image_first)
+                unread.look_at_turns(record.values, self.chosen.conversations)
+                unread.look_at_words(row.turns)
             except BadRow as bad:
-                quarantine.add(at + 1, at + 1, bad)
+                quarantine.add(record.line, record.number, bad, record.file)
             else:
-                good.append(LocatedRow(row, tuple(keys), f"{name}:{at + 1}"))
+                good.append(LocatedRow(row, tuple(keys), origin))
+        if table.columns() or not quarantine.rows:  # where no row could be read, that is the fault to tell
+            self._check(table.columns())
         where = quarantine.write()
+        for notice in (unread.notice(), frames_notice(name, self._animated), *self._of_arrow(name, table)):
+            if notice:
+                print_notice(notice)
+        self._animated.clear()
         quarantine.refuse_above(self.chosen.bad_rows, where)
         if quarantine.rows:
             print_notice(f"{quarantine.summary()}; {where}")
         return good
+
+    def _of_arrow(self, name: str, table: Table) -> Iterator[str]:
+        """What a table of typed columns does not give as it was meant, a line each."""
+        if not isinstance(table, ArrowTable):
+            return
+        if unseen := table.pictures():
+            yield printable(
+                f"note: {name}: columns of pictures, films or sounds that are not read: {', '.join(unseen)}"
+            )
+        for column in table.fractional([*self._words, *filter(None, [self.chosen.id, self.chosen.task])]):
+            how = "the column is of fractional numbers, so 2 is read as '2.0'; keep words as text"
+            yield printable(f"note: {name}: {column}: {how}")
 
     @property
     def _lists(self) -> Path:
@@ -139,36 +180,38 @@ class HubDataset(RowSource):
         """A row of the dataset in LLaVA's format."""
         chosen = self.chosen
         named = {"id": chosen.id, "task": chosen.task, "group": chosen.group}
-        row = {key: record[column] for key, column in named.items() if column}
+        row: dict[str, Any] = {key: record.get(column) for key, column in named.items() if column}
         row["image"] = keys
         if chosen.conversations:
-            turns = record[chosen.conversations]
+            turns = record.get(chosen.conversations)
             return {**row, "conversations": _unpaired(turns) if isinstance(turns, list) else turns}
-        answers = _answers(record[chosen.answers])
-        question = {"from": "human", "value": record[chosen.question]}
+        answers = _answers(record.get(chosen.answers))
+        question = {"from": "human", "value": record.get(chosen.question)}
         return {**row, "conversations": [question], "answers": answers}
 
     # --- images -------------------------------------------------------------------------------------------------
 
-    def _images(self, record: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int], bytes]]:
-        """Column and number in it → bytes, of every image of a row."""
+    def _images(self, record: Mapping[str, Any]) -> Iterator[tuple[str, int, object]]:
+        """Column, number in it, and the image, of every image of a row."""
         for column in self.chosen.image:
-            value = record[column]
+            value = record.get(column)
             for number, image in enumerate(value if isinstance(value, list) else [value]):
                 if image is not None:
-                    yield (column, number), self._bytes(image)
+                    yield column, number, image
 
-    def _bytes(self, image: object) -> bytes:
+    def _bytes(self, image: object) -> tuple[bytes, str]:
+        """An image's bytes, and the file that they are from; empty: kept in the row."""
         data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (None, image)
         if isinstance(data, bytes):
-            return data
+            return data, ""
         if not isinstance(path, str):
             raise BadRow("image path", f"the image is of type {type(image).__name__}; it must be an image or a path")
         name = path
         try:
             if os.path.isabs(path):  # as datasets notes where it found a file
                 name = os.path.relpath(os.path.realpath(path), self._folder.root)
-            return self._folder.path(name).read_bytes()
+            file = self._folder.find(name).name
+            return Path(self._folder.root, file).read_bytes(), file
         except OSError as error:
             raise BadRow("undecodable image", f"{path!r} cannot be read: {error.strerror or error}") from None
         except ValueError:
@@ -179,55 +222,38 @@ class HubDataset(RowSource):
         """What the path of an image must be below: the dataset's own folder, or where hub files are kept."""
         place = Path(self.chosen.images or self.chosen.path)
         if not self.chosen.images and not place.exists():
-            place = Path(_datasets().config.HF_CACHE_HOME)
+            place = Path(require_datasets().config.HF_CACHE_HOME)
         return ImageFolder(place if place.is_dir() else place.parent)
 
-    def _key(self, where: ImageLocation, data: bytes) -> str:
+    def _key(self, split: str, row: int, column: str, number: int, image: object, origin: str) -> str:
+        data, file = self._bytes(image)
         key = hashlib.sha256(data).hexdigest()
         if key not in self._where:
-            check_image(io.BytesIO(data), "the image")
-            self._where[key] = where
+            facts = check_image(io.BytesIO(data), "the image")
+            check_shape(facts, self.chosen.padding, "the image")
+            if facts.animated:
+                self._animated.append(origin)
+            self._where[key] = ImageLocation(file, split, row, column, number)
         return key
 
     def picture(self, key: str) -> Pixels:
         where = self._where[key]
-        (record,) = self.tables[where.split][where.row].to_pylist()
         try:
-            data = next(data for place, data in self._images(record) if place == (where.column, where.number))
+            data = self._kept(where)
         except BadRow as bad:
             raise WorkbenchError(f"{bad.detail}.") from None
         if hashlib.sha256(data).hexdigest() != key:
             raise WorkbenchError("the image is not the one that was there when the rows were read.")
         return decode(io.BytesIO(data), "the image")
 
+    def _kept(self, where: ImageLocation) -> bytes:
+        if where.path:
+            return self._bytes(where.path)[0]
+        value = self._tables[where.split].row(where.row)[where.column]
+        return self._bytes(value[where.number] if isinstance(value, list) else value)[0]
+
     def stamp(self, key: str) -> str:
         return key
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise WorkbenchError(
-            "the source 'hf_dataset' needs datasets: pip install 'fusion-workbench[datasets]'"
-        ) from None
-    return datasets
-
-
-def _load(chosen: HubOptions) -> Mapping[str, Any]:
-    """The dataset's splits by name."""
-    datasets, path = _datasets(), Path(chosen.path)
-    try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            loaded = datasets.load_from_disk(str(path))
-        elif path.suffix in FILES and path.is_file():
-            loaded = datasets.load_dataset(FILES[path.suffix], data_files=str(path))
-        else:
-            loaded = datasets.load_dataset(chosen.path, chosen.config or None, revision=chosen.revision or None)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise WorkbenchError(f"source.options.path: datasets cannot load '{chosen.path}': {why}") from None
-    return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
 
 
 def _unpaired(turns: list[Any]) -> list[Any]:
@@ -242,6 +268,12 @@ def _unpaired(turns: list[Any]) -> list[Any]:
 
 
 def _answers(answers: object) -> object:
-    """One answer, a list of them, or of ``{"answer": …}`` as in VQAv2, as a list."""
+    """One answer, a list of them, or of ``{"answer": …}`` as in VQAv2, as a list.
+
+    Raises:
+        BadRow: there is none.
+    """
+    if answers is None:
+        raise BadRow("answers", "there is no answer in the row")
     listed = answers if isinstance(answers, list) else [answers]
     return [one["answer"] if isinstance(one, dict) and "answer" in one else one for one in listed]

@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusion_workbench.assets.fetch import sha256
 from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.datamodules.rows.files import RowEntry, read_entries
 from fusion_workbench.datamodules.rows.quarantine import LISTED, Quarantine
-from fusion_workbench.datamodules.rows.row_images import VERIFY, ImageFile, ImageFolder
-from fusion_workbench.datamodules.rows.rows import BadRow, ConversationRow, parse_row
+from fusion_workbench.datamodules.rows.row_images import VERIFY, ImageFile, ImageFolder, frames_notice, look_at
+from fusion_workbench.datamodules.rows.rows import READ, BadRow, ConversationRow, parse_row
 from fusion_workbench.datamodules.rows.source import LocatedRow, RowOptions, RowSource, print_notice
+from fusion_workbench.datamodules.rows.unread import UnreadKeys
 from fusion_workbench.datamodules.sources.base import SPLITS, register_source
 from fusion_workbench.datamodules.transforms import Pixels, load_image
 
@@ -64,8 +66,11 @@ class Llava(RowSource):
         place = Path(self.chosen.quarantine) if self.chosen.quarantine else None
         good: dict[str, list[LocatedRow]] = {}
         for split, file in self.files.items():
-            rows_read = read_file(file, self.folder, self.chosen.image_first, self.chosen.verify, place)
+            chosen = self.chosen
+            rows_read = read_file(file, self.folder, chosen.image_first, chosen.verify, place, chosen.padding)
             where = rows_read.quarantine.write()
+            for notice in rows_read.notices:
+                print_notice(notice)
             rows_read.quarantine.refuse_above(self.chosen.bad_rows, where)
             if rows_read.quarantine.rows:
                 print_notice(f"{rows_read.quarantine.summary()}; {where}")
@@ -75,14 +80,26 @@ class Llava(RowSource):
 
     def picture(self, key: str) -> Pixels:
         try:
-            return load_image(self.folder.path(key))
+            pixels = load_image(self.folder.path(key))
+            changed = self.folder.find(key).stamp != self.stamp(key)
         except BadRow as bad:
             raise WorkbenchError(f"{bad.detail}; it was when the rows were read.") from None
         except WorkbenchError as error:
             raise WorkbenchError(f"{error} source.options.verify=pixels leaves such rows out.") from None
+        if changed:
+            raise WorkbenchError(f"image {key} was written to after the rows were read; start again.")
+        return pixels
 
     def stamp(self, key: str) -> str:
         return self._found[key].stamp
+
+    def digest(self, key: str) -> str:
+        try:
+            return f"{key}|{sha256(self.folder.path(key))}"
+        except BadRow as bad:
+            raise WorkbenchError(f"{bad.detail}; it was when the rows were read.") from None
+        except OSError as error:
+            raise WorkbenchError(f"image {key} cannot be read: {error.strerror or error}.") from None
 
 
 @dataclass(frozen=True)
@@ -92,19 +109,24 @@ class ReadRows:
     rows: list[LocatedRow]
     images: dict[str, ImageFile]  # key → file
     quarantine: Quarantine
+    notices: tuple[str, ...] = ()  # what is not read, a line each
 
 
-def read_file(file: Path, folder: ImageFolder, image_first: bool, verify: str, lists: Path | None) -> ReadRows:
+def read_file(
+    file: Path, folder: ImageFolder, image_first: bool, verify: str, lists: Path | None, padding: str = "square"
+) -> ReadRows:
     """Every good row of a LLaVA file, and the quarantine of the others. Looks at every image once, by ``verify``.
 
     Args:
         verify: ``exists``; ``header``: and begins and ends as an image does; ``pixels``: and is decoded.
         lists: folder of the quarantine's list; None: beside the file.
+        padding: how an image becomes a square; one that is too long for it makes its row a bad one.
 
     Raises:
         WorkbenchError: the file cannot be read or is no JSON at all.
     """
     quarantine = Quarantine(str(file), (lists or file.parent) / f"{file.name}{LISTED}")
+    unread = UnreadKeys(str(file), READ, folder, file.parent)
     images: dict[str, ImageFile] = {}
     read: list[tuple[RowEntry, ConversationRow, tuple[str, ...]]] = []
     for entry in read_entries(file):
@@ -112,8 +134,9 @@ def read_file(file: Path, folder: ImageFolder, image_first: bool, verify: str, l
         try:
             if isinstance(entry.value, BadRow):
                 raise entry.value
-            row = parse_row(entry.value, image_first)
+            row = _parsed(entry.value, unread, image_first)
             files = [folder.find(name) for name in row.images]
+            unread.look(entry.value, [image.name for image in files])
         except BadRow as bad:
             quarantine.add(entry.line, entry.number, bad)
             continue
@@ -121,7 +144,7 @@ def read_file(file: Path, folder: ImageFolder, image_first: bool, verify: str, l
         read.append((RowEntry(entry.line, entry.number, None), row, tuple(image.name for image in files)))
     if not quarantine.seen:
         raise WorkbenchError(f"{file} holds no rows.")
-    bad_images = _bad_images(folder, list(images), verify)
+    bad_images, animated = _bad_images(folder, list(images), verify, padding)
     good: list[LocatedRow] = []
     for entry, row, keys in read:
         fault = next((bad_images[key] for key in keys if key in bad_images), None)
@@ -130,21 +153,43 @@ def read_file(file: Path, folder: ImageFolder, image_first: bool, verify: str, l
         else:
             quarantine.add(entry.line, entry.number, fault)
     quarantine.rows.sort(key=lambda row: row.number)
-    return ReadRows(good, images, quarantine)
+    return ReadRows(
+        good, images, quarantine, tuple(filter(None, [unread.notice(), frames_notice(str(file), animated)]))
+    )
 
 
-def _bad_images(folder: ImageFolder, names: list[str], verify: str) -> dict[str, BadRow]:
-    """The images that are not what their names say."""
+def _parsed(value: object, unread: UnreadKeys, image_first: bool) -> ConversationRow:
+    """A row, with what its turns hold besides; of a bad one rather that its picture stands under another key."""
+    try:
+        row = parse_row(value, image_first)
+    except BadRow:
+        if isinstance(value, dict):
+            image = value.get("image")
+            unread.look(value, image if isinstance(image, list) else [image] if image else [])
+        raise
+    unread.look_at_turns(value)
+    unread.look_at_words(row.turns)
+    return row
 
-    def look(some: list[str]) -> dict[str, BadRow]:
+
+def _bad_images(
+    folder: ImageFolder, names: list[str], verify: str, padding: str
+) -> tuple[dict[str, BadRow], list[str]]:
+    """The images that are not what their names say, or too long to be padded; and those of several frames."""
+
+    def look(some: list[str]) -> tuple[dict[str, BadRow], list[str]]:
         faults: dict[str, BadRow] = {}
+        animated: list[str] = []
         for name in some:
             try:
-                VERIFY[verify](Path(folder.root, name))
+                facts = look_at(Path(folder.root, name), verify, padding)
             except BadRow as bad:
                 faults[name] = bad
-        return faults
+            else:
+                animated += [name] if facts is not None and facts.animated else []
+        return faults, animated
 
     runs = [names[start : start + _RUN] for start in range(0, len(names), _RUN)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return {name: bad for faults in pool.map(look, runs) for name, bad in faults.items()}
+        looked = list(pool.map(look, runs))
+    return {name: bad for faults, _ in looked for name, bad in faults.items()}, [n for _, some in looked for n in some]

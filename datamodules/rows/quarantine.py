@@ -43,8 +43,9 @@ class Quarantine:
     rows: list[Quarantined] = field(default_factory=list)
     seen: int = 0  # rows of the file, good ones included
 
-    def add(self, line: int, number: int, bad: BadRow) -> None:
-        self.rows.append(Quarantined(self.file, line, number, bad.reason, bad.detail))
+    def add(self, line: int, number: int, bad: BadRow, file: str = "") -> None:
+        """A bad row; ``file`` is the one it stands in, where there are several."""
+        self.rows.append(Quarantined(file or self.file, line, number, bad.reason, bad.detail))
 
     @property
     def share(self) -> float:

@@ -6,8 +6,11 @@ path, several in a list, or none), ``conversations`` of ``{"from": "human" | "gp
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final, Literal
 
 from fusion_workbench.datamodules.conversations.base import ASSISTANT, IMAGE, USER, Turn
@@ -15,6 +18,11 @@ from fusion_workbench.datamodules.conversations.base import ASSISTANT, IMAGE, US
 Role = Literal["user", "assistant"]
 ROLES: Final[Mapping[str, Role]] = {"human": USER, "gpt": ASSISTANT, "user": USER, "assistant": ASSISTANT}
 KEYS: Final = (("from", "value"), ("role", "content"))  # LLaVA's names of a turn's parts, and those of chat messages
+READ: Final = frozenset(
+    ["id", "question_id", "image", "conversations", "answers", "task", "category", "metric", "group"]
+)  # keys of a row
+# A picture's kin that cannot be shown: at the head of a line, or at the end, of words that do not speak of HTML.
+_OTHER_MEDIA = re.compile(r"(?m)^\s*<(video|audio|speech)>|<(video|audio|speech)>\s*\Z")
 
 
 class BadRow(Exception):
@@ -24,6 +32,21 @@ class BadRow(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class WrittenNumber(float):
+    """A number and the characters that it was written in, such as ``1.50`` or ``1e3``."""
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> WrittenNumber:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +106,14 @@ def place_images(turns: Sequence[Turn], images: int, image_first: bool) -> list[
     """Turns in which ``<image>`` stands once for each image, by the rules of :func:`parse_row`.
 
     Raises:
-        BadRow: another number of them, or one in the assistant's words.
+        BadRow: another number of them, or one in the assistant's words; a ``<video>`` to be shown.
     """
     if any(IMAGE in turn.text for turn in turns if turn.role == ASSISTANT):
         raise BadRow("<image> in an answer", "the assistant's words hold <image>; only the user shows images")
+    for turn in turns:
+        other = _OTHER_MEDIA.search(turn.text) if "<" in turn.text and turn.role == USER else None
+        if other is not None and f"</{other[1] or other[2]}>" not in turn.text:
+            raise BadRow("video or sound", f"the words show {other[0].strip()}; only images are shown, by {IMAGE}")
     words = sum(turn.text.count(IMAGE) for turn in turns)
     if images and not words:
         return [Turn(USER, f"{IMAGE}\n" * images + turns[0].text), *turns[1:]]
@@ -123,7 +150,7 @@ def _turn(record: object, number: int) -> Turn:
     keys = next((keys for keys in KEYS if keys[0] in record), None) if isinstance(record, dict) else None
     if not isinstance(record, dict) or keys is None:
         raise BadRow("no conversations", f"turn {number} is {_short(record)}; it must have 'from' and 'value'")
-    role, text = record[keys[0]], record.get(keys[1])
+    role, text = record[keys[0]], text_of(record.get(keys[1]))
     if not isinstance(role, str) or role not in ROLES:
         raise BadRow("roles", f"turn {number} is from {_short(role)}; it must be 'human' or 'gpt'")
     if not isinstance(text, str) or not text.strip():
@@ -143,8 +170,9 @@ def _answers(record: Mapping[str, Any]) -> tuple[str, ...]:
     listed = record.get("answers")
     if listed is None:
         return ()
-    words = [str(a) if type(a) in (int, float) else a for a in listed] if isinstance(listed, list) else []
-    if not words or not all(isinstance(word, str) and word.strip() for word in words):
+    read = [text_of(answer) for answer in listed] if isinstance(listed, list) else []
+    words = [word for word in read if isinstance(word, str) and word.strip()]
+    if not words or len(words) != len(read):
         raise BadRow("answers", f"'answers' is {_short(listed)}; it must be a list of words")
     return tuple(_whole(word, "an answer") for word in words)
 
@@ -155,10 +183,20 @@ def _word(record: Mapping[str, Any], *keys: str) -> str:
         value = record.get(key)
         if value is None:
             continue
-        if type(value) not in (str, int, float):
+        text = text_of(value)
+        if not isinstance(text, str) or isinstance(value, bool):
             raise BadRow(key, f"'{key}' is {_short(value)}; it must be a word or a number")
-        return _whole(str(value), f"'{key}'")
+        return _whole(text, f"'{key}'")
     return ""
+
+
+def text_of(value: object) -> object:
+    """A number or boolean as the text that stands in the file; NaN, which is no number, and all else as it is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | WrittenNumber | Decimal) or (isinstance(value, float) and math.isfinite(value)):
+        return str(value)
+    return value
 
 
 def _whole(text: str, *where: object) -> str:

@@ -6,7 +6,8 @@ import functools
 import gc
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from fusion_workbench.datamodules.transforms import CLIP_MEAN, PADDINGS, Pixels,
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_READERS = 8  # threads that read images: the time goes by waiting for the disk
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,10 @@ class RowSource(ConversationSource):
     def stamp(self, key: str) -> str:
         """What changes whenever the bytes of an image do."""
 
+    def digest(self, key: str) -> str:
+        """sha256 of an image as it is kept, read in full. Raises WorkbenchError."""
+        return self.stamp(key)
+
     # --- what a study reads -------------------------------------------------------------------------------------
 
     @property
@@ -95,10 +102,19 @@ class RowSource(ConversationSource):
         return len(self._split_of(split).images)
 
     def fingerprint(self, split: str) -> str:
+        return self._hashed(map(self.stamp, self._split_of(split).images))
+
+    def content(self, split: str) -> str:
+        images = self._split_of(split).images
+        with ThreadPoolExecutor(_READERS, "images") as pool:
+            return self._hashed(pool.map(self.digest, images))
+
+    def _hashed(self, images: Iterable[str]) -> str:
+        """sha256 over how images are brought to size, and what stands for each."""
         how = f"{self.version}|{self.rows.size}|{self.rows.padding}|{self.rows.background}"
         sha = hashlib.sha256(how.encode())
-        for key in self._split_of(split).images:
-            sha.update(f"\n{self.stamp(key)}".encode())
+        for image in images:
+            sha.update(f"\n{image}".encode())
         return sha.hexdigest()
 
     def image(self, split: str, index: int) -> Array:
@@ -208,9 +224,9 @@ def _no_garbage_collection() -> Iterator[None]:
 
 def print_notice(text: str) -> None:
     """A notice, on standard error."""
-    from rich.console import Console
+    from fusion_workbench.core.console import error_console
 
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+    error_console().print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _groups(rows: Sequence[LocatedRow]) -> list[str]:

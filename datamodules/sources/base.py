@@ -5,12 +5,14 @@ A source is built by name with :func:`datamodules.build.build_source`.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.registry import Registry, check_options
 
 if TYPE_CHECKING:
@@ -40,6 +42,27 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self, split: str) -> str:
         """sha256 over the version and every option that decides the bytes of the split's samples."""
+
+    def content(self, split: str) -> str:
+        """sha256 over the bytes of the split's images, read in full: what a study holds against its earlier runs.
+
+        Every image is read here; a source that knows the files that its images are made of hashes these.
+
+        Raises:
+            WorkbenchError: an image cannot be read, or what it is made of was altered.
+        """
+        sha = hashlib.sha256(self.fingerprint(split).encode())
+        for index in range(self.size(split)):
+            try:
+                image = np.ascontiguousarray(self.image(split, index))
+            except (OSError, SyntaxError, ValueError) as error:  # of whatever decodes it
+                raise WorkbenchError(
+                    f"image {index} in the {split} split of source '{self.name}' cannot be read: "
+                    f"{type(error).__name__}: {first_line(error)}"
+                ) from None
+            sha.update(f"{image.dtype} {image.shape}".encode())
+            sha.update(image.data)
+        return sha.hexdigest()
 
     @abstractmethod
     def image(self, split: str, index: int) -> Array:

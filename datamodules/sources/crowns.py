@@ -21,7 +21,7 @@ from PIL import Image
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.boxes import Box, padded, points_inside
 from fusion_workbench.datamodules.sources.base import Array, register_source
-from fusion_workbench.datamodules.sources.drawn import DrawnSource, check_sizes
+from fusion_workbench.datamodules.sources.drawn import DrawnSource, check_sizes, content_of
 from fusion_workbench.datamodules.transforms import load_image
 
 if TYPE_CHECKING:
@@ -91,6 +91,14 @@ class Crowns(DrawnSource[CrownsOptions]):
         from fusion_workbench.assets import home as assets
 
         return assets.ensure("crowns")["crowns"]
+
+    def content(self, split: str) -> str:
+        folders = self._folders
+        if folders is None:
+            from fusion_workbench.assets import home as assets
+
+            folders = assets.ensure("crowns", thorough=True)
+        return content_of(self.fingerprint(split), [folders["crowns"]])
 
     @functools.cache  # noqa: B019 - one source per process
     def photograph(self, name: str) -> Array:

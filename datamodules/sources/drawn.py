@@ -6,11 +6,15 @@ Sample ``i`` of a split is the same bytes on every machine and does not depend o
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import Field, asdict
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from fusion_workbench.assets.fetch import sha256
+from fusion_workbench.assets.manifest import MANIFEST
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.sources.base import SPLITS, Source
 
@@ -25,6 +29,8 @@ class DrawnOptions(Protocol):
     @property
     def seed(self) -> int: ...
 
+
+MOST_SAMPLES = 10_000_000  # of a split
 
 O = TypeVar("O", bound=DrawnOptions)  # noqa: E741 - options
 
@@ -77,8 +83,22 @@ def example_ids(split: str, size: int) -> list[str]:
     return [f"{split}-{index:05d}" for index in range(size)]
 
 
+def content_of(fingerprint: str, folders: Iterable[Path]) -> str:
+    """sha256 over a split's fingerprint and every byte of the files that its samples are drawn from."""
+    sha = hashlib.sha256(fingerprint.encode())
+    for path in sorted(path for folder in folders for path in folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            sha.update(f"{path.parent.name}/{path.name} {sha256(path)}".encode())
+    return sha.hexdigest()
+
+
 def check_sizes(options: object) -> None:
-    """Raises WorkbenchError unless the options ask for a sample at least of each split."""
+    """Raises WorkbenchError unless the options ask for a sample at least of each split, and not too many."""
     for split in SPLITS:
-        if getattr(options, split) < 1:
-            raise WorkbenchError(f"source.options.{split} is {getattr(options, split)}; it must be at least 1.")
+        size = getattr(options, split)
+        if size < 1:
+            raise WorkbenchError(f"source.options.{split} is {size}; it must be at least 1.")
+        if size > MOST_SAMPLES:
+            raise WorkbenchError(
+                f"source.options.{split} is {size:,}; it must be at most {MOST_SAMPLES:,}: each is held in memory."
+            )

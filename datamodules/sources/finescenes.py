@@ -19,7 +19,7 @@ import numpy as np
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.boxes import padded, points_inside
 from fusion_workbench.datamodules.sources.base import Array, register_source
-from fusion_workbench.datamodules.sources.drawn import DrawnSource, check_sizes
+from fusion_workbench.datamodules.sources.drawn import DrawnSource, check_sizes, content_of
 from fusion_workbench.datamodules.sources.finescenes_parts import CLASSES, Parts
 
 if TYPE_CHECKING:
@@ -109,6 +109,14 @@ class FineScenes(DrawnSource[FineScenesOptions]):
 
             folders = assets.ensure("photographs", "digits", "typefaces")
         return Parts(folders["photographs"], folders["digits"], folders["typefaces"])
+
+    def content(self, split: str) -> str:
+        folders = self._folders
+        if folders is None:
+            from fusion_workbench.assets import home as assets
+
+            folders = assets.ensure("photographs", "digits", "typefaces", thorough=True)
+        return content_of(self.fingerprint(split), [folders[name] for name in ("photographs", "digits", "typefaces")])
 
     def facts(self) -> dict[str, Any]:
         facts = super().facts()

@@ -54,7 +54,7 @@ class Parts:
             with np.load(digits / "digits.npz", allow_pickle=False) as arrays:
                 self._strokes: Array = arrays["X"]
                 self._labels: Array = arrays["y"]
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # a damaged archive: zipfile, zlib and NumPy raise their own
             raise WorkbenchError(
                 f"the handwriting {digits / 'digits.npz'} cannot be read ({error}); restore it with: "
                 "workbench assets --repair"

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,7 +25,7 @@ from rich.progress import (
 from rich.text import Text
 from torch import Tensor
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, code_of
 from fusion_workbench.datamodules.store.shards import Shard
 
 if TYPE_CHECKING:
@@ -71,7 +72,11 @@ class EncodingPass:
 
 def load_images(source: Source, split: str, images: Sequence[int]) -> Images:
     """The source's images ``[B, H, W, 3]``, uint8."""
-    return np.stack([source.image(split, image) for image in images])
+    made = []
+    for image in images:
+        with code_of(f"the source ({type(source).__module__}), at image {image} of {split},"):
+            made.append(source.image(split, image))
+    return np.stack(made)
 
 
 def encode_passes(
@@ -95,9 +100,12 @@ def encode_passes(
         for todo in passes:
             shape = (len(todo.shards), len(todo.images), rows * columns, encoder.dim)
             states = torch.empty(shape, dtype=dtype)
+            first = todo.images.start
             for batch in torch.split(states, batch_size, dim=1):
                 images = next(batches_of_images)
                 batch.copy_(_checked(encoder.encode(images, todo.layers).to(dtype), batch, images, encoder))
+                check_finite(batch, todo.layers, partial(_name, source, todo.split, first))
+                first += len(images)
                 advance(len(images))
             if written:
                 written[-1].result()  # a full disk is reported here
@@ -128,6 +136,36 @@ def _checked(states: Tensor, expected: Tensor, images: Images, encoder: EncoderL
             f"{images.shape[2]} px; {list(expected.shape)} was expected of {encoder.image_size} px."
         )
     return states
+
+
+def check_finite(states: Tensor, layers: Sequence[int], name: Callable[[int], str]) -> None:
+    """Refuse features that are no numbers, before anything is learned from them.
+
+    Args:
+        states: ``[layers, images, tokens, dim]``.
+        name: the name of an image by its place in ``states``.
+
+    Raises:
+        WorkbenchError: with the first image and layer that are not.
+    """
+    if not states.numel():
+        return
+    low, high = states.flatten(2).aminmax(dim=2)
+    bad = ~(torch.isfinite(low) & torch.isfinite(high))
+    if bool(bad.any()):
+        place = int(bad.any(0).nonzero()[0])
+        layer = layers[int(bad[:, place].nonzero()[0])]
+        raise WorkbenchError(
+            f"the encoder gives values that are not finite (nan or infinite) for image {name(place)} at layer {layer}; "
+            "nothing can be learned from them. Mend its weights, or encode with encoder.precision=float32."
+        )
+
+
+def _name(source: Source, split: str, first: int, place: int) -> str:
+    """How a person finds the image at ``place`` of a batch that begins with image ``first``: by its row and its id."""
+    identity = source.identity(split)["example_id"]
+    image = first + place
+    return f"{image} of {split}" + (f" ({identity.iloc[image]})" if image < len(identity) else "")
 
 
 def progress_bar(console: Console, shown: bool) -> Progress:

@@ -78,14 +78,22 @@ def usage(folder: Path) -> StoreUsage:
 def verify_store(root: Path, key: str) -> list[Path]:
     """Hash every shard of a store anew. Returns the files that are torn, truncated, altered or gone.
 
+    An index is among them that cannot be read, or that names no shard in a folder that holds some: what it does not
+    name does not exist, and would pass for whole.
+
     Raises:
         WorkbenchError: no such store.
     """
-    bad: list[Shard] = []
-    for path in sorted(_existing(root, key).glob(f"*/{INDEX}")):
-        index, shards = _read(path.parent)
-        bad += damaged(shards, index, rehash=True)
-    return [shard.path for shard in bad]
+    store = _existing(root, key)
+    bad: list[Path] = []
+    for folder in sorted(path for path in store.iterdir() if path.is_dir()):
+        index, shards = _read(folder)
+        held = any(folder.glob("layer_*/*.safetensors"))
+        named = [shard for shard in shards if shard.name in index.checksums]
+        if len(named) < len(index.checksums) or (not named and (held or (folder / INDEX).exists())):
+            bad.append(folder / INDEX)
+        bad += [shard.path for shard in damaged(named, index, rehash=True)]
+    return bad
 
 
 def remove_store(root: Path, key: str) -> None:

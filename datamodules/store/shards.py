@@ -30,9 +30,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import PART, sync, write_file
+from fusion_workbench.core.files import PART, read_small, sync, write_file
+from fusion_workbench.core.parse import parse_json
 
 INDEX = "index.json"
+_MOST_INDEX = 1_000_000_000  # bytes: a line for every shard of a store
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class SplitIndex:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty when there is none that can be read."""
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(read_small(path, _MOST_INDEX))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

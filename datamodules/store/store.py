@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from torch import Tensor
 
+from fusion_workbench.core.console import error_console
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.files import write_file
 from fusion_workbench.datamodules.sources.base import SPLITS
@@ -38,6 +39,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 FORMAT = 1  # of the files; another number is another key
 _SHARD_BYTES = 64 * 2**20  # a shard is no larger, so that a pass over many layers fits into memory
 _SPARE_BYTES = 200 * 10**6  # left free on the disk, or 5 % of what is written if that is more
+_CONTENT = "content.json"  # beside a split's index: what its images are
 _HEADER_BYTES = 1024  # of a shard, generously
 
 
@@ -115,7 +117,7 @@ class FeatureStore:
         self.encoder = encoder
         self.source = source
         self.dtype = dtype
-        self.console = console or Console(stderr=True)
+        self.console = console or error_console()
         rows, columns = encoder.grid(encoder.image_size)
         self._image_bytes = rows * columns * encoder.dim * dtype.itemsize  # of one layer
         largest = max(1, _SHARD_BYTES // self._image_bytes)
@@ -180,6 +182,29 @@ class FeatureStore:
 
     def _index(self, split: str) -> SplitIndex:
         return SplitIndex.read(self._split_folder(split), self._split_facts(split))
+
+    def hold_against(self, split: str, content: str) -> bool:
+        """Keep with a split's features what its images are, or give the features up where they are of other images.
+
+        A fingerprint may go by sizes and times, which a picture that was replaced can share; its content cannot.
+
+        Args:
+            content: :meth:`Source.content` of the split.
+
+        Returns:
+            Whether features were given up; the next build encodes them again.
+        """
+        folder = self._split_folder(split)
+        mark = folder / _CONTENT
+        known = disk.read_json(mark).get("content")
+        if known == content:
+            return False
+        with self._locked(), as_workbench_error(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if known is not None:
+                (folder / disk.INDEX).unlink(missing_ok=True)
+            write_file(mark, json.dumps({"content": content}))
+        return known is not None
 
     # --- building -------------------------------------------------------------------------------------------
 

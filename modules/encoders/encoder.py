@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.hardware import bf16_flags, cpu_flags
-from fusion_workbench.modules.encoders.families import Family, family_of, read, square
+from fusion_workbench.core.pretrained_config import check_sizes
+from fusion_workbench.modules.encoders.families import family_of, read, square
+from fusion_workbench.modules.encoders.loading import load_weights, prefix_tokens, read_commit, read_config, read_scale
 
 Size = int | tuple[int, int]  # pixels: the side of a square, or height and width
 
@@ -53,10 +55,10 @@ class VisionEncoder(nn.Module):
         device: str = "cpu",
     ) -> None:
         super().__init__()
-        config = _read_config(name, revision)
+        config = read_config(name, revision)
         family = family_of(config, name)
         self.name = name
-        self.revision = _commit(name, revision)
+        self.revision = read_commit(name, revision)
         self.pinned = revision is not None or Path(name).is_dir()
         self.config = getattr(config, "vision_config", config)
         self.family_name: str = config.model_type
@@ -67,14 +69,17 @@ class VisionEncoder(nn.Module):
                 "hidden states can be read and fused "
                 "(fusion_workbench.modules.encoders.families.read), but there is no source of sound yet."
             )
+        check_sizes(self.config, f"encoder '{name}'", ("num_hidden_layers", "hidden_size", "patch_size"))
         self.depth: int = self.config.num_hidden_layers
         self.dim: int = self.config.hidden_size
-        self.patch: int = square(self.config.patch_size)
+        self.patch: int = _side(self.config, "patch_size", name)
         self.image_size: Size = _size(image_size, self.config, self.patch, name)
-        self.prefix_tokens = family.prefix_tokens(self.config)
-        self.mean, self.std = _normalisation(name, revision)
+        self.prefix_tokens = prefix_tokens(family, self.config, name)
+        self._written = written_config(name, revision)
+        self.mean, self.std = read_scale(name, revision)
         self.precision = resolve_precision(precision, device)
-        self.model = _load(name, revision, family).eval().requires_grad_(False).to(device)
+        model = load_weights(name, revision, family, config, self._all_states)
+        self.model = model.eval().requires_grad_(False).to(device)
 
     def train(self, mode: bool = True) -> VisionEncoder:
         """Stays in eval mode: the encoder is frozen, whatever Lightning asks of the modules around it."""
@@ -92,6 +97,10 @@ class VisionEncoder(nn.Module):
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 over weights, config, preprocessing and precision: everything that a hidden state depends on."""
+        return self.fingerprint_under(self.precision)
+
+    def fingerprint_under(self, precision: str) -> str:
+        """:attr:`fingerprint` as it is under another precision, such as that of a machine that it ran on before."""
         sha = hashlib.sha256()
         facts = {
             "config": {
@@ -100,13 +109,24 @@ class VisionEncoder(nn.Module):
             "mean": self.mean,
             "std": self.std,
             "image_size": self.image_size,
-            "precision": self.precision,
+            "precision": precision,
         }
         sha.update(json.dumps(facts, sort_keys=True, default=str).encode())
-        for key, tensor in sorted(self.model.state_dict().items()):
-            sha.update(key.encode())
-            sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        _add_weights(sha, self.model)
         return sha.hexdigest()
+
+    @functools.cached_property
+    def weights_fingerprint(self) -> str:
+        """sha256 over every weight as it was loaded."""
+        sha = hashlib.sha256()
+        _add_weights(sha, self.model)
+        return sha.hexdigest()
+
+    @functools.cached_property
+    def config_fingerprint(self) -> str:
+        """sha256 over the config as it is written, not as a version of transformers completes it, and preprocessing."""
+        facts = {"config": self._written, "mean": self.mean, "std": self.std, "image_size": self.image_size}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     def normalise(self, images: np.ndarray[Any, Any] | Tensor) -> Tensor:
         """uint8 images ``[B, H, W, 3]`` to the encoder's input ``[B, 3, H, W]``, float32, on its device."""
@@ -126,11 +146,8 @@ class VisionEncoder(nn.Module):
 
     def hidden_states(self, pixels: Tensor, layers: Sequence[int]) -> Tensor:
         """The same from normalised pixels ``[B, 3, H, W]``."""
-        inputs: dict[str, Any] = dict(self.family.inputs(pixels, self.patch))
-        if self.family.interpolate:
-            inputs["interpolate_pos_encoding"] = True
         with self.autocast():
-            states = read(self.model, self.family, inputs, layers, self.prefix_tokens)
+            states = read(self.model, self.family, self._inputs(pixels), layers, self.prefix_tokens)
         rows, columns = pixels.shape[2] // self.patch, pixels.shape[3] // self.patch
         if states.shape[2] != rows * columns:
             raise WorkbenchError(
@@ -138,6 +155,15 @@ class VisionEncoder(nn.Module):
                 f"{rows} × {columns}; its family '{self.family_name}' is not read correctly."
             )
         return states
+
+    def _all_states(self, model: nn.Module) -> Tensor:
+        """Everything that is ever read of ``model``: all hidden states of an image, as :meth:`hidden_states` reads."""
+        pixels = torch.zeros(1, 3, *height_width(self.image_size))
+        return read(model, self.family, self._inputs(pixels), range(self.depth + 1), self.prefix_tokens)
+
+    def _inputs(self, pixels: Tensor) -> dict[str, Any]:
+        inputs: dict[str, Any] = dict(self.family.inputs(pixels, self.patch))
+        return inputs | ({"interpolate_pos_encoding": True} if self.family.interpolate else {})
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that the encoder runs in."""
@@ -175,7 +201,7 @@ def height_width(size: Size) -> tuple[int, int]:
 def _size(requested: int | Sequence[int], config: Any, patch: int, name: str) -> Size:
     """The size to encode at, an int for squares. Raises WorkbenchError for one that is no multiple of the patch."""
     if isinstance(requested, int):
-        sides = [requested or _trained_size(config, patch)] * 2
+        sides = [requested or _trained_size(config, patch, name)] * 2
     else:
         sides = [int(side) for side in requested]
     if len(sides) != 2 or any(side % patch or side < patch for side in sides):
@@ -188,10 +214,22 @@ def _size(requested: int | Sequence[int], config: Any, patch: int, name: str) ->
     return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
 
 
-def _trained_size(config: Any, patch: int) -> int:
+def _trained_size(config: Any, patch: int, name: str) -> int:
     """The side of the square that a model was trained at; where it only names a number of patches, their square."""
-    size = getattr(config, "image_size", None)
-    return square(size) if size else math.isqrt(config.num_patches) * patch
+    if getattr(config, "image_size", None):
+        return _side(config, "image_size", name)
+    if not getattr(config, "num_patches", None):
+        raise WorkbenchError(f"encoder '{name}' does not say what size it was trained at; name encoder.image_size.")
+    return math.isqrt(config.num_patches) * patch
+
+
+def _side(config: Any, key: str, name: str) -> int:
+    """A side of the config's. Raises WorkbenchError for what is no square."""
+    try:
+        return square(getattr(config, key))
+    except WorkbenchError as error:
+        more = "; name encoder.image_size" if key == "image_size" else ""
+        raise WorkbenchError(f"encoder '{name}': {key}: {str(error).rstrip('.')}{more}.") from None
 
 
 def resolve_precision(precision: str, device: str) -> str:
@@ -209,69 +247,17 @@ def cpu_has_bf16() -> bool:
     return bool(bf16_flags(cpu_flags()))
 
 
-def _read_config(name: str, revision: str | None) -> Any:
-    from transformers import AutoConfig
+def written_config(name: str, revision: str | None) -> dict[str, Any]:
+    """What ``config.json`` says of a vision encoder, but for the version of transformers that wrote it."""
+    from transformers import PretrainedConfig
 
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise WorkbenchError(f"encoder folder {name} holds no config.json; it must be a transformers model folder.")
-    try:
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        first = first_line(error)
-        raise WorkbenchError(
-            f"encoder '{name}' is neither a transformers folder nor a model that can be had from the hub: {first}"
-        ) from None
+    plain, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+    plain = plain.get("vision_config") or plain
+    return {k: v for k, v in plain.items() if not k.startswith("_") and k != "transformers_version"}
 
 
-def _commit(name: str, revision: str | None) -> str | None:
-    """The commit that a hub name was resolved to; None for a folder."""
-    from transformers.utils.hub import cached_file
-
-    if Path(name).is_dir():
-        return None
-    file = cached_file(name, "config.json", revision=revision)
-    return Path(str(file)).parent.name  # …/snapshots/COMMIT/config.json
-
-
-def _load(name: str, revision: str | None, family: Family) -> nn.Module:
-    import transformers
-
-    model_class = getattr(transformers, family.model_class)
-    chatter: Any = transformers.logging
-    level = chatter.get_verbosity()
-    chatter.set_verbosity_error()  # a vision tower of a two-tower model leaves the text tower unused
-    chatter.disable_progress_bar()
-    try:
-        model = model_class.from_pretrained(name, revision=revision, use_safetensors=True, dtype=torch.float32)
-    except Exception as error:
-        first = first_line(error)
-        raise WorkbenchError(f"encoder '{name}' could not be loaded from safetensors weights: {first}") from None
-    finally:
-        chatter.set_verbosity(level)
-        chatter.enable_progress_bar()
-    assert isinstance(model, nn.Module)
-    return model
-
-
-def _normalisation(name: str, revision: str | None) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of pixels in [0, 1], from the model's preprocessor_config.json.
-
-    A model that rescales otherwise than by 1/255, or does not normalise, is put into the same two numbers.
-    """
-    from transformers.image_processing_utils import BaseImageProcessor
-
-    try:
-        processor, _ = BaseImageProcessor.get_image_processor_dict(name, revision=revision)
-        mean, std = [0.0] * 3, [1.0] * 3
-        if processor.get("do_normalize", True):
-            mean, std = [[float(v) for v in processor[key]] for key in ("image_mean", "image_std")]
-    except (OSError, KeyError, TypeError) as error:
-        raise WorkbenchError(
-            f"encoder '{name}' has no preprocessor_config.json with image_mean and image_std, so its input scale is "
-            f"unknown ({type(error).__name__})."
-        ) from None
-    factor = float(processor.get("rescale_factor", 1 / 255)) if processor.get("do_rescale", True) else 1.0
-    scale = 255 * factor  # (255 · x · factor - mean) / std = (x - mean / scale) / (std / scale)
-    if not math.isclose(scale, 1.0, rel_tol=1e-9):
-        mean, std = [v / scale for v in mean], [v / scale for v in std]
-    return mean, std
+def _add_weights(sha: Any, model: nn.Module) -> None:
+    """Hash every tensor of ``model`` by its name and bytes."""
+    for key, tensor in sorted(model.state_dict().items()):
+        sha.update(key.encode())
+        sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)

@@ -208,6 +208,11 @@ for _model_type, _family in _ROWS.items():
     register_family(_model_type, _family)
 
 
+def is_built_in(family: Family) -> bool:
+    """Whether a row is one of the workbench's own."""
+    return any(family is row for row in _ROWS.values())
+
+
 def family_of(config: Any, name: str) -> Family:
     """The row of a model's config.
 
@@ -233,8 +238,7 @@ def read(model: nn.Module, family: Family, inputs: Mapping[str, Any], layers: Se
     Raises:
         WorkbenchError: the model gave another number of hidden states than it has blocks: the row is wrong.
     """
-    blocks = model.get_submodule(family.blocks)
-    assert isinstance(blocks, nn.ModuleList)
+    blocks = blocks_of(model, family)
     target = model.get_submodule(family.tower) if family.tower else model
     if max(layers) < len(blocks):
         states = _states_up_to(target, blocks, inputs, max(layers))
@@ -246,6 +250,28 @@ def read(model: nn.Module, family: Family, inputs: Mapping[str, Any], layers: Se
                 "for each block were expected. Its row in the table of families does not fit it."
             )
     return torch.stack([states[layer][:, prefix:] for layer in layers])
+
+
+def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:
+    """The list of blocks that a row names.
+
+    Raises:
+        WorkbenchError: the model has none there; the message names the lists that it has.
+    """
+    for path, kind in ((family.blocks, nn.ModuleList), (family.tower, nn.Module)):
+        try:
+            found = isinstance(model.get_submodule(path), kind)
+        except AttributeError:
+            found = False
+        if not found:
+            lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+            raise WorkbenchError(
+                f"{type(model).__name__} has no {'list of blocks' if kind is nn.ModuleList else 'part'} '{path}'; its "
+                f"lists of blocks: {', '.join(lists) or 'none'}."
+            )
+    blocks = model.get_submodule(family.blocks)
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
 
 
 class _StopForward(Exception):
@@ -326,5 +352,8 @@ def _run_without_weights(config: Any) -> dict[str, Any]:
 
 
 def square(value: Any) -> int:
-    """A side from ``224`` or from ``[224, 224]``."""
-    return int(value[0] if isinstance(value, list | tuple) else value)
+    """A side from ``224`` or from ``[224, 224]``. Raises WorkbenchError for what is no square."""
+    sides = value if isinstance(value, list | tuple) else [value]
+    if len(set(sides)) != 1:
+        raise WorkbenchError(f"its config.json says {list(sides)} where only squares are read.")
+    return int(sides[0])

@@ -63,6 +63,18 @@ class PlantedEncoder(VisionEncoder):
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(["planted/1", self._facts], sort_keys=True).encode()).hexdigest()
 
+    def fingerprint_under(self, precision: str) -> str:
+        """The same: it computes in float32 alone."""
+        return self.fingerprint
+
+    @property
+    def weights_fingerprint(self) -> str:
+        return self.fingerprint
+
+    @property
+    def config_fingerprint(self) -> str:
+        return self.fingerprint
+
     def normalise(self, images: Any) -> Tensor:
         """uint8 ``[B, 8, 8, 3]`` → ``[B, 3, 8, 8]`` as they are: pixels are numbers here."""
         return torch.as_tensor(images).to(self.device).permute(0, 3, 1, 2)

@@ -15,7 +15,6 @@ stronger control of the two.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
+from fusion_workbench.core.parse import parse_json
 from fusion_workbench.modules import cost
 from fusion_workbench.modules.fusion.base import Fusion, Grid, build, register_strategy
 from fusion_workbench.modules.meta import on_meta
@@ -112,7 +112,7 @@ def read_options(text: str) -> dict[str, Any]:
         if not key or not equals:
             raise WorkbenchError(f"matched: like_options has '{part}'; write key=value, such as attention=global.")
         try:
-            options[key] = json.loads(value)
+            options[key] = parse_json(value)
         except ValueError:
             options[key] = value
     return options

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.pretrained import load_pretrained
+from fusion_workbench.core.pretrained_config import check_described, check_sizes, read_pretrained_config
 from fusion_workbench.modules.encoders.encoder import resolve_precision
 from fusion_workbench.modules.language.injector import Injector
 
@@ -91,30 +93,22 @@ class Decoder(nn.Module):
         Raises:
             WorkbenchError: there is no such model or tokenizer, or the attention is not to be had.
         """
-        import transformers
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
-        chatter: Any = transformers.logging
-        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-            raise WorkbenchError(
-                f"language model folder {name} holds no config.json; it must be a transformers folder."
-            )
-        chatter.disable_progress_bar()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                name,
-                revision=revision,
-                use_safetensors=True,
-                trust_remote_code=False,
-                attn_implementation=attention,
-                dtype=torch.float32,
-            )
-        except Exception as error:  # transformers raises many kinds
-            first = first_line(error)
-            raise WorkbenchError(f"language model '{name}' could not be loaded: {first}") from None
-        finally:
-            chatter.enable_progress_bar()
+        what = f"language model '{name}'"
+        config, tokenizer = read_language(name, revision, what, "could not be loaded")
+        if Path(name).is_dir():
+            make: Any = AutoModelForCausalLM
+            check_described(Path(name), make.from_config, config, what)
+        model = load_pretrained(
+            AutoModelForCausalLM,
+            name,
+            what,
+            revision=revision,
+            trust_remote_code=False,
+            attn_implementation=attention,
+            dtype=torch.float32,
+        )
         return cls(model.to(device), tokenizer, precision, name)
 
     # --- what it is made of -------------------------------------------------------------------------------------
@@ -323,6 +317,26 @@ class Decoder(nn.Module):
     def _without_lora(self, what: str) -> None:
         if self._tuner:
             raise WorkbenchError(f"the language model has LoRA updates already; merge them before {what}.")
+
+
+def read_language(name: str, revision: str | None, what: str, unknown: str) -> tuple[Any, Any]:
+    """Config and tokenizer of a folder or hub name, which say what the weights will be.
+
+    Args:
+        what, unknown: as in :func:`core.pretrained_config.read_pretrained_config`.
+
+    Raises:
+        WorkbenchError: there is no such model or tokenizer, or the config is broken.
+    """
+    from transformers import AutoTokenizer
+
+    config = read_pretrained_config(name, revision, what, unknown)
+    check_sizes(config.get_text_config(), what, ("num_hidden_layers", "hidden_size"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds
+        raise WorkbenchError(f"{what} {unknown}: its tokenizer: {first_line(error)}") from None
+    return config, tokenizer
 
 
 def _is_conv1d(module: nn.Module) -> bool:

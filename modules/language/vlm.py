@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -201,6 +201,16 @@ class VisionLanguageModel(L.LightningModule):
         learned = {f"decoder.{name}" for name, p in held if p.requires_grad}
         return learned | {f"adapter.{name}" for name in self.connector.state_dict()}
 
+    def check_names(self, held: Iterable[str]) -> None:
+        """Raises WorkbenchError where a checkpoint holds other weights than are trained: too few, or too many."""
+        expected = self.trained_names()
+        if wrong := sorted(set(held) ^ expected):
+            state = "does not hold" if wrong[0] in expected else "holds"
+            raise WorkbenchError(
+                f"the checkpoint is of another model or another way of training it: it {state} {wrong[0]} "
+                f"({len(wrong)} names differ)."
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What is frozen comes from its own files; dropout goes on where it was."""
         names = self.trained_names()
@@ -211,15 +221,8 @@ class VisionLanguageModel(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises WorkbenchError for a checkpoint of another model."""
-        expected = self.trained_names()
         # Where the model is sharded its strategy has loaded the weights, and taken them out, before.
-        held = set(checkpoint.get("state_dict", expected))
-        if wrong := sorted(held ^ expected):
-            state = "does not hold" if wrong[0] in expected else "holds"
-            raise WorkbenchError(
-                f"the checkpoint is of another model or another way of training it: it {state} {wrong[0]} "
-                f"({len(wrong)} names differ)."
-            )
+        self.check_names(checkpoint.get("state_dict", self.trained_names()))
         self._random = checkpoint.get("random_state")
         self._cuda_random = checkpoint.get("cuda_random_state")
 

@@ -1,8 +1,8 @@
 """The probe bank: the variants of one replicate, trained side by side on one stream of batches.
 
-Every probe run has its own probe, optimizer, schedule, random state and status. What happens to one (it diverges or
-runs out of memory) leaves the others as they would have been, and a bank of one is the ordinary Lightning
-run: a variant ends with the same weights whichever runs are beside it, bitwise on the CPU.
+Every probe run has its own probe, optimizer, schedule, random state and status. What happens to one (it diverges, runs
+out of memory, or its strategy raises) leaves the others as they would have been, and a bank of one is the ordinary
+Lightning run: a variant ends with the same weights whichever runs are beside it, bitwise on the CPU.
 """
 
 from __future__ import annotations
@@ -11,119 +11,21 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from fusion_workbench.modules.optim import Recipe, gate_rms, make_optimizer, named_gates
-from fusion_workbench.modules.probes.probe import Probe, ProbeConfig, seeded_probe
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.modules.optim import gate_rms, make_optimizer, named_gates
+from fusion_workbench.modules.probes.evaluation import SplitScores
+from fusion_workbench.modules.probes.guard import MemberFailed, is_out_of_memory, of_member, of_task
+from fusion_workbench.modules.probes.member import ProbeRun, ProbeRunConfig, build_member
 from fusion_workbench.modules.tasks import Task
 from fusion_workbench.schema.names import LOSS, OBJECTIVE, TRAIN_LOSS, Status, on_validation, task_metric
 
-
-@dataclass(frozen=True)
-class ProbeRunConfig:
-    """One variant-replicate to train."""
-
-    variant: str
-    label: str
-    probe: ProbeConfig
-    recipe: Recipe
-    init_seed: int
-    dropout_seed: int
-
-
-@dataclass
-class Evaluation:
-    """Per-example scores of one split, in the order of the split."""
-
-    index: Tensor  # [N]
-    scores: dict[str, Tensor]  # task → [N]
-    items: dict[str, Tensor]  # task → [N]
-    statistics: dict[str, dict[str, Tensor]]  # task → what its metric needs beyond these → [N]
-    metrics: dict[str, float]  # "read/accuracy" → value
-    loss: float
-
-
-class ProbeRun:
-    """A variant in training: its own module, optimizer, random state, history and status."""
-
-    def __init__(self, config: ProbeRunConfig, tasks: Sequence[Task]) -> None:
-        self.config = config
-        self.probe: Probe = seeded_probe(config.probe, tasks, config.init_seed)
-        self.status: str | None = None  # None while it trains
-        self.history: list[dict[str, float]] = []  # one dict per epoch
-        self.evaluations: dict[str, Evaluation] = {}
-        self.diagnostics: dict[str, float] = {}
-        self.inside: dict[str, Tensor] = {}  # what the fuser does, as arrays: Fusion.inspect without its regions
-        gates = named_gates(self.probe.fuser, self.probe.fuser.gates())
-        self.gates: dict[str, list[Tensor]] = {name: [] for name in gates}  # one [dim] an epoch
-        self.step_seconds = 0.0
-        self.marks: list[tuple[Any, Any]] = []  # CUDA events around steps, not yet read: reading waits for the device
-        self.images = 0
-        generator = torch.Generator().manual_seed(config.dropout_seed)
-        self.rng_state = generator.get_state()
-        self.cuda_rng_state: Tensor | None = None  # drawn from the same seed at the first step on CUDA
-        self._loss_sum: Tensor | float = 0.0
-        self._steps = 0
-
-    @property
-    def running(self) -> bool:
-        return self.status is None
-
-    def stop(self, status: str) -> None:
-        """End its training and clear its gradients; the bank clears the optimizer's state."""
-        if self.running:
-            self.status = status
-            for parameter in self.probe.parameters():
-                parameter.grad = None
-
-    def add_loss(self, loss: Tensor) -> None:
-        self._loss_sum = self._loss_sum + loss.detach()
-        self._steps += 1
-
-    def read_marks(self) -> None:
-        """Add the time between the marks to ``step_seconds``. Waits for the device."""
-        for begun, ended in self.marks:
-            ended.synchronize()
-            self.step_seconds += begun.elapsed_time(ended) / 1000
-        self.marks = []
-
-    def take_loss(self) -> float:
-        """Mean training loss since the last call; nan when there was no step."""
-        mean = float(self._loss_sum) / self._steps if self._steps else math.nan
-        self._loss_sum, self._steps = 0.0, 0
-        return mean
-
-    @contextmanager
-    def own_randomness(self, device: torch.device | None = None) -> Iterator[None]:
-        """Dropout draws from the run's own state, on ``device`` too, so that neighbours cannot shift it."""
-        outside = torch.get_rng_state()
-        torch.set_rng_state(self.rng_state)
-        try:
-            if device is not None and device.type == "cuda":
-                with self._own_cuda_randomness(device):
-                    yield
-            else:
-                yield
-        finally:
-            self.rng_state = torch.get_rng_state()
-            torch.set_rng_state(outside)
-
-    @contextmanager
-    def _own_cuda_randomness(self, device: torch.device) -> Iterator[None]:
-        outside = torch.cuda.get_rng_state(device)
-        if self.cuda_rng_state is None:
-            self.cuda_rng_state = torch.Generator(device).manual_seed(self.config.dropout_seed).get_state()
-        torch.cuda.set_rng_state(self.cuda_rng_state, device)
-        try:
-            yield
-        finally:
-            self.cuda_rng_state = torch.cuda.get_rng_state(device)
-            torch.cuda.set_rng_state(outside, device)
+__all__ = ["FusionBank", "Measured", "ProbeRun", "ProbeRunConfig", "loss_still_falling", "objective"]
 
 
 class FusionBank(L.LightningModule):
@@ -134,6 +36,9 @@ class FusionBank(L.LightningModule):
         tasks: read off the same fused tokens in every run.
         layers: the order of ``batch["features"]``'s first axis.
         grid: rows and columns of the tokens.
+
+    Raises:
+        MemberNotBuilt: a strategy raised while it was built.
     """
 
     def __init__(
@@ -143,11 +48,13 @@ class FusionBank(L.LightningModule):
         self.automatic_optimization = False
         self.tasks = list(tasks)
         self.grid = grid
-        self.probe_runs = [ProbeRun(config, tasks) for config in configs]
+        self.probe_runs = [build_member(number, config, tasks, layers) for number, config in enumerate(configs)]
         self.probes = nn.ModuleList(probe_run.probe for probe_run in self.probe_runs)
         place = {layer: position for position, layer in enumerate(layers)}
         self._rows = [tuple(place[layer] for layer in probe_run.probe.fuser.uses) for probe_run in self.probe_runs]
-        self._split_scores: list[_SplitScores] = []
+        self._split_scores: list[SplitScores] = []
+        self._layers = tuple(layers)
+        self._sound: Tensor | None = None  # whether the features seen so far are finite numbers, a bool a layer
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -165,33 +72,53 @@ class FusionBank(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         features = self._features(batch)
         optimizers, schedulers = _listed(self.optimizers()), _listed(self.lr_schedulers())
+        where = f"epoch {self.current_epoch + 1}, step {batch_idx + 1}"
         for number, probe_run in enumerate(self.probe_runs):
             if not probe_run.running:
                 continue
             with self._timed(probe_run), probe_run.own_randomness(self.device):
+                failure = None
                 try:
-                    self._step(number, probe_run, features, batch, optimizers[number])
+                    self._step(number, probe_run, features, batch, optimizers[number], where)
+                except MemberFailed as error:
+                    failure = error
                 except (torch.OutOfMemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    self._stop(probe_run, optimizers[number], Status.OUT_OF_MEMORY)
+                    failure = MemberFailed(Status.OUT_OF_MEMORY, str(error))
+                if failure is not None:
+                    self._fail(number, failure)
                     continue
             schedulers[number].step()
             probe_run.images += features.shape[1]
 
     def _step(
-        self, number: int, probe_run: ProbeRun, features: Tensor, batch: dict[str, Tensor], optimizer: Any
+        self, number: int, probe_run: ProbeRun, features: Tensor, batch: dict[str, Tensor], optimizer: Any, where: str
     ) -> None:
-        logits = probe_run.probe(features[list(self._rows[number])], batch, self.grid)
-        losses = [task.loss(logits[task.name], batch) for task in self.tasks]
-        loss = torch.stack(losses).sum()
-        self.manual_backward(loss)
-        clip = probe_run.config.recipe.gradient_clip
-        if clip:
-            nn.utils.clip_grad_norm_(probe_run.probe.parameters(), clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        own = features[list(self._rows[number])]
+        with of_member(where):
+            logits = probe_run.probe(own, batch, self.grid)
+            losses = []
+            for task in self.tasks:
+                with of_task(task, "its loss", logits[task.name]):
+                    losses.append(task.loss(logits[task.name], batch))
+            loss = torch.stack(losses).sum()
+            self.manual_backward(loss)
+            clip = probe_run.config.recipe.gradient_clip
+            if clip:
+                nn.utils.clip_grad_norm_(probe_run.probe.parameters(), clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         probe_run.add_loss(loss)
+
+    def _fail(self, number: int, failure: MemberFailed) -> None:
+        """A member that broke off, in training or evaluation: it alone ends."""
+        probe_run, optimizers = self.probe_runs[number], _listed(self.optimizers())
+        probe_run.fail(failure)
+        for optimizer in optimizers[number : number + 1]:  # none any more when it is tested
+            optimizer.optimizer.state.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _stop(self, probe_run: ProbeRun, optimizer: Any, status: str) -> None:
         probe_run.stop(status)
@@ -215,16 +142,22 @@ class FusionBank(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Runs after the epoch's validation: closes the epoch's row and stops the runs that diverged."""
+        self._check_features("training")
         optimizers = _listed(self.optimizers())
         for number, probe_run in enumerate(self.probe_runs):
             probe_run.read_marks()
             if not probe_run.running:
                 continue
             row = {TRAIN_LOSS: probe_run.take_loss(), "lr": optimizers[number].param_groups[-1]["lr"]}
-            gates = named_gates(probe_run.probe.fuser, probe_run.probe.fuser.gates())
-            row |= gate_rms(gates)
-            for name, gate in gates.items():
-                probe_run.gates[name].append(gate.detach().float().cpu().clone())
+            try:
+                with of_member(f"the gates of epoch {self.current_epoch + 1}"):
+                    gates = named_gates(probe_run.probe.fuser, probe_run.probe.fuser.gates())
+                    row |= gate_rms(gates)
+                    for name, gate in gates.items():
+                        probe_run.gates[name].append(gate.detach().float().cpu().clone())
+            except MemberFailed as failure:
+                self._fail(number, failure)
+                continue
             if "val" in probe_run.evaluations:
                 last = probe_run.evaluations["val"]
                 row |= {on_validation(key): value for key, value in last.metrics.items()} | {
@@ -245,16 +178,17 @@ class FusionBank(L.LightningModule):
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._split_scores = [_SplitScores(self.tasks, self.device) for _ in self.probe_runs]
+        self._split_scores = [SplitScores(self.tasks, self.device) for _ in self.probe_runs]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
+        self._check_features("training or validation")
         self._close("val")
 
     def on_test_epoch_start(self) -> None:
-        self._split_scores = [_SplitScores(self.tasks, self.device) for _ in self.probe_runs]
+        self._split_scores = [SplitScores(self.tasks, self.device) for _ in self.probe_runs]
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._evaluate(batch)
@@ -263,11 +197,17 @@ class FusionBank(L.LightningModule):
             for number, probe_run in enumerate(self.probe_runs):
                 if probe_run.status in (None, Status.FINISHED):
                     own, fuser = features[list(self._rows[number])], probe_run.probe.fuser
-                    probe_run.diagnostics = fuser.diagnose(own, self.grid)
-                    arrays = fuser.inspect(own, self.grid)
-                    probe_run.inside = {key: value.float().cpu() for key, value in arrays.items() if key != "regions"}
+                    try:
+                        with probe_run.aside(self.device), of_member("its diagnosis on test"):
+                            probe_run.diagnostics = fuser.diagnose(own, self.grid)
+                            arrays = fuser.inspect(own, self.grid)
+                            found = {key: value.float().cpu() for key, value in arrays.items() if key != "regions"}
+                            probe_run.inside = found
+                    except MemberFailed as failure:
+                        self._fail(number, failure)
 
     def on_test_epoch_end(self) -> None:
+        self._check_features("test")
         self._close("test")
 
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
@@ -275,59 +215,43 @@ class FusionBank(L.LightningModule):
         for number, probe_run in enumerate(self.probe_runs):
             if probe_run.status not in (None, Status.FINISHED):
                 continue
-            logits = probe_run.probe(features[list(self._rows[number])], batch, self.grid)
-            self._split_scores[number].add(logits, batch)
+            own = features[list(self._rows[number])]
+            split = "test" if self.trainer.testing else f"validation, epoch {self.current_epoch + 1}"
+            try:
+                with probe_run.aside(self.device), of_member(f"evaluated on {split}"):
+                    logits = probe_run.probe(own, batch, self.grid)
+                    self._split_scores[number].add(logits, batch)
+            except MemberFailed as failure:
+                self._fail(number, failure)
 
     def _close(self, split: str) -> None:
-        for probe_run, gathered in zip(self.probe_runs, self._split_scores, strict=True):
-            if gathered.index:
-                probe_run.evaluations[split] = gathered.close()
+        for number, (probe_run, gathered) in enumerate(zip(self.probe_runs, self._split_scores, strict=True)):
+            if gathered.index and probe_run.status in (None, Status.FINISHED):
+                try:
+                    with of_member(f"its metrics on {split}"):
+                        probe_run.evaluations[split] = gathered.close()
+                except MemberFailed as failure:
+                    self._fail(number, failure)
         self._split_scores = []
 
     def _features(self, batch: dict[str, Tensor]) -> Tensor:
         """``[layers, B, T, dim]`` in the dtype of the weights; converted once for all runs."""
-        return batch["features"].to(next(self.probes[0].parameters()).dtype)
+        features = batch["features"].to(next(self.probes[0].parameters()).dtype)
+        low, high = features.detach().flatten(1).aminmax(dim=1)
+        sound = torch.isfinite(low) & torch.isfinite(high)
+        self._sound = sound if self._sound is None else self._sound & sound
+        return features
 
-
-class _SplitScores:
-    """Per-example scores of one run over one split, batch by batch."""
-
-    def __init__(self, tasks: Sequence[Task], device: torch.device) -> None:
-        self.tasks = tasks
-        self.metrics = {task.name: task.metric().to(device) for task in tasks}
-        self.index: list[Tensor] = []
-        self.scores: dict[str, list[Tensor]] = {task.name: [] for task in tasks}
-        self.items: dict[str, list[Tensor]] = {task.name: [] for task in tasks}
-        self.statistics: dict[str, list[dict[str, Tensor]]] = {task.name: [] for task in tasks}
-        self.loss: Tensor | float = 0.0
-        self.seen = 0
-
-    def add(self, logits: Mapping[str, Tensor], batch: dict[str, Tensor]) -> None:
-        count = len(batch["index"])
-        self.index.append(batch["index"])
-        self.seen += count
-        for task in self.tasks:
-            scores, items = task.scores(logits[task.name], batch)
-            self.scores[task.name].append(scores)
-            self.items[task.name].append(items)
-            self.statistics[task.name].append(task.statistics(logits[task.name], batch))
-            task.update(self.metrics[task.name], logits[task.name], batch)
-            self.loss = self.loss + task.loss(logits[task.name], batch).detach() * count
-
-    def close(self) -> Evaluation:
-        return Evaluation(
-            index=torch.cat(self.index).cpu(),
-            scores={name: torch.cat(parts).float().cpu() for name, parts in self.scores.items()},
-            items={name: torch.cat(parts).cpu() for name, parts in self.items.items()},
-            statistics={
-                name: {key: torch.cat([part[key] for part in parts]).float().cpu() for key in parts[0]}
-                for name, parts in self.statistics.items()
-            },
-            metrics={
-                f"{task.name}/{task.metric_name}": float(self.metrics[task.name].compute()) for task in self.tasks
-            },
-            loss=float(self.loss) / self.seen,
-        )
+    def _check_features(self, images: str) -> None:
+        """Raises WorkbenchError where features are no numbers: whoever learns from them diverges, through no fault of
+        its own."""
+        if self._sound is not None and not bool(self._sound.all()):
+            layers = [layer for layer, sound in zip(self._layers, self._sound.tolist(), strict=True) if not sound]
+            raise WorkbenchError(
+                f"the features of layer {layers[0]} hold values that are not finite, on images of the {images} split: "
+                "the encoder made them so, and nothing can be learned from them. workbench store list names the "
+                "store; remove it, and mend the encoder or encode in encoder.precision=float32."
+            )
 
 
 class Measured(Protocol):
@@ -373,8 +297,3 @@ def loss_still_falling(history: Sequence[Mapping[str, float]]) -> float:
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a device or, as torch says it there, on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

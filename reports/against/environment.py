@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.parse import parse_json, parse_yaml
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.schema.names import Tag
 
@@ -40,6 +40,7 @@ def environment(record: StudyRecord) -> dict[str, str]:
         "language model": language and language.display_name,
         "source": source.version or source.name,
         **{f"source fingerprint, {split}": value for split, value in source.fingerprints.items()},
+        **_dependencies(record),
         "plan hash": tags.get(Tag.PLAN),
         "commit": tags.get(Tag.COMMIT),
         "numerics": tags.get(Tag.NUMERICS),
@@ -56,10 +57,20 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[Change, 
     return tuple(Change(n, before.get(n, ""), now.get(n, "")) for n in names if before.get(n, "") != now.get(n, ""))
 
 
+def _dependencies(record: StudyRecord) -> dict[str, str]:
+    """Fingerprints by what they are of, but for those that are told above by other ones; the code of plug-ins."""
+    tracked = record.dependencies
+    if tracked is None:
+        return {}
+    told = {"numerics", *(f"images.{split}" for split in record.source.fingerprints)}
+    prints = {f"fingerprint of {tracked.what.get(k, k)}": v for k, v in tracked.fingerprints.items() if k not in told}
+    return prints | {f"code of strategy '{name}'": now for name, (_, now) in tracked.code.items()}
+
+
 def _mapping(text: str) -> Mapping[str, Any]:
     try:
-        parsed = json.loads(text)
-    except json.JSONDecodeError:
+        parsed = parse_json(text)
+    except ValueError:
         return {}
     return parsed if isinstance(parsed, Mapping) else {}
 
@@ -67,8 +78,8 @@ def _mapping(text: str) -> Mapping[str, Any]:
 def _settings(text: str) -> dict[str, str]:
     """``training.epochs`` → ``8`` for every setting of study.yaml."""
     try:
-        plain = yaml.safe_load(text) if text else {}
-    except yaml.YAMLError:
+        plain = parse_yaml(text, "") if text else {}
+    except WorkbenchError:
         return {}
     out: dict[str, str] = {}
 

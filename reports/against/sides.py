@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, reason
+from fusion_workbench.core.files import read_small
+from fusion_workbench.core.parse import parse_json
 from fusion_workbench.reports.against.environment import environment
 from fusion_workbench.reports.analysis.answer import Answer, answer
 from fusion_workbench.reports.analysis.comparison import Analysis
@@ -101,13 +102,13 @@ def _kinds(tasks: Iterable[Task], measures: Iterable[str]) -> dict[str, Any]:
 def _of_report(path: Path) -> Side:
     """An earlier report.json: summary numbers alone."""
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = parse_json(read_small(path))
     except FileNotFoundError:
         raise WorkbenchError(
             f"there is no report {path}; --against takes a study or the path of a report.json."
         ) from None
     except (OSError, ValueError) as error:
-        raise WorkbenchError(f"{path} cannot be read as a report ({error}); name a report.json.") from None
+        raise WorkbenchError(f"{path} cannot be read as a report ({reason(error)}); name a report.json.") from None
     schema = plain.get("schema") if isinstance(plain, dict) else None
     if schema != REPORT_SCHEMA:
         raise WorkbenchError(

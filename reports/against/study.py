@@ -22,7 +22,7 @@ from fusion_workbench.reports.statistics.intervals import Estimate, holm
 from fusion_workbench.reports.statistics.unpaired import Difference, of_estimates, of_example_scores
 from fusion_workbench.reports.statistics.verdicts import Judged, equivalence, verdict
 from fusion_workbench.schema.names import RunStatus
-from fusion_workbench.schema.plan import FEWEST
+from fusion_workbench.schema.plan import FEWEST, FEWEST_EXAMPLES
 from fusion_workbench.schema.records import Cell
 
 
@@ -127,13 +127,15 @@ def _difference(now: Side, before: Side, measure: str, one: Cell, other: Cell) -
 def _judge(
     analysis: Analysis, found: Mapping[tuple[str, str, str], tuple[str, Cell, Cell, Difference]]
 ) -> dict[tuple[str, str, str], Judged]:
-    """Corrected p values; none where fewer than five replicates were compared."""
+    """Corrected p values; none where fewer than five replicates, or three examples, were compared."""
     out = {}
     for family in analysis.plan.families:
         own = {
             key: difference
             for key, (measure, _, _, difference) in found.items()
-            if measure in family.measures and difference.replicates >= FEWEST
+            if measure in family.measures
+            and difference.replicates >= FEWEST
+            and difference.estimate.examples >= FEWEST_EXAMPLES
         }
         margins = {m: analysis.margin(analysis.measure(m)) for m in {key[0] for key in own}}
         p = holm([float(d.noise.p()) for d in own.values()]) / family.share

@@ -22,7 +22,7 @@ from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.reports.words.wording import listed
 from fusion_workbench.schema.names import BASELINES, MATCHED_CONTROLS, MATCHED_STRATEGY, Baseline, Verdict
-from fusion_workbench.schema.plan import FEWEST
+from fusion_workbench.schema.plan import FEWEST, FEWEST_EXAMPLES
 from fusion_workbench.schema.records import Cell
 
 
@@ -157,7 +157,7 @@ def _words(
         hint = _hint(analysis, head)
         lead = _baseline_won(judged, cell, ranked, over) + hint
         known = judged.means.get((cell.id, analysis.objective.name))
-        if known is None or known.replicates < FEWEST:
+        if known is None or known.replicates < FEWEST or known.examples < FEWEST_EXAMPLES:
             return f"No verdict yet: {cell.name} is the best on validation{rate}.", lead
         if hint:
             return f"Use {cell.name}{rate}: nothing did better on validation.", lead
@@ -187,6 +187,8 @@ def _words(
         )
     few = head.difference.replicates
     takes = f"a verdict takes {FEWEST}" if few < FEWEST else f"the plan reads verdicts at {looks(judged)}"
+    if head.difference.examples < FEWEST_EXAMPLES:
+        takes = f"a verdict takes {FEWEST_EXAMPLES} test images"
     return (
         f"No verdict yet: {cell.name} is the best on validation{rate}.",
         f"Against the best baseline, {best.name}, it makes {size} on test, "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import read_small
+from fusion_workbench.core.parse import parse_json
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.calibration.checks import (
     COVERAGE,
@@ -74,7 +75,7 @@ def load(path: Path = TABLE) -> dict[str, Any]:
     if not path.is_file():
         raise WorkbenchError(f"{path}: there is no such calibration table; workbench calibrate writes one.")
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = parse_json(read_small(path))
         if table["schema"] == SCHEMA:
             return dict(table)
     except (OSError, ValueError, KeyError, TypeError):

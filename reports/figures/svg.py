@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from fusion_workbench.core.text import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as MplFigure
@@ -108,7 +110,7 @@ def finish(figure: MplFigure, name: str, title: str, caption: str, description: 
     aria = f'role="img" aria-labelledby="{name}-title {name}-desc"'
     inline = f"<svg {space} {view.group()} {aria}>{words}{rest}"
     standalone = f"<svg {space} {view.group()} {aria}>{words}<style>{_theme()}</style>{rest}"
-    return Figure(name, title, caption, inline.strip(), standalone.strip() + "\n", data)
+    return Figure(name, title, caption, printable(inline.strip()), printable(standalone.strip()) + "\n", data)
 
 
 def _theme() -> str:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING
 
-from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_database import opening, sqlite_path
-from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow, without_password
+from fusion_workbench.core.mlflow_uri import check_uri, impatient, quiet_mlflow, without_password
+from fusion_workbench.core.outages import outage_reason
 from fusion_workbench.schema.names import RunKind, Tag
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
     from mlflow.tracking import MlflowClient
-
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 def connect(uri: str) -> MlflowClient:
@@ -34,17 +32,20 @@ def connect(uri: str) -> MlflowClient:
             from mlflow.tracking import MlflowClient
 
             client = MlflowClient(tracking_uri=uri)
-            with _impatient():
+            with impatient():
                 client.search_experiments(max_results=1)
     except WorkbenchError:
         raise
     except Exception as error:  # drivers, file systems and servers raise their own
-        raise WorkbenchError(f"MLflow at {without_password(uri)} cannot be opened: {first_line(error)}") from None
+        told = f"MLflow at {uri} cannot be opened: {outage_reason(error)}."
+        raise WorkbenchError(without_password(told)) from None
     return client
 
 
 def find_study(client: MlflowClient, uri: str, study: str, experiment: str | None) -> MlflowRun:
-    """The latest parent run of that name or id.
+    """The latest parent run of that name or id, or the very one whose MLflow run id ``study`` is.
+
+    A study that is run under two names has one id.
 
     Raises:
         WorkbenchError: there is none; the message names those there are.
@@ -56,7 +57,8 @@ def find_study(client: MlflowClient, uri: str, study: str, experiment: str | Non
             raise WorkbenchError(f"MLflow at {without_password(uri)} has no experiment '{experiment}'. Known: {known}.")
         experiments = {key: name for key, name in experiments.items() if name == experiment}
     parents = list(_search(client, list(experiments), f"tags.`{Tag.KIND}` = '{RunKind.STUDY}'"))
-    found = [run for run in parents if study in (_tag(run, Tag.STUDY_ID), _tag(run, Tag.STUDY))]
+    found = [run for run in parents if run.info.run_id == study]
+    found = found or [run for run in parents if study in (_tag(run, Tag.STUDY_ID), _tag(run, Tag.STUDY))]
     if not found:
         where = f"MLflow at {without_password(uri)}" + (f", experiment '{experiment}'" if experiment else "")
         names = sorted({_tag(run, Tag.STUDY) for run in parents})
@@ -101,17 +103,3 @@ def _check_file(uri: str) -> None:
         raise WorkbenchError(f"MLflow at {uri} cannot be opened: {path} is no SQLite database ({error}).") from None
     if not {"runs", "experiments"} <= tables:
         raise WorkbenchError(f"MLflow at {uri} cannot be opened: {path} is a database, but not one of MLflow's.")
-
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """A server that is not there is reported within seconds, not after MLflow's minutes of retries."""
-    before = {key: os.environ.get(key) for key in _PATIENCE}
-    for key, value in _PATIENCE.items():
-        os.environ.setdefault(key, value)
-    try:
-        yield
-    finally:
-        for key, old in before.items():
-            if old is None:
-                os.environ.pop(key, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.parse import parse_json
 
 QUESTIONS = 8  # that are shown
 _COLUMNS = ("example_id", "task", "question", "prediction", "answers")
@@ -79,7 +79,7 @@ def _answers(value: Any) -> tuple[str, ...]:
     """A list, or a list written as JSON, or the one answer."""
     if isinstance(value, str):
         try:
-            found = json.loads(value) if value.startswith("[") else value
+            found = parse_json(value) if value.startswith("[") else value
         except ValueError:
             found = value
         return tuple(map(str, found)) if isinstance(found, list) else (value,)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,15 +11,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import read_small
 from fusion_workbench.core.mlflow_uri import without_password
+from fusion_workbench.core.parse import parse_json
 from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.reports.reading.artifacts import Artifacts
 from fusion_workbench.reports.reading.connect import children, connect, find_study
 from fusion_workbench.reports.reading.language import ShownQuestions, read_answers, shown_questions
 from fusion_workbench.reports.reading.layers import Inside, read_importance, read_inside, read_similarity
+from fusion_workbench.reports.reading.outcomes import Disagreements, read_outcomes
 from fusion_workbench.reports.reading.parsing import (
     cell_of_run,
+    encoder_info_of,
     fresh_of,
+    of_current_code,
     replicates_of,
     run_of,
     scores_by_example,
@@ -28,8 +32,10 @@ from fusion_workbench.reports.reading.parsing import (
 )
 from fusion_workbench.reports.reading.ranking import Ranking
 from fusion_workbench.reports.reading.records import Run, StudyRecord, TokenMaps
+from fusion_workbench.reports.reading.study_files import NONSENSE, StudyFiles
 from fusion_workbench.reports.reading.token_maps import read_token_maps
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, natural_key
+from fusion_workbench.schema.dependencies import TrackedDependencies
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import (
     ATTENTION_SHARE,
@@ -41,10 +47,9 @@ from fusion_workbench.schema.names import (
     Status,
     Tag,
     scores_file,
-    token_map_file,
 )
 from fusion_workbench.schema.plan import Plan, TrackedPlan, plan_hash
-from fusion_workbench.schema.records import Cell, Contender, TrackedSource
+from fusion_workbench.schema.records import Cell, Contender, Task, TrackedSource
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +61,6 @@ _Entry = TypeVar("_Entry")
 SPLITS = ("val", "test")
 _HISTORIES = (TRAIN_LOSS, OBJECTIVE)  # those that the report draws: each costs a request a run
 _MOST_INSIDES = 6  # cells whose fusers are looked into, the best on validation
-_COLUMNS = {"example_id", "group", "task", "score", "items"}
 
 
 def read_study(tracking_uri: str, study: str, experiment: str | None = None) -> StudyRecord:
@@ -85,23 +89,29 @@ class _Reader:
         self.groups: set[str] = set()
 
     def read(self, uri: str) -> StudyRecord:
-        info, tags = self.parent.info, {str(k): str(v) for k, v in self.parent.data.tags.items()}
+        info, tags = self.parent.info, {str(k): without_password(str(v)) for k, v in self.parent.data.tags.items()}
         raw = children(self.client, self.parent)
         self.artifacts = Artifacts(self.client, [self.parent, *raw], self.folder)
-        study_yaml = self._text(Artifact.STUDY)
-        source = TrackedSource.read(self._json(Artifact.SOURCE, {}))
-        cells = tuple(self._entries(Artifact.CELLS, self._json(Artifact.CELLS, []), Cell.read))
-        runs = [run_of(r, str(info.status)) for r in raw]
+        self.own = StudyFiles(self.artifacts, str(info.run_id), self.notes)
+        study_yaml = self.own.text(Artifact.STUDY)
+        source = TrackedSource.read(self.own.json(Artifact.SOURCE, {}))
+        cells = tuple(self._entries(Artifact.CELLS, self.own.json(Artifact.CELLS, []), Cell.read))
+        dependencies = self.own.part(Artifact.DEPENDENCIES, TrackedDependencies.read)
+        runs, of_other_code = of_current_code([run_of(r, str(info.status)) for r in raw], dependencies)
+        self.notes += of_other_code
         if not cells:  # stopped before its plan was written down: what was started tells it
             cells = tuple({r.cell: cell_of_run(r) for r in runs if r.phase == Phase.FINAL}.values())
-        contenders = tuple(self._entries(Artifact.CONTENDERS, self._list(Artifact.CONTENDERS), Contender.read))
+        contenders = tuple(self._entries(Artifact.CONTENDERS, self.own.list(Artifact.CONTENDERS), Contender.read))
         chosen = {c.cell.id: c.cell for c in contenders} | {cell.id: cell for cell in cells}
         searched = {r.cell: cell_of_run(r) for r in runs} | chosen
         kept = self._latest(runs, {cell.id: cell.chosen_lr for cell in chosen.values()})
-        known = self._json(Artifact.TASKS, {})
-        kept, scored = self._example_scores(kept, {task.name: task.ratio for task in tasks_of(known, {})})
+        known = self.own.json(Artifact.TASKS, {})
+        language = self.own.part(Artifact.LANGUAGE_MODEL, LanguageModel.read)
+        kept, scored = self._example_scores(
+            kept, {task.name: task for task in tasks_of(known, {})}, source.sizes if language is None else {}
+        )
         example_scores = scored[Phase.FINAL]
-        tracked = TrackedPlan.read(self._optional(Artifact.PLAN))
+        tracked = TrackedPlan.read(self.own.object(Artifact.PLAN))
         plan = self._plan(tracked)
         record = StudyRecord(
             name=tags.get(Tag.STUDY, str(info.run_name)),
@@ -115,13 +125,13 @@ class _Reader:
             started=int(info.start_time or 0),
             ended=int(info.end_time) if info.end_time else None,
             tags=tags,
-            study_yaml=study_yaml,
-            encoder_info=self._json(Artifact.ENCODER, {}),
+            study_yaml=without_password(study_yaml),
+            encoder_info=encoder_info_of(self.own.json(Artifact.ENCODER, {}), self.notes),
             source=source,
             tasks=tasks_of(known, example_scores),
             cells=cells,
             searched=searched,
-            replicates=replicates_of(study_yaml, kept, tracked.stopped),
+            replicates=replicates_of(study_yaml, kept, tracked.stopped, self.notes),
             runs=tuple(self._with_history(run) for run in kept),
             example_scores=example_scores,
             groups=tuple(sorted(self.groups or source.groups.get("test", ()))),
@@ -131,9 +141,11 @@ class _Reader:
             contenders=contenders,
             fresh_example_scores=scored[Phase.CONFIRM],
             fresh_replicates=fresh_of(kept, plan.confirm if plan else (), tracked.confirmed),
-            similarity=self._part(Artifact.SIMILARITY, read_similarity),
-            importance=self._part(Artifact.IMPORTANCE, read_importance),
-            language=self._part(Artifact.LANGUAGE_MODEL, LanguageModel.read),
+            similarity=self.own.part(Artifact.SIMILARITY, read_similarity),
+            importance=self.own.part(Artifact.IMPORTANCE, read_importance),
+            language=language,
+            unchecked=sum(not self.artifacts.has_sums(r.run_id) for r in kept if _has_scores(r)),
+            dependencies=dependencies,
         )
         best = Ranking(record).ordered()
         record = replace(
@@ -148,7 +160,7 @@ class _Reader:
                 yield read(entry)
             except KeyError as error:
                 self.notes.append(f"Entry {number} of {name} is left out: it names no {error}.")
-            except (TypeError, ValueError, AttributeError):
+            except NONSENSE:
                 self.notes.append(f"Entry {number} of {name} is left out: it describes no cell.")
 
     # --- runs ---------------------------------------------------------------------------------------------------
@@ -182,35 +194,49 @@ class _Reader:
     # --- outcomes -----------------------------------------------------------------------------------------------
 
     def _example_scores(
-        self, runs: Sequence[Run], ratios: Mapping[str, tuple[str, str] | None]
+        self, runs: Sequence[Run], tasks: Mapping[str, Task], sizes: Mapping[str, Any]
     ) -> tuple[list[Run], dict[str, dict[tuple[str, str, str], ExampleScores]]]:
-        """Scores of the finished runs by phase; a run whose test outcomes cannot be read is no longer finished."""
+        """Scores of the finished runs by phase; a run whose test outcomes cannot be read is no longer finished.
+
+        Args:
+            tasks: those that the study lists, by name.
+            sizes: examples of a split, each of which has a row of every task; empty where that is not so.
+        """
         frames: dict[tuple[str, str, str, str], dict[str, pd.Series[float]]] = defaultdict(dict)
         groups: dict[str, str] = {}
-        out: list[Run] = []
+        disagreements = Disagreements()
+        states = {run.run_id: run.state for run in runs}
+        for run, split in ((run, split) for run in runs if _has_scores(run) for split in SPLITS):
+            try:
+                table, compared = self._outcomes(run, split, tasks, sizes.get(split))
+            except WorkbenchError as error:
+                self._unreadable(run, split, str(error), states)
+                continue
+            disagreements.add(run.run_id, split, compared, self.artifacts.has_sums(run.run_id))
+            if split == "test":
+                self.groups |= set(table["group"].astype(str).unique())
+            # To objects first: walking an Arrow column string by string was a third of a large report's time.
+            names, of = (table[c].astype(str).to_numpy(dtype=object) for c in ("example_id", "group"))
+            groups.update(zip(names, of, strict=True))
+            for task, part in table[table["items"] > 0].groupby("task"):
+                scores = scores_by_example(
+                    part.drop_duplicates("example_id").set_index("example_id"),
+                    tasks[str(task)].ratio if str(task) in tasks else None,
+                )
+                frames[run.phase, run.cell, str(task), split][run.replicate] = scores.astype(float)
+        wrong = disagreements.of_runs()
         for run in runs:
-            state = run.state
-            if run.phase != Phase.SEARCH and state == Status.FINISHED:
-                for split in SPLITS:
-                    table = self._parquet(run.run_id, split)
-                    if table is None:
-                        state = Status.UNREADABLE if split == "test" else state
-                        continue
-                    if split == "test":
-                        self.groups |= set(table["group"].astype(str).unique())
-                    # To objects first: walking an Arrow column string by string was a third of a large report's time.
-                    names, of = (table[c].astype(str).to_numpy(dtype=object) for c in ("example_id", "group"))
-                    groups.update(zip(names, of, strict=True))
-                    for task, part in table[table["items"] > 0].groupby("task"):
-                        scores = scores_by_example(
-                            part.drop_duplicates("example_id").set_index("example_id"), ratios.get(str(task))
-                        )
-                        frames[run.phase, run.cell, str(task), split][run.replicate] = scores.astype(float)
-            out.append(Run(**{**run.__dict__, "state": state}))
+            for split in SPLITS:
+                if said := wrong.get((run.run_id, split)):
+                    self._unreadable(run, split, said, states)
+                    for task in tasks:
+                        frames.get((run.phase, run.cell, task, split), {}).pop(run.replicate, None)
+        self.notes += disagreements.of_study()
         scored: dict[str, dict[tuple[str, str, str], ExampleScores]] = {Phase.FINAL: {}, Phase.CONFIRM: {}}
         for (phase, *key), by_replicate in frames.items():
-            scored[phase][key[0], key[1], key[2]] = self._align(by_replicate, groups)
-        return out, scored
+            if by_replicate:
+                scored[phase][key[0], key[1], key[2]] = self._align(by_replicate, groups)
+        return [replace(run, state=states[run.run_id]) for run in runs], scored
 
     def _align(self, by_replicate: Mapping[str, pd.Series[float]], groups: Mapping[str, str]) -> ExampleScores:
         """Examples that every replicate scored, in one order."""
@@ -225,45 +251,30 @@ class _Reader:
         scores = np.ascontiguousarray(whole.to_numpy(dtype=float).T)
         return ExampleScores(names, examples, scores, tuple(groups[example] for example in examples))
 
-    def _parquet(self, run_id: str, split: str) -> pd.DataFrame | None:
-        import pandas as pd
-
-        name = scores_file(split)
-        path = self.artifacts.file(run_id, name)
+    def _outcomes(
+        self, run: Run, split: str, tasks: Mapping[str, Task], size: Any
+    ) -> tuple[pd.DataFrame, dict[str, str]]:
+        """As :func:`read_outcomes`, which also says what is raised."""
+        path = self.artifacts.file(run.run_id, scores_file(split))
         if path is None:
-            return None
-        try:
-            table = pd.read_parquet(path)
-            if lacking := sorted(_COLUMNS - {*table.columns}):
-                raise KeyError(", ".join(lacking))
-            return table
-        except Exception as error:  # torn or foreign: pyarrow raises many kinds
-            self.notes.append(f"{name} of run {run_id} cannot be read ({type(error).__name__}).")
-            return None
+            raise WorkbenchError("is missing")
+        return read_outcomes(path, split, tasks, run.metrics, size if isinstance(size, int) else None)
+
+    def _unreadable(self, run: Run, split: str, reason: str, states: dict[str, str]) -> None:
+        """Without its scores on test a run is no longer finished; without those on validation its metrics stand."""
+        if split == "test":
+            states[run.run_id] = Status.UNREADABLE
+        name = scores_file(split)
+        if split == "test" or reason != "is missing" or self.artifacts.is_recorded(run.run_id, name):
+            self.notes.append(f"{name} of run {run.run_id} {reason}.")
 
     # --- artifacts ----------------------------------------------------------------------------------------------
-
-    def _text(self, path: str) -> str:
-        file = self.artifacts.file(str(self.parent.info.run_id), path)
-        if file is None:
-            self.notes.append(f"The study has no {path}.")
-            return ""
-        return file.read_text(encoding="utf-8", errors="replace")
-
-    def _json(self, path: str, default: Any) -> Any:
-        text = self._text(path)
-        try:
-            value = json.loads(text) if text else default
-        except json.JSONDecodeError:
-            self.notes.append(f"{path} is not valid JSON.")
-            return default
-        return value if isinstance(value, type(default)) else default
 
     def _plan(self, tracked: TrackedPlan) -> Plan | None:
         """The plan that stands; None where the study tracked none, or none that can be read."""
         try:
             return Plan.read(tracked.plan) if tracked.plan else None
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except NONSENSE:
             self.notes.append(f"{Artifact.PLAN} describes no plan; the default one is used.")
             return None
 
@@ -271,41 +282,11 @@ class _Reader:
         """Changes of the plan, in words; also where it is not the one whose hash was tracked."""
         tracked = self.parent.data.tags.get(Tag.PLAN)
         departures = plan_file.changes
-        if tracked and not self._optional(Artifact.PLAN):
+        if tracked and not self.own.object(Artifact.PLAN):
             departures += (f"{Artifact.PLAN}, tracked with the hash {tracked}, is missing or cannot be read",)
         elif tracked and plan_file.first and plan_hash(plan_file.first) != tracked:
             departures += (f"{Artifact.PLAN} does not have the hash that was tracked before the first run, {tracked}",)
         return departures
-
-    def _optional(self, path: str) -> Mapping[str, Any]:
-        """A JSON object that older studies do not have; empty without it."""
-        file = self.artifacts.file(str(self.parent.info.run_id), path)
-        try:
-            found = json.loads(file.read_bytes()) if file else {}
-        except (OSError, ValueError):
-            self.notes.append(f"{path} is not valid JSON.")
-            found = {}
-        return found if isinstance(found, Mapping) else {}
-
-    def _list(self, path: str) -> list[Any]:
-        """A JSON list that older studies do not have; empty without it."""
-        file = self.artifacts.file(str(self.parent.info.run_id), path)
-        try:
-            found = json.loads(file.read_bytes()) if file else []
-        except (OSError, ValueError):
-            self.notes.append(f"{path} is not valid JSON.")
-            found = []
-        return found if isinstance(found, list) else []
-
-    def _part(self, path: str, read: Callable[[Mapping[str, Any]], _Entry]) -> _Entry | None:
-        """What ``read`` makes of a JSON file that older studies do not have; one it cannot read gets a note."""
-        plain = self._optional(path)
-        try:
-            return read(plain) if plain else None
-        except (WorkbenchError, KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
-        self.notes.append(f"{path} is left out: {reason}.")
-        return None
 
     def _insides(self, record: StudyRecord, best: Sequence[Cell]) -> dict[str, tuple[Inside, ...]]:
         """The insides of the fusers that have any, of the cells that are best on validation, replicate by replicate."""
@@ -318,7 +299,11 @@ class _Reader:
         return found
 
     def _inside(self, run: Run) -> Inside | None:
-        file = self.artifacts.file(run.run_id, Artifact.INSIDE)
+        try:
+            file = self.artifacts.file(run.run_id, Artifact.INSIDE)
+        except WorkbenchError as error:
+            self.notes.append(f"{Artifact.INSIDE} of run {run.run_id} is left out: it {error}.")
+            return None
         try:
             return read_inside(file, run.replicate) if file else None
         except WorkbenchError as error:
@@ -334,7 +319,12 @@ class _Reader:
         found = {}
         for run in first.values():
             try:
-                if file := self.artifacts.file(run.run_id, Artifact.ANSWERS):
+                file = self.artifacts.file(run.run_id, Artifact.ANSWERS)
+            except WorkbenchError as error:
+                self.notes.append(f"{Artifact.ANSWERS} of run {run.run_id} is left out: it {error}.")
+                continue
+            try:
+                if file:
                     found[run.cell] = read_answers(file)
             except WorkbenchError as error:
                 self.notes.append(f"{Artifact.ANSWERS} of run {run.run_id} is left out: {error}.")
@@ -342,20 +332,21 @@ class _Reader:
 
     def _token_maps(self) -> TokenMaps | None:
         """What the study's last step left to look at; None where there is nothing, or nothing that can be read."""
-        run = str(self.parent.info.run_id)
-        file = self.artifacts.file(run, Artifact.TOKEN_MAPS)
+        file = self.own.file(Artifact.TOKEN_MAPS)
         if file is None:
             return None
         try:
-            return read_token_maps(
-                json.loads(file.read_bytes()), lambda name: self.artifacts.file(run, token_map_file(name))
-            )
+            return read_token_maps(parse_json(read_small(file)), self.own.picture)
         except WorkbenchError as error:
             reason = str(error)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except NONSENSE as error:
             reason = f"look.json lacks something or holds nonsense ({type(error).__name__}: {error})"
         self.notes.append(f"The look at test images is left out: {reason}.")
         return None
+
+
+def _has_scores(run: Run) -> bool:
+    return run.phase != Phase.SEARCH and run.state == Status.FINISHED
 
 
 def _is_gated(run: Run) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from fusion_workbench.reports.reading.language import ShownQuestions
 from fusion_workbench.reports.reading.layers import Importance, Inside, Similarity
 from fusion_workbench.reports.statistics.example_scores import ExampleScores
+from fusion_workbench.schema.dependencies import TrackedDependencies
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import Phase, Status
 from fusion_workbench.schema.plan import Plan
@@ -44,6 +45,10 @@ class Run:
     metrics: Mapping[str, float]  # the last value of each
     params: Mapping[str, str]
     history: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)  # metric → (epoch, value)…
+    dependencies: str = ""  # what it was trained under (schema.dependencies.combined); empty: not recorded
+    environment: Mapping[str, str] = field(default_factory=dict)  # versions and hardware, in words
+    code: Mapping[str, str] = field(default_factory=dict)  # strategy → hash of a plug-in's code
+    error: str = ""  # what it broke off with, and where
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,9 @@ class StudyRecord:
     insides: Mapping[str, tuple[Inside, ...]] = field(default_factory=dict)  # cell → replicates; of the best few cells
     experiment_id: str = ""  # MLflow's, for links to runs
     language: LanguageModel | None = None  # None: a study of probes
+    dependencies: TrackedDependencies | None = None  # None: of a study from before they were recorded
     shown_questions: ShownQuestions | None = None  # questions and what cells answered; None: nothing that can be read
+    unchecked: int = 0  # runs of replicates, of before 0.2, whose artifacts have no sha256
 
     @cached_property
     def _by_cell(self) -> Mapping[str, tuple[Run, ...]]:
@@ -187,6 +194,14 @@ class StudyRecord:
             contenders=(),
             fresh_example_scores={},
         )
+
+    def errors(self, cell: str) -> dict[str, list[str]]:
+        """What runs of a cell broke off with → their replicates, the search's and the fresh ones among them."""
+        found: dict[str, list[str]] = {}
+        for run in self.runs_of(cell):
+            if run.error and run.state != Status.FINISHED:
+                found.setdefault(run.error, []).append(run.replicate)
+        return found
 
     def finals(self, cell: str) -> tuple[Run, ...]:
         """The counted runs of a cell, by replicate."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import read_small
 from fusion_workbench.reports.reading.records import (
     TokenMapColumn,
     TokenMapExample,
@@ -29,6 +30,7 @@ KINDS: dict[str, str] = {
 _NAME = re.compile(r"[\w-][\w.-]*")  # a file beside look.json, nowhere else
 _FORMATS = ("PNG", "WEBP", "JPEG")
 _MOST_PIXELS = 4_000_000
+_LARGEST = 1e12  # of scores
 _MORE, _LESS = (255, 140, 0), (0, 80, 230)  # laid over an image where a level is drawn on more, and less
 _STRONGEST = 0.75  # how opaque at most
 
@@ -66,7 +68,7 @@ def _example(entry: Mapping[str, Any], file: Callable[[str], Path | None]) -> To
         task=str(entry["why"]["task"]),
         picture=_uri(kind_of, content),
         scores={
-            str(task): TokenMapScore(float(s["mean"]), _numbers(s["before"]), _numbers(s["after"]))
+            str(task): TokenMapScore(_number(s["mean"]), _numbers(s["before"]), _numbers(s["after"]))
             for task, s in entry["scores"].items()
         },
     )
@@ -84,7 +86,7 @@ def _column(
         cell=str(entry.get("cell") or ""),
         replicate=str(entry.get("replicate") or ""),
         label=str(entry.get("label") or f"layer {layer}"),
-        explained=tuple(float(share) for share in entry["explained"]),
+        explained=tuple(_number(share) for share in entry["explained"]),
         tiles=tuple(tiles),
     )
 
@@ -107,9 +109,9 @@ def _regions(
     levels = [
         TokenMapLevel(
             layer=int(level["layer"]),
-            mean=float(level["mean"]),
-            low=float(level["low"]),
-            high=float(level["high"]),
+            mean=_number(level["mean"]),
+            low=_number(level["low"]),
+            high=_number(level["high"]),
             tiles=tuple(_uri("PNG", _encoded(tint(tile))) for tile in _cut(level["file"], file, grid, examples)),
         )
         for level in entry["levels"]
@@ -139,8 +141,8 @@ def _picture(name: Any, file: Callable[[str], Path | None]) -> tuple[str, bytes,
     path = file(name) if isinstance(name, str) and _NAME.fullmatch(name) else None
     if path is None:
         raise WorkbenchError(f"the picture {name!r} is missing")
-    content = path.read_bytes()
     try:
+        content = read_small(path)
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise WorkbenchError(f"the picture {name} is too large ({image.width}×{image.height})")
@@ -154,7 +156,15 @@ def _uri(kind: str, content: bytes) -> str:
 
 
 def _numbers(values: Sequence[Any]) -> tuple[float | None, ...]:
-    return tuple(None if value is None else float(value) for value in values)
+    return tuple(None if value is None else _number(value) for value in values)
+
+
+def _number(value: Any) -> float:
+    """A score or a share. Raises ValueError for what none can be, TypeError for what is no number."""
+    found = float(value)
+    if abs(found) > _LARGEST:
+        raise ValueError(f"{found:g} is no score")
+    return found
 
 
 def _word(value: Any) -> str | None:

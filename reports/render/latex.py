@@ -46,11 +46,13 @@ def latex(analysis: Analysis, said: Answer) -> str:
 
 
 def _strategies(analysis: Analysis, measure: Measure, recommended: Cell | None) -> str:
-    """Score ± half width of every strategy on every selection."""
+    """Score ± half width of every strategy on every selection; empty where nothing has a score."""
     columns, rows = tables.grid(analysis, measure.name, recommended)
     if not rows:
         return ""
     shown: list[tables.ScoreEntry] = [e for row in rows for e in row.entries if e is not None]
+    if not shown:
+        return ""
     lines = []
     for start in range(0, len(rows), PANEL):
         panel = rows[start : start + PANEL]

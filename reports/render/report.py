@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
+from fusion_workbench.core.parse import parse_json
 from fusion_workbench.reports.against.agreement import published_page
 from fusion_workbench.reports.against.fail_on import failures
 from fusion_workbench.reports.against.probes import Probes, compare_with_probes, find_probes
@@ -227,7 +227,7 @@ def _in_order(drawn: list[Figure]) -> list[Figure]:
 
 def _versions(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except json.JSONDecodeError:
+        found = parse_json(text)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -27,6 +27,7 @@ def save_files(out: Path, files: Mapping[str, str]) -> None:
         raise WorkbenchError(f"the report cannot be written to {out}: a file is in the way; name a folder.") from None
     except OSError as error:
         if error.errno == errno.ENOSPC:
+            error.filename = error.filename or str(out)
             raise
         raise WorkbenchError(
             f"the report cannot be written to {out}: {error.strerror or error}; name a folder that may be written to."

@@ -21,6 +21,7 @@ from fusion_workbench.schema.names import (
     GATES_OPENED,
     OBJECTIVE,
     TRAIN_LOSS,
+    Artifact,
     Baseline,
     CostMetric,
     Phase,
@@ -282,7 +283,8 @@ def health(record: StudyRecord) -> list[dict[str, Any]]:
         }
         converged = [r.metrics[CONVERGED] >= 0.5 for r in runs if CONVERGED in r.metrics]
         opened = [r.metrics[GATES_OPENED] >= 0.5 for r in runs if GATES_OPENED in r.metrics]
-        flagged = [f"{n} {state.replace('_', ' ')}" for state, n in lost.items()] + flags(record, cell)
+        broken = [f"{error}, replicate {', '.join(of)}" for error, of in record.errors(cell.id).items()]
+        flagged = [f"{n} {state.replace('_', ' ')}" for state, n in lost.items()] + broken + flags(record, cell)
         rows.append(
             {
                 "cell": cell,
@@ -295,6 +297,15 @@ def health(record: StudyRecord) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _dependencies(record: StudyRecord) -> str:
+    """The fingerprints of all that the numbers depend on, in one word, and where they were taken late."""
+    tracked = record.dependencies
+    if tracked is None:
+        return ""
+    late = f" · {tracked.recorded}: taken when 0.2 first opened the study" if tracked.recorded else ""
+    return f"{len(tracked.fingerprints)} fingerprints, together {tracked.tag} ({Artifact.DEPENDENCIES}){late}"
 
 
 def provenance(record: StudyRecord, versions: Mapping[str, Any], config_hash: str) -> list[tuple[str, str]]:
@@ -316,8 +327,10 @@ def provenance(record: StudyRecord, versions: Mapping[str, Any], config_hash: st
         ),
         ("Source", source.version or source.name),
         *((f"Source fingerprint, {split}", value) for split, value in source.fingerprints.items()),
+        ("Dependencies", _dependencies(record)),
         ("Trained on", tags.get(Tag.DEVICE, "")),
         ("Numerics", tags.get(Tag.NUMERICS, "")),
+        ("Checksums", f"{record.unchecked} runs of before 0.2 have none" if record.unchecked else ""),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("MLflow", f"{record.tracking_uri}, experiment {record.experiment}, run {record.run_id}"),
     ]

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from fusion_workbench.core.text import printable
 from fusion_workbench.reports.render.links import anchor
 from fusion_workbench.reports.words import wording
 from fusion_workbench.version import __version__
@@ -44,11 +45,16 @@ def frame() -> dict[str, Any]:
     }
 
 
+def harmless(value: Any) -> Any:
+    """A printed value; words without what turns the direction of a text about, or is no character at all."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def markdown(value: Any) -> Any:
     """A printed value, escaped for Markdown and for the HTML that Markdown lets through."""
     if isinstance(value, Markup):
         return value
-    text = re.sub(r"\s+", " ", str(value)) if str(value).strip() else str(value)
+    text = printable(re.sub(r"\s+", " ", str(value)) if str(value).strip() else str(value))
     return Markup(_MARKDOWN.sub(r"\\\g<0>", escape(text, quote=False)))
 
 
@@ -60,7 +66,7 @@ def _environment(kind: str) -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=markdown if kind == "md" else None,
+        finalize=markdown if kind == "md" else harmless,
     )
     filters: dict[str, Callable[..., Any]] = {
         "count": wording.count,
@@ -69,7 +75,7 @@ def _environment(kind: str) -> Environment:
         "svg": lambda figure: Markup(figure.inline),
         "anchor": anchor,
         "csv_uri": lambda text: f"data:text/csv;charset=utf-8,{quote(text, safe=_IN_URI, errors='replace')}",
-        "fence": lambda text: Markup(str(text).replace("```", "'''")),
+        "fence": lambda text: Markup(printable(str(text)).replace("```", "'''")),
     }
     environment.filters |= filters
     return environment

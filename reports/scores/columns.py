@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.text import printable
+from fusion_workbench.reports.scores.score_names import CORRECT, GRADED, LARGEST, plain
 
 # What a column may be called. A role's own name wins; two of the others need --column.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -26,13 +29,12 @@ ROLES: dict[str, tuple[str, ...]] = {
         "image",
         "index",
     ),
-    "score": ("value", "correct", "is_correct", "accuracy", "acc"),
+    "score": ("value", *CORRECT, *(name for name in GRADED if name != "score")),
     "replicate": ("seed", "run", "rep", "trial"),
     "group": ("cluster", "group_id", "cluster_id"),
     "measure": ("task", "metric", "dataset", "benchmark"),  # several are joined
 }
 _WORDS = {"true": 1.0, "false": 0.0}
-LARGEST = 1e100  # of a score: squares and their sums stay finite
 
 
 def mapping_of(columns: Sequence[str]) -> dict[str, str]:
@@ -52,15 +54,26 @@ def number(value: Any, where: str, column: str) -> float:
     """A finite score. Raises WorkbenchError that says where there is none."""
     said = str(value).strip() if value is not None else ""
     try:
-        found = _WORDS[said.lower()] if said.lower() in _WORDS else float(said)
+        found = _WORDS[said.lower()] if said.lower() in _WORDS else float(said.replace("_", "?"))  # 1_0 is no ten
     except ValueError:
         found = float("nan")
     if not np.isfinite(found):
         wrong = f"'{said}' is no number" if said else "there is no number"
-        raise WorkbenchError(f"{where}: {wrong} (column '{column}'); a score is a finite number, or true or false.")
+        raise WorkbenchError(
+            f"{where}: {wrong} (column '{column}'); a score is a finite number, or true or false{_instead(said)}."
+        )
     if abs(found) > LARGEST:
         raise WorkbenchError(f"{where}: '{said}' is too large for a score (column '{column}'; at most {LARGEST:g}).")
     return found
+
+
+def _instead(said: str) -> str:
+    """How a number is written that people write otherwise."""
+    if re.fullmatch(r"[+-]?\d*,\d+", said):
+        return f", with a decimal point: {said.replace(',', '.')}"
+    if re.fullmatch(r"[+-]?\d{1,3}([,.' _]\d{3})+([.,]\d+)?", said):
+        return ", without separators of thousands"
+    return ", without a sign of per cent" if said.endswith("%") else ""
 
 
 def word(values: Sequence[Any], at: Sequence[int]) -> str:
@@ -70,14 +83,19 @@ def word(values: Sequence[Any], at: Sequence[int]) -> str:
         value = values[i]
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if value is not None and str(value).strip():
+        if value is not None and value == value and str(value).strip():  # NaN is what pandas makes of an empty cell
             words.append(str(value).strip())
-    return "/".join(words).encode(errors="replace").decode()  # half a surrogate pair, which JSON can hold, is no text
+    return shown("/".join(words))
+
+
+def shown(text: str) -> str:
+    """A name as every output may show it: no control characters, nor half a surrogate pair, which JSON can hold."""
+    return printable(text.encode(errors="replace").decode())
 
 
 def columns_of(path: Path, names: Sequence[str], mapping: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     """Where each role stands."""
-    plain = [str(n).strip().lower().replace(" ", "_").replace("-", "_") for n in names]
+    read = [plain(n) for n in names]
     out: dict[str, tuple[int, ...]] = {}
     for role, synonyms in ROLES.items():
         if role in mapping:
@@ -85,14 +103,18 @@ def columns_of(path: Path, names: Sequence[str], mapping: Mapping[str, str]) -> 
                 raise WorkbenchError(
                     f"{path}: there is no column '{mapping[role]}' for the {role}.{nearest(mapping[role], names)}"
                 )
+            if list(names).count(mapping[role]) > 1:
+                raise WorkbenchError(f"{path}: two columns are called '{mapping[role]}'; rename one.")
             out[role] = (list(names).index(mapping[role]),)
             continue
-        known = [plain.index(s) for s in (role, *synonyms) if s in plain]
         taken = {i for own in out.values() for i in own}
-        known = [i for i in known if i not in taken and names[i] not in mapping.values()]
+        free = [i for i in range(len(read)) if i not in taken and names[i] not in mapping.values()]
+        known = [i for s in (role, *synonyms) for i in free if read[i] == s]
+        if known and role != "measure":
+            _one_of_a_name(path, role, [names[i] for i in known if read[i] == read[known[0]]])
         if role == "measure" and known:
             out[role] = tuple(known)
-        elif len(known) > 1 and role not in plain:
+        elif len(known) > 1 and read[known[0]] != role:
             either = " or ".join(f"'{names[i]}'" for i in known)
             raise WorkbenchError(f"{path}: the {role} could be {either}; say which with --column {role}=NAME.")
         elif known:
@@ -104,3 +126,20 @@ def columns_of(path: Path, names: Sequence[str], mapping: Mapping[str, str]) -> 
                 f"{path}: no column holds the {role}; there are {listed or 'none'}. Name it with --column {role}=NAME."
             )
     return out
+
+
+def _one_of_a_name(path: Path, role: str, called: Sequence[str]) -> None:
+    """Raises WorkbenchError where two columns have one name, but for capitals and spaces."""
+    if len(called) > 1:
+        either = " and ".join(f"'{name}'" for name in called)
+        way = f"say which with --column {role}=NAME" if len(set(called)) == len(called) else "rename one"
+        raise WorkbenchError(f"{path}: two columns are called as the {role} is ({either}); {way}.")
+
+
+def passed_over(names: Sequence[str], at: Mapping[str, tuple[int, ...]], mapping: Mapping[str, str]) -> str:
+    """A note where a column beside the score may be meant as well; empty: there is none."""
+    taken = {i for own in at.values() for i in own}
+    others = [str(n) for i, n in enumerate(names) if i not in taken and plain(n) in (*CORRECT, *GRADED)]
+    if "score" in mapping or not others:
+        return ""
+    return f"The score is column '{names[at['score'][0]]}'; there is '{others[0]}' too (--column score={others[0]})."

@@ -11,6 +11,7 @@ import numpy as np
 from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.reports.analysis.comparison import Comparison
 from fusion_workbench.reports.analysis.plain import correction_sentence
+from fusion_workbench.reports.scores.doubts import doubts, refuse_two_units
 from fusion_workbench.reports.scores.tables import Scores
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, Floats, codes, natural_key
 from fusion_workbench.reports.statistics.intervals import FEW_GROUPS, Estimate, estimate, holm
@@ -19,7 +20,7 @@ from fusion_workbench.reports.statistics.verdicts import Judged, equivalence, ve
 from fusion_workbench.reports.words.units import MIXED, SHARE, Unit
 from fusion_workbench.reports.words.wording import listed, plural
 from fusion_workbench.schema.names import Verdict
-from fusion_workbench.schema.plan import FEWEST
+from fusion_workbench.schema.plan import FEWEST, FEWEST_EXAMPLES
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,10 @@ def judge_scores(
 
     Raises:
         WorkbenchError: there is one system, no such baseline, a level or margin out of range, or a system that shares
-            no example with any baseline.
+            no example with any baseline, or scores of two units.
     """
     against = _baselines(scores, baselines)
+    refuse_two_units(scores)
     if not 0 < level < 0.5:
         raise WorkbenchError(f"--level {level:g}: it is the chance of a false verdict, such as 0.05.")
     if margin is not None and not (margin > 0 and math.isfinite(margin)):
@@ -137,7 +139,7 @@ def judge_scores(
         for measure in scores.measures
     )
     found = Judgement(tables, against, level, margin, sign, "", ())
-    caveats = (*_caveats(scores, pairs, independent), *scores.notes)
+    caveats = (*_caveats(scores, pairs, independent), *doubts(scores, pairs, higher_is_better), *scores.notes)
     return Judgement(tables, against, level, margin, sign, _headline(found), caveats)
 
 
@@ -183,8 +185,9 @@ def paired_differences(scores: Scores, measure: str, one: str, other: str) -> Ex
 
 
 def _judged(pairs: dict[PairKey, Difference], margin: float | None) -> dict[PairKey, Judged]:
-    """Holm over all pairs that have replicates enough; equivalence is a family of its own, at the same level."""
-    enough = {key: m for key, m in pairs.items() if m.replicates >= FEWEST}
+    """Holm over all pairs that have replicates and examples enough; equivalence is a family of its own, at the same
+    level."""
+    enough = {key: m for key, m in pairs.items() if m.replicates >= FEWEST and m.estimate.examples >= FEWEST_EXAMPLES}
     different = holm([float(m.noise.p()) for m in enough.values()])
     alike = holm([float(equivalence(m.noise, margin)) if margin is not None else np.nan for m in enough.values()])
     return {
@@ -285,6 +288,9 @@ def _caveats(scores: Scores, pairs: dict[PairKey, Difference], independent: bool
             on = f" on {measure}" if measure else ""
             out.append(f"{one} and {other}{on}: {m.dropped} examples that only one of them has are left out.")
     for measure in scores.measures:
+        judged_on = {m.estimate.examples for (of, *_), m in pairs.items() if of == measure}
+        if judged_on and min(judged_on) < FEWEST_EXAMPLES:
+            out.append(few_examples(min(judged_on), f" on {measure}" if measure else ""))
         without = [s for s in scores.systems if (s, measure) not in scores.example_scores]
         if without:
             rest = [f"{len(without) - 5} more"] if len(without) > 5 else []
@@ -301,3 +307,12 @@ def _caveats(scores: Scores, pairs: dict[PairKey, Difference], independent: bool
                 "for others."
             )
     return out
+
+
+def few_examples(number: int, on: str = "") -> str:
+    """What one or two examples cannot say."""
+    these = "this example" if number == 1 else f"these {number} examples"
+    return (
+        f"Conditional on {these}{on}: from {number} nobody can tell what other examples would change, so there is no "
+        f"verdict (it takes {FEWEST_EXAMPLES}) and intervals leave it out."
+    )

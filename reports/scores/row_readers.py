@@ -8,9 +8,12 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.files import read_small
+
+_MOST_BYTES = 10_000_000_000  # of a table of scores, which is read whole
 
 
 def delimited(path: Path) -> tuple[list[str], Iterator[tuple[int, Sequence[Any]]]]:
@@ -19,18 +22,29 @@ def delimited(path: Path) -> tuple[list[str], Iterator[tuple[int, Sequence[Any]]
     text = _text(path)
     head = text.partition("\n")[0]
     sign = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign)
-    names = next(reader, [])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)  # strict: an open quote is an error
+
+    def lines() -> Iterator[tuple[int, list[str]]]:
+        try:
+            for values in reader:
+                yield reader.line_num, values
+        except csv.Error as error:
+            raise WorkbenchError(f"{path}:{reader.line_num}: {error}.") from None
+
+    every = lines()
+    _, names = next(every, (0, []))
     if not any(name.strip() for name in names):
         raise WorkbenchError(f"{path}: the file is empty.")
 
     def rows() -> Iterator[tuple[int, Sequence[Any]]]:
-        try:
-            for values in reader:
-                if any(values):
-                    yield reader.line_num, values
-        except csv.Error as error:
-            raise WorkbenchError(f"{path}:{reader.line_num}: {error}.") from None
+        for line, values in every:
+            if any(value.strip() for value in values[len(names) :]):
+                raise WorkbenchError(
+                    f"{path}:{line}: the row has {len(values)} values and the head {len(names)} columns (a decimal "
+                    "comma, or text with a separator in it, stands in quotation marks)."
+                )
+            if any(values):
+                yield line, values
 
     return [name.strip() for name in names], rows()
 
@@ -47,26 +61,84 @@ def parquet(path: Path) -> tuple[list[str], Iterator[tuple[int, Sequence[Any]]]]
     return list(table.column_names), ((i, values) for i, values in enumerate(zip(*columns, strict=True), 1))
 
 
-def objects_of(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """JSON lines, or one JSON list of objects, which are then numbered instead."""
+class Objects(NamedTuple):
+    """The objects of a JSON file, each with its line or number, and what stands beside them in the file."""
+
+    header: Mapping[str, Any]
+    rows: Iterator[tuple[int, Mapping[str, Any]]]
+
+
+def objects_of(path: Path) -> Objects:
+    """JSON lines; one JSON list of objects, which are then numbered; or a log of lmms-eval before 0.2: one object,
+    whose ``logs`` are the objects and whose other keys are the header."""
     text = _text(path)
-    if text.lstrip().startswith("["):
-        listed = _json(text, f"{path}")
-        yield from ((i, _object(value, f"{path}:{i}")) for i, value in enumerate(listed, 1))
-        return
-    for line, words in enumerate(text.split("\n"), 1):
-        if words.strip():
-            yield line, _object(_json(words, f"{path}", line), f"{path}:{line}")
+    start = text.lstrip()[:1]
+    if start == "[":
+        return Objects({}, _numbered(_json(text, f"{path}"), path))
+    lines = [(number, words) for number, words in enumerate(text.split("\n"), 1) if words.strip()]
+    if start == "{" and (len(lines) == 1 or not _is_json(lines[0][1])):
+        whole = _whole(text)
+        if whole is not None and isinstance(whole.get("logs"), list):
+            return Objects({k: v for k, v in whole.items() if k != "logs"}, _numbered(whole["logs"], path))
+        if whole is not None and (len(lines) > 1 or not _is_row(whole)):
+            raise WorkbenchError(_no_rows(path, whole))
+    return Objects({}, ((n, _object(_json(words, f"{path}", n), f"{path}:{n}")) for n, words in lines))
+
+
+def _numbered(values: Sequence[Any], path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    return ((i, _object(value, f"{path}:{i}")) for i, value in enumerate(values, 1))
+
+
+def _whole(text: str) -> dict[str, Any] | None:
+    """The file as one object; None where it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_json(words: str) -> bool:
+    try:
+        json.loads(words)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_row(value: Mapping[str, Any]) -> bool:
+    """Whether one object alone may be a row: what harnesses write of a whole run is none."""
+    return not (isinstance(value.get("results"), Mapping) and ("configs" in value or "versions" in value))
+
+
+def _no_rows(path: Path, whole: Mapping[str, Any]) -> str:
+    if not _is_row(whole):
+        return f"{path}: the results of a whole run, without the score of each document; --log_samples writes these."
+    keys = ", ".join(list(whole)[:8])
+    return f"{path}: one JSON object ({keys}) where one a line is wanted, a score each, or a list of them."
 
 
 def _json(words: str, path: str, line: int | None = None) -> Any:
     try:
-        return json.loads(words)
+        return json.loads(words, object_pairs_hook=_once)
+    except _Twice as error:
+        raise WorkbenchError(f"{path}{f':{line}' if line else ''}: '{error}' stands twice in one object.") from None
     except json.JSONDecodeError as error:
         raise WorkbenchError(f"{path}:{line or error.lineno}: not valid JSON ({error.msg}).") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
         why = "nested too deep" if isinstance(error, RecursionError) else "a number is too long"
         raise WorkbenchError(f"{path}{f':{line}' if line else ''}: not JSON that can be read ({why}).") from None
+
+
+class _Twice(Exception):
+    """A key that an object holds twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice(next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i])))
+    return found
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:
@@ -77,7 +149,7 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_small(path, _MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise WorkbenchError(f"{path}: not text in UTF-8.") from None
     except OSError as error:

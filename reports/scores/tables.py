@@ -7,23 +7,22 @@ the replicate, the group of the example and the measure. A *sample log* is what 
 
 from __future__ import annotations
 
-import glob
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.reports.scores.columns import columns_of, mapping_of, number, word
+from fusion_workbench.reports.scores.columns import columns_of, mapping_of, number, passed_over, shown, word
+from fusion_workbench.reports.scores.files import File, files_of
+from fusion_workbench.reports.scores.old_logs import system_of, task_of_header
 from fusion_workbench.reports.scores.row_readers import delimited, objects_of, parquet
-from fusion_workbench.reports.scores.sample_logs import is_sample_log, is_sample_name, sample_rows
+from fusion_workbench.reports.scores.sample_logs import is_sample_log, read_log
+from fusion_workbench.reports.scores.score_names import counts_up
+from fusion_workbench.reports.statistics.copies import counted_once
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, natural_key
-
-TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
 
 
 class ScoreRow(NamedTuple):
@@ -36,15 +35,6 @@ class ScoreRow(NamedTuple):
     group: str
     score: float
     line: int
-
-
-@dataclass(frozen=True)
-class File:
-    """A file and what its name, or ``--system``, says of it; empty words: nothing."""
-
-    path: Path
-    system: str = ""
-    replicate: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,93 +64,76 @@ def read_scores(
     Args:
         files: files, or folders whose sample logs (or else tables) are all meant.
         systems: ``NAME=PATTERN`` or ``NAME@REPLICATE=PATTERN``: whose a file is.
-        columns: ``ROLE=COLUMN``.
+        columns: ``ROLE=COLUMN``; of sample logs the roles group and score, with a key.
         metrics: measures to keep, by their whole name, task or metric; empty: all.
 
     Raises:
         WorkbenchError: a file cannot be read, lacks a column, holds what is no number, or says something twice.
     """
     mapping = mapping_of(columns)
-    found = _files(files, systems)
+    found = files_of(files, systems)
     if not found:
         raise WorkbenchError("no files: name some, or --system NAME=PATTERN.")
     table = _Collected()
     for file in found:
-        table.add(file.path, _entries(file, mapping))
+        table.add(file.path, _entries(file, mapping, metrics, table), mapping.get("score", ""))
     return table.scores(metrics)
-
-
-# --- which files ----------------------------------------------------------------------------------------------------
-
-
-def _files(files: Sequence[str], systems: Sequence[str]) -> list[File]:
-    out: dict[Path, File] = {}
-    for option in systems:
-        name, sign, pattern = option.partition("=")
-        system, _, replicate = name.partition("@")
-        if not sign or not system or not pattern:
-            raise WorkbenchError(f"--system {option}: expected NAME=PATTERN or NAME@REPLICATE=PATTERN.")
-        matched = sorted(glob.glob(pattern, recursive=True))
-        if not matched:
-            raise WorkbenchError(f"--system {option}: no file matches '{pattern}'.")
-        for path in (p for m in matched for p in _expanded(Path(m))):
-            if path.resolve() in out:
-                raise WorkbenchError(
-                    f"--system {option}: {path} is named by --system {out[path.resolve()].system} too."
-                )
-            out[path.resolve()] = File(path, system, replicate)
-    for name in files:
-        for path in _expanded(Path(name)):
-            out.setdefault(path.resolve(), File(path))
-    return list(out.values())
-
-
-def _expanded(path: Path) -> list[Path]:
-    if not os.path.exists(path):  # Path.exists raises where a name is too long
-        raise WorkbenchError(f"{path}: there is no such file.")
-    if not path.is_dir():
-        if path.suffix.lower() not in TABLES:
-            raise WorkbenchError(f"{path}: '{path.suffix}' is not read; known: {', '.join(TABLES)}.")
-        return [path]
-    inside = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix.lower() in TABLES]
-    logs = [p for p in inside if is_sample_name(p)]
-    if not inside:
-        raise WorkbenchError(f"{path}: the folder holds no sample logs and no tables ({', '.join(TABLES)}).")
-    return logs or inside
 
 
 # --- what is in them ------------------------------------------------------------------------------------------------
 
 
-def _entries(file: File, mapping: Mapping[str, str]) -> Iterator[ScoreRow]:
+def _entries(file: File, mapping: Mapping[str, str], metrics: Sequence[str], table: _Collected) -> Iterator[ScoreRow]:
+    """The rows of a file; what has to be said of them is added to ``table``."""
     path, suffix = file.path, file.path.suffix.lower()
     if suffix == ".parquet":
         names, records = parquet(path)
-        yield from _long(file, names, records, mapping, "row ")
+        yield from _long(file, names, records, mapping, table.notes, "row ")
     elif suffix in (".csv", ".tsv"):
         names, records = delimited(path)
-        yield from _long(file, names, records, mapping)
+        yield from _long(file, names, records, mapping, table.notes)
     else:
-        objects = objects_of(path)
-        first = next(objects, None)
-        if first is None:
+        header, rows = objects_of(path)
+        objects = list(rows)
+        if not objects:
             raise WorkbenchError(f"{path}: the file is empty.")
-        if is_sample_log(path, first[1]):
-            yield from _from_log(file, chain([first], objects), mapping)
+        if header or is_sample_log(path, objects[0][1]):
+            yield from _from_log(file, header, objects, mapping, metrics, table)
             return
-        names = list(first[1])
+        names = list(dict.fromkeys(name for _, o in objects for name in o))
         yield from _long(
-            file, names, ((line, [o.get(name) for name in names]) for line, o in chain([first], objects)), mapping
+            file, names, ((line, [o.get(name) for name in names]) for line, o in objects), mapping, table.notes
         )
 
 
 def _from_log(
-    file: File, objects: Iterable[tuple[int, Mapping[str, Any]]], mapping: Mapping[str, str]
+    file: File,
+    header: Mapping[str, Any],
+    objects: Sequence[tuple[int, Mapping[str, Any]]],
+    mapping: Mapping[str, str],
+    metrics: Sequence[str],
+    table: _Collected,
 ) -> Iterator[ScoreRow]:
     folder = file.path.resolve().parent.name
     system, _, replicate = (folder, "", "") if file.system else folder.partition("@")
-    for measure, example, group, score, line in sample_rows(file.path, objects, mapping.get("group", "")):
-        yield ScoreRow(file.system or system, file.replicate or replicate, measure, example, group, score, line)
+    if not replicate:
+        system = system_of(header) or system
+    log = read_log(
+        file.path, objects, mapping.get("group", ""), mapping.get("score", ""), metrics, task_of_header(header)
+    )
+    table.notes += map(shown, log.notes)
+    table.others += log.others
+    table.keys.update((shown(measure), shown(key)) for measure, key in log.keys.items())
+    for measure, example, group, score, line in log.rows:
+        yield ScoreRow(
+            file.system or shown(system),
+            file.replicate or shown(replicate),
+            shown(measure),
+            shown(example),
+            shown(group),
+            score,
+            line,
+        )
 
 
 def _long(
@@ -168,11 +141,13 @@ def _long(
     names: Sequence[str],
     records: Iterable[tuple[int, Sequence[Any]]],
     mapping: Mapping[str, str],
+    notes: list[str],
     row: str = "",
 ) -> Iterator[ScoreRow]:
     """Rows of a long table; ``row`` stands before the number in messages."""
     at = columns_of(file.path, names, mapping)
-    stem, _, seed = file.path.stem.partition("@")
+    notes += filter(None, [passed_over(names, at, mapping)])
+    stem, _, seed = shown(file.path.stem).partition("@")
     system, replicate = file.system or stem, file.replicate or seed
     any_row = False
     for line, values in records:
@@ -206,9 +181,15 @@ class _Collected:
         self.cells: dict[tuple[str, str], dict[str, dict[str, float]]] = {}  # (system, measure) → replicate → example
         self.places: dict[tuple[str, str, str, str], tuple[Path, int]] = {}
         self.groups: dict[tuple[str, str], str] = {}  # (measure, example)
+        self.notes: list[str] = []
+        self.keys: dict[str, str] = {}  # of a log's measures: where their score stood
+        self.others: list[str] = []  # measures of logs that were not asked for
 
-    def add(self, path: Path, entries: Iterable[ScoreRow]) -> None:
+    def add(self, path: Path, entries: Iterable[ScoreRow], column: str = "") -> None:
+        """``column``: what the user calls the score."""
+        met: dict[tuple[str, str, str], list[float]] = {}
         for e in entries:
+            met.setdefault((e.system, e.measure, e.replicate), []).append(e.score)
             own = self.cells.setdefault((e.system, e.measure), {}).setdefault(e.replicate, {})
             place = (e.system, e.measure, e.replicate, e.example)
             if e.example in own:
@@ -224,19 +205,36 @@ class _Collected:
                 raise WorkbenchError(
                     f"{path}:{e.line}: example '{e.example}' is in group '{e.group}', and elsewhere in '{known}'."
                 )
+        for (system, measure, replicate), scores in met.items():
+            self._refuse_an_index(path, system, measure, replicate, scores, column)
+
+    def _refuse_an_index(
+        self, path: Path, system: str, measure: str, replicate: str, scores: Sequence[float], column: str
+    ) -> None:
+        """Raises WorkbenchError where the scores count up, by the rows or by the examples' names."""
+        own = self.cells[system, measure][replicate]
+        name = column or measure.rpartition("/")[2]
+        for found in (scores, [own[example] for example in sorted(own, key=natural_key)]):
+            if counts_up(found, name):
+                first = ", ".join(f"{score:g}" for score in found[:3])
+                raise WorkbenchError(
+                    f"{path}: what {system} has as {f'its {measure}' if measure else 'scores'} counts up ({first}, …) "
+                    "as an index does and no score; name the score with --column score=NAME."
+                )
 
     def scores(self, metrics: Sequence[str]) -> Scores:
         systems = tuple(dict.fromkeys(system for system, _ in self.cells))
-        notes: list[str] = []
+        notes = list(dict.fromkeys(self.notes))
         known = tuple(dict.fromkeys(measure for _, measure in self.cells))
-        measures = _chosen(known, metrics) if metrics else self._told_apart(known, systems, notes)
+        measures = _chosen(known, metrics, self.others) if metrics else self._told_apart(known, systems, notes)
+        notes += [f"The score of {m} is {self.keys[m]}." for m in measures if m in self.keys]
         example_scores = {
             (system, measure): self._example_scores(system, measure, notes)
             for measure in measures
             for system in systems
             if (system, measure) in self.cells
         }
-        return Scores(systems, measures, example_scores, tuple(notes))
+        return Scores(systems, measures, *_once_each(systems, example_scores, notes))
 
     def _told_apart(self, measures: tuple[str, ...], systems: tuple[str, ...], notes: list[str]) -> tuple[str, ...]:
         """Without metrics that repeat another of their task: lmms-eval logs one score under many names (POPE's
@@ -279,10 +277,22 @@ class _Collected:
         return ExampleScores(replicates, examples, scores, groups if any(groups) else ())
 
 
-def _chosen(measures: tuple[str, ...], metrics: Sequence[str]) -> tuple[str, ...]:
+def _once_each(
+    systems: Sequence[str], found: Mapping[tuple[str, str], ExampleScores], notes: Sequence[str]
+) -> tuple[Mapping[tuple[str, str], ExampleScores], tuple[str, ...]]:
+    """The scores with replicates that are copies of each other counted once, and the notes that say so."""
+    out, told = dict(found), list(notes)
+    for system in systems:
+        own, said = counted_once({m: o for (s, m), o in found.items() if s == system}, system)
+        out.update(((system, measure), scores) for measure, scores in own.items())
+        told += said
+    return out, tuple(told)
+
+
+def _chosen(measures: tuple[str, ...], metrics: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
     """Those measures that are asked for, by their whole name or a part of it between slashes."""
     for wanted in metrics:
         if not any(wanted == m or wanted in m.split("/") for m in measures):
-            known = [part for m in measures for part in {m, *m.split("/")} if part]
+            known = [part for m in (*measures, *others) for part in {m, *m.split("/")} if part]
             raise WorkbenchError(f"--metric {wanted}: no score is of that.{nearest(wanted, set(known))}")
     return tuple(m for m in measures if any(w == m or w in m.split("/") for w in metrics))

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from fusion_workbench.reports.statistics.example_scores import Floats
 from fusion_workbench.reports.statistics.intervals import Noise, holm, noise
 from fusion_workbench.schema.names import Verdict
-from fusion_workbench.schema.plan import FEWEST, Plan
+from fusion_workbench.schema.plan import FEWEST, FEWEST_EXAMPLES, Plan
 
 _AT_ONCE = 1 << 21  # scores that are judged in one piece: 16 MiB, and as much again a few times while they are
 
@@ -76,7 +76,13 @@ def judge(pairs: Sequence[PairedScores], plan: Plan, reached: int) -> Mapping[tu
         rows = [tuple(i for i, r in enumerate(p.replicates) if r < look) for p in pairs]
         raw, close = _p_values(pairs, rows)
         for family in plan.families:
-            own = [i for i, p in enumerate(pairs) if p.measure in family.measures and len(rows[i]) >= FEWEST]
+            own = [
+                i
+                for i, p in enumerate(pairs)
+                if p.measure in family.measures
+                and len(rows[i]) >= FEWEST
+                and p.scores.shape[1] >= FEWEST_EXAMPLES  # from fewer, what others would change cannot be told
+            ]
             share = family.share * spent
             corrected = holm(raw[own]) / share, holm(close[own]) / share
             for i, different, alike in zip(own, *np.minimum(corrected, 1.0), strict=True):

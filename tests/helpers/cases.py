@@ -1,4 +1,4 @@
-"""The cases of ``tests/truth``: what was tried, what happens, where somebody met it. docs/reliability.md prints them."""
+"""The cases of ``tests/truth``: what was tried, what happens, where it was met. docs/reliability.md prints them."""
 
 from __future__ import annotations
 

@@ -34,9 +34,12 @@ def write_study(file: Path, encoder: Path) -> Path:
 
 def workbench(*words: str | Path) -> tuple[int, str]:
     """A command line's exit status, and what it said; a mistake of the user's as the line that it is told in."""
+    from mlflow.tracking._tracking_service import utils
+
     from fusion_workbench.cli.main import app
     from fusion_workbench.core.errors import WorkbenchError
 
+    utils._artifact_repos_cache.clear()  # MLflow's, of where runs lie: a command of a user's begins without
     result = CliRunner().invoke(app, [str(word) for word in words])
     if isinstance(result.exception, WorkbenchError):
         return 2, f"error: {result.exception}"

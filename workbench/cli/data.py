@@ -70,6 +70,12 @@ def check(
     verify: Annotated[
         str, typer.Option("--verify", help="How closely images are checked: exists, header, pixels.")
     ] = "header",
+    padding: Annotated[
+        str,
+        typer.Option(
+            "--padding", help="How images become squares: square (padded; none longer than 20,000 px), crop, stretch."
+        ),
+    ] = "square",
     bad_rows: Annotated[
         float, typer.Option("--bad-rows", min=0, max=1, help="Share of bad rows that is let pass.")
     ] = 0.01,
@@ -81,5 +87,5 @@ def check(
     """Count what a file holds and list the rows that cannot be used. Exits with 1 when they are too many."""
     from fusion_workbench.tools.data import check as read
 
-    if not read(terminal(), file, images or file.parent, verify, bad_rows, quarantine):
+    if not read(terminal(), file, images or file.parent, verify, bad_rows, quarantine, padding=padding):
         raise typer.Exit(1)

@@ -34,7 +34,7 @@ def studies() -> None:
         table.add_row(name, load_study(name).question, str(path))
     console = terminal()
     console.print(table)
-    console.print("see what one would train: [bold]workbench sweep STUDY --plan[/]", highlight=False)
+    console.print("see what one would train: [bold]workbench sweep STUDY --plan[/]", highlight=False, markup=True)
 
 
 @app.command()
@@ -43,7 +43,7 @@ def layers(
         str, typer.Argument(help="assets:encoder, a transformers folder, or a Hugging Face name.")
     ] = "assets:encoder",
     image_size: Annotated[
-        int, typer.Option("--image-size", help="Pixels of the square input; 0: the encoder's own.")
+        int, typer.Option("--image-size", min=0, max=16_384, help="Pixels of the square input; 0: the encoder's own.")
     ] = 0,
     revision: Annotated[str | None, typer.Option("--revision", help="Commit of a Hugging Face name.")] = None,
     families: Annotated[bool, typer.Option("--families", help="Show the families of encoders that are known.")] = False,
@@ -89,18 +89,18 @@ def check_strategy(
 def assets(
     names: Annotated[list[str] | None, typer.Argument(help="Which; default: all but the language model.")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Fetch again what is missing or altered.")] = False,
-    check: Annotated[bool, typer.Option("--list", help="Show what is there, and fetch nothing.")] = False,
+    check: Annotated[bool, typer.Option("--list", help="Read and show what is there, and fetch nothing.")] = False,
 ) -> None:
     """Fetch and convert the embedded encoder, photographs, digits and typefaces; once."""
     from fusion_workbench.assets import home as embedded
 
     console = terminal()
     if not check:
-        embedded.ensure(*(names or embedded.DEFAULT), repair=repair)
+        embedded.ensure(*(names or embedded.DEFAULT), repair=repair, thorough=True)
     from rich.table import Table
 
     table = Table("asset", "state", "size", "what it is", "where", title="embedded assets", title_justify="left")
-    for status in embedded.status():
+    for status in embedded.status(thorough=True):  # every byte is read: a rotten bit keeps size and time
         table.add_row(
             status.name,
             status.state,
@@ -110,7 +110,8 @@ def assets(
         )
     console.print(table)
     console.print(
-        "next: [bold]workbench quickstart[/]" if not check else "fetch what is missing: [bold]workbench assets[/]"
+        "next: [bold]workbench quickstart[/]" if not check else "fetch what is missing: [bold]workbench assets[/]",
+        markup=True,
     )
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shlex
-import sys
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,18 +14,22 @@ from fusion_workbench.cli import data as cli_data
 from fusion_workbench.cli import inspect as cli_parts
 from fusion_workbench.cli import models as cli_model
 from fusion_workbench.cli import statistics as cli_others
+from fusion_workbench.cli.endings import run
 from fusion_workbench.cli.terminal import (
     DEFAULT_WORKSPACE,
+    AcceptChange,
     Overrides,
     Quiet,
     StudyName,
     Uri,
+    WithoutControls,
     Workspace,
-    show_deprecations,
+    harmless,
     terminal,
 )
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.text import folder_name, printable
+from fusion_workbench.core.mlflow_uri import without_password
+from fusion_workbench.core.text import folder_name
 from fusion_workbench.study.tracking import existing_uri
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="workbench",
+    cls=WithoutControls,
     help="A referee for visual-layer fusion: which encoder layers to feed to the language model, fused how, and how "
     "sure that is.",
     no_args_is_help=True,
@@ -92,6 +94,7 @@ def quickstart(
     small: Annotated[
         bool, typer.Option("--small", help="A smoke run: few scenes, two epochs; its numbers mean nothing.")
     ] = False,
+    accept_change: AcceptChange = False,
     quiet: Quiet = False,
 ) -> None:
     """Assets, a real ablation on real images, MLflow, the report: the whole way in some minutes."""
@@ -99,10 +102,11 @@ def quickstart(
     from fusion_workbench.config.study import load_study
     from fusion_workbench.study.identity import as_begun
 
-    words = [*(SMALL if small else ()), *(overrides or [])]
+    typed = {word.partition("=")[0] for word in overrides or []}
+    words = [*(word for word in SMALL if small and word.partition("=")[0] not in typed), *(overrides or [])]
     study = as_begun(lambda schema: load_study("quickstart", words, schema), workspace)
     assets.ensure("encoder", "photographs", "digits", "typefaces", progress=not quiet)
-    _run(study, workspace, quiet)
+    _run(study, workspace, quiet, accept_change=accept_change)
 
 
 @app.command()
@@ -112,8 +116,10 @@ def sweep(
     workspace: Workspace = DEFAULT_WORKSPACE,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would be trained, and train nothing.")] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Train again what diverged or ran out of memory.")
+        bool,
+        typer.Option("--retry-failed", help="Train again what diverged, ran out of memory or broke off with an error."),
     ] = False,
+    accept_change: AcceptChange = False,
     retrain_lost: Annotated[
         bool,
         typer.Option("--retrain-lost", help="Train again what was finished and is lost: its MLflow run and its files."),
@@ -125,13 +131,14 @@ def sweep(
     from fusion_workbench.config.study import load_study
     from fusion_workbench.study.identity import as_begun
 
-    words = shlex.join([study, *(overrides or [])])
+    words = shlex.join(map(without_password, [study, *(overrides or [])]))
     _run(
         as_begun(lambda schema: load_study(study, overrides or [], schema), workspace),
         workspace,
         quiet,
         plan=f"workbench sweep {words}" if plan else "",
         retry_failed=retry_failed,
+        accept_change=accept_change,
         retrain_lost=retrain_lost,
         report=report,
     )
@@ -150,6 +157,7 @@ def train(
         str, typer.Option("--study", "-s", help="The study whose data and training it shares.")
     ] = "quickstart",
     workspace: Workspace = DEFAULT_WORKSPACE,
+    accept_change: AcceptChange = False,
     quiet: Quiet = False,
 ) -> None:
     """Train one variant (by default one replicate) and track it, without a search."""
@@ -168,7 +176,7 @@ def train(
         base.name = f"train-{strategy}"
         return _overridden(base, overrides or [])
 
-    _run(as_begun(alone, workspace), workspace, quiet, report=False)
+    _run(as_begun(alone, workspace), workspace, quiet, accept_change=accept_change, report=False)
 
 
 @app.command()
@@ -207,7 +215,7 @@ def report(
     paths = _write_report(terminal(), tracking_uri, name, out, experiment, other, against_uri, cheap)
     failed = [kind for kind in fail_on or () if kind in paths.failures]
     if failed:  # one line: what the first of them says
-        typer.echo(f"failed on {', '.join(failed)}: {paths.failures[failed[0]]}", err=True)
+        typer.echo(harmless(f"failed on {', '.join(failed)}: {paths.failures[failed[0]]}"), err=True)
         raise typer.Exit(1)
 
 
@@ -247,9 +255,10 @@ app.add_typer(cli_parts.app)
 
 
 def _overridden(study: StudyConfig, overrides: list[str]) -> StudyConfig:
-    from fusion_workbench.config.study import study_from_yaml, to_yaml
+    from fusion_workbench.config.study import study_from_yaml, to_dict
+    from fusion_workbench.core.parse import dump_yaml
 
-    return study_from_yaml(to_yaml(study), "train", overrides, study.name)
+    return study_from_yaml(dump_yaml(to_dict(study)), "train", overrides, study.name)
 
 
 def _run(
@@ -258,6 +267,7 @@ def _run(
     quiet: bool,
     plan: str = "",
     retry_failed: bool = False,
+    accept_change: bool = False,
     retrain_lost: bool = False,
     report: bool = True,
 ) -> None:
@@ -281,12 +291,12 @@ def _run(
     if plan:
         console.print(f"run it: {plan}{where}", highlight=False, markup=False)
         return
-    result = Experiment(parts, display, retry_failed, retrain_lost).run()
+    result = Experiment(parts, display, retry_failed, accept_change, retrain_lost).run()
     failed = f", {result.failed} did not finish (see the report)" if result.failed else ""
     console.print(f"trained {result.trained}, kept {result.kept} from before{failed}", highlight=False)
     if report:
         _write_report(
-            console, result.tracking_uri, result.study_id, workspace / "reports" / study.name, study.tracking.experiment
+            console, result.tracking_uri, result.run_id, workspace / "reports" / study.name, study.tracking.experiment
         )
     console.print(f"next: workbench ui{where} shows every run in MLflow", highlight=False, markup=False)
 
@@ -318,30 +328,9 @@ def _write_report(
     return paths
 
 
-def _fail(message: str, status: int = 2) -> NoReturn:
-    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(printable(" ".join(message.splitlines())), err=True)
-    sys.exit(status)
-
-
 def main() -> None:
-    """The console script: what a user did wrong is one line and status 2, never a traceback."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    show_deprecations()
-    try:
-        app()
-    except WorkbenchError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on where it was.", 130)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            _fail(
-                f"the disk is full ({error.filename or 'while writing'}); free some space, then run the same command."
-            )
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            _fail(f"no permission to write {error.filename}; choose another place with --workspace.")
-        raise
+    """The console script; see :func:`cli.endings.run`."""
+    run(app)
 
 
 if __name__ == "__main__":

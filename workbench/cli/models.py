@@ -37,7 +37,7 @@ LanguagePlace = Annotated[
     str,
     typer.Option("--language-model", help="Where the language model lies now, if it has moved.", show_default=False),
 ]
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, max=10_000_000, help="Of an answer.")]
 
 
 class Form(StrEnum):
@@ -98,7 +98,7 @@ def predict(
         Path | None, typer.Option("--images", help="The folder that image paths are in.", show_default=False)
     ] = None,
     max_new_tokens: MaxNewTokens = ANSWER_TOKENS,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions at once.")] = 16,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=1_000_000, help="Questions at once.")] = 16,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of answers if it is there.")] = False,
     encoder: EncoderPlace = "",
     language_model: LanguagePlace = "",
@@ -210,6 +210,6 @@ _CONVERT = {Form.LLAVA: _to_llava, Form.PROJECTOR: _to_connector_file}
 
 def _status() -> Console:
     """Standard error, so that standard output holds the answer alone."""
-    from rich.console import Console
+    from fusion_workbench.core.console import error_console
 
-    return Console(stderr=True)
+    return error_console()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fusion_workbench.cli.terminal import DEFAULT_WORKSPACE, Quiet, Uri, Workspace, terminal
+from fusion_workbench.cli.terminal import DEFAULT_WORKSPACE, Quiet, Uri, Workspace, harmless, terminal
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.text import printable
 from fusion_workbench.study.tracking import existing_uri
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ Columns = Annotated[
     typer.Option(
         "--column",
         "-c",
-        help="ROLE=COLUMN, with the roles system, example, score, replicate, group, measure.",
+        help="ROLE=COLUMN, with the roles system, example, score, replicate, group, measure; of sample logs score=KEY "
+        "and group=KEY.",
         show_default=False,
     ),
 ]
@@ -87,11 +89,12 @@ def verdict(
     if out is not None:
         from fusion_workbench.reports.scores.render import write_judgement
 
-        written = write_judgement(judgement, out, (*(files or []), *(system or [])))
-        console.print(f"written: {written[0]}", highlight=False, markup=False)
+        named = tuple(printable(name) for name in (*(files or []), *(system or [])))
+        written = write_judgement(judgement, out, named)
+        console.print(f"written: {printable(str(written[0]))}", highlight=False, markup=False)
     if fail_on and judgement.worse():
-        named = ", ".join(sorted({f"{c.cell} (against {c.baseline})" for c in judgement.worse()}))
-        typer.echo(f"worse: {named}", err=True)
+        worse = ", ".join(sorted({f"{c.cell} (against {c.baseline})" for c in judgement.worse()}))
+        typer.echo(harmless(f"worse: {worse}"), err=True)
         raise typer.Exit(1)
 
 
@@ -172,13 +175,19 @@ def power(
 
 @app.command()
 def calibrate(
-    studies: Annotated[int, typer.Option("--studies", min=20, help="Simulated studies a row of the table.")] = 4000,
+    studies: Annotated[
+        int, typer.Option("--studies", min=20, max=10_000_000, help="Simulated studies a row of the table.")
+    ] = 4000,
     short: Annotated[bool, typer.Option("--short", help="A few rows of 400 studies: seconds, and wide.")] = False,
     planted: Annotated[
-        int, typer.Option("--planted", min=0, help="Also run so many studies with a signal in known layers.")
+        int,
+        typer.Option("--planted", min=0, max=10_000, help="Also run so many studies with a signal in known layers."),
     ] = 0,
     real_aa: Annotated[
-        int, typer.Option("--real-aa", min=0, help="Also train so many studies of one strategy under four names.")
+        int,
+        typer.Option(
+            "--real-aa", min=0, max=10_000, help="Also train so many studies of one strategy under four names."
+        ),
     ] = 0,
     pilot: Annotated[
         str, typer.Option("--pilot", help="Take the variance ratios of this study instead of the shipped ones.")

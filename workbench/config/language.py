@@ -83,46 +83,29 @@ NOT_IDENTITY = ("probes", "checkpoint_every", "eval_batch_size", "parallel", "co
 
 
 def check_language(config: LanguageConfig, where: str) -> None:
-    """Values that types cannot express. Raises WorkbenchError for the first that is wrong."""
+    """What types cannot express, but for numbers (:mod:`config.limits`). Raises WorkbenchError for the first wrong."""
 
     def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
         if value not in allowed:
             raise WorkbenchError(f"{where}: language_model.{key} is '{value}'.{nearest(value, allowed)}")
 
-    def at_least(key: str, value: float, least: float) -> None:
-        if not value >= least:
-            raise WorkbenchError(f"{where}: language_model.{key} is {value}; it must be at least {least}.")
-
     one_of("attention", config.attention, ATTENTION)
     one_of("weights", config.weights, WEIGHTS)
     one_of("parallel", config.parallel, PARALLEL)
-    at_least("max_length", config.max_length, 16)
-    for name in ("max_new_tokens", "eval_batch_size"):
-        at_least(name, getattr(config, name), 1)
-    for name in ("checkpoint_every", "val_limit"):
-        at_least(name, getattr(config, name), 0)
-    at_least("lora.rank", config.lora.rank, 1)
-    at_least("lora.alpha", config.lora.alpha, 1)
     if not 0 <= config.lora.dropout < 1:
         raise WorkbenchError(f"{where}: language_model.lora.dropout is {config.lora.dropout}; it is a share below 1.")
     if not config.stages:
         raise WorkbenchError(f"{where}: language_model.stages is empty; name at least one, such as - name: align.")
     seen: set[str] = set()
     for number, stage in enumerate(config.stages):
-        _check_stage(stage, f"stages[{number}]", one_of, at_least, where)
+        _check_stage(stage, f"stages[{number}]", one_of, where)
         if stage.name in seen:
             raise WorkbenchError(f"{where}: language_model.stages has two of the name '{stage.name}'; rename one.")
         seen.add(stage.name)
 
 
-def _check_stage(stage: StageConfig, key: str, one_of: Any, at_least: Any, where: str) -> None:
+def _check_stage(stage: StageConfig, key: str, one_of: Any, where: str) -> None:
     one_of(f"{key}.language_model", stage.language_model, TRAINS)
-    for name in ("epochs", "accumulate"):
-        at_least(f"{key}.{name}", getattr(stage, name), 1)
-    for name in ("batch_size", "weight_decay", "warmup", "lr_scale"):
-        at_least(f"{key}.{name}", getattr(stage, name), 0)
-    for part in ("fuser", "gates", "projector", "language"):
-        at_least(f"{key}.{part}_lr_scale", getattr(stage, f"{part}_lr_scale"), 0)
     if stage.warmup >= 1:
         raise WorkbenchError(
             f"{where}: language_model.{key}.warmup is {stage.warmup}; it is a share of the steps, below 1."

@@ -8,6 +8,7 @@ any work starts.
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,14 +29,20 @@ from fusion_workbench.config.language import (
     StageSourceConfig,
     check_language,
 )
-from fusion_workbench.config.overrides import apply_override, explain
+from fusion_workbench.config.limits import check_limits
+from fusion_workbench.config.overrides import apply_override, check_repeats, explain, refuse_unquoted
 from fusion_workbench.config.plan import FamilyConfig, PlanConfig, check_plan
-from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.config.references import check_references
+from fusion_workbench.core.errors import WorkbenchError, nearest, reason
+from fusion_workbench.core.files import read_small
+from fusion_workbench.core.mlflow_uri import without_password
+from fusion_workbench.core.parse import dump_yaml, parse_yaml
 
 PRECISIONS = ("auto", "float32", "bf16")
 TRAINING_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
 SAMPLERS = ("auto", "exhaustive", "tpe", "random")
 SCOPES = ("cell", "strategy")
+MOST_BYTES = 1_000_000  # of a study file
 
 
 @dataclass
@@ -168,13 +174,15 @@ def load_study(name_or_path: str, overrides: Sequence[str] = (), schema: int | N
     """
     path = bundled().get(name_or_path, Path(name_or_path))
     try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        hint = nearest(name_or_path, bundled())
-        raise WorkbenchError(
-            f"no study '{name_or_path}': neither a file nor one of the bundled studies.{hint}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_small(path, MOST_BYTES).decode()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            word = name_or_path if len(name_or_path) <= 100 else f"{name_or_path[:100]}…"
+            raise WorkbenchError(
+                f"no study '{word}': neither a file nor one of the bundled studies.{nearest(word, bundled())}"
+            ) from None
+        raise WorkbenchError(f"{path} cannot be read as a study file: {reason(error)}.") from None
+    except UnicodeDecodeError as error:
         raise WorkbenchError(f"{path} cannot be read as a study file: {error}.") from None
     return study_from_yaml(text, where=str(path), overrides=overrides, default_name=path.stem, schema=schema)
 
@@ -187,18 +195,15 @@ def study_from_yaml(
     ``schema`` is the version whose defaults stand in for what is not written (None: the newest), unless the study names
     one itself. :func:`study.identity.as_begun` finds the one that a study was begun under.
     """
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise WorkbenchError(f"{where}:{place} {problem}; it must be YAML: one 'key: value' a line.") from None
+    raw = parse_yaml(text, where)
     if not isinstance(raw, dict):
         raise WorkbenchError(f"{where}: a study file is a mapping of keys such as name, strategies, selections.")
     raw.setdefault("name", default_name)
+    check_references(raw, where)
     rename_keys(raw, where)
     _check_keys(raw, StudyConfig, where)
+    refuse_unquoted(StudyConfig, raw, where)
+    check_repeats(overrides)
     defaults: DictConfig = OmegaConf.structured(StudyConfig)
     try:
         config = OmegaConf.merge(defaults, OmegaConf.create(raw))
@@ -298,31 +303,15 @@ def check(study: StudyConfig, where: str = "study") -> None:
         if value not in allowed:
             raise WorkbenchError(f"{where}: {key} is '{value}'.{nearest(value, allowed)}")
 
-    def at_least(key: str, value: float, least: float) -> None:
-        if not value >= least:
-            raise WorkbenchError(f"{where}: {key} is {value}; it must be at least {least}.")
-
     one_of("encoder.precision", study.encoder.precision, PRECISIONS)
     one_of("training.precision", study.training.precision, TRAINING_PRECISIONS)
     one_of("search.sampler", study.search.sampler, SAMPLERS)
     one_of("search.scope", study.search.scope, SCOPES)
-    at_least("replicates", study.replicates, 1)
-    _check_size(study.encoder.image_size, where)
-    at_least("encoder.batch_size", study.encoder.batch_size, 1)
-    for name in ("epochs", "batch_size", "bank_size", "devices", "head_hidden"):
-        at_least(f"training.{name}", getattr(study.training, name), 1)
-    for name in ("weight_decay", "warmup", "gradient_clip", "width"):
-        at_least(f"training.{name}", getattr(study.training, name), 0)
-    for name in ("gates_lr_scale", "fuser_lr_scale", "projector_lr_scale", "head_lr_scale"):
-        at_least(f"training.{name}", getattr(study.training, name), 0)
-    at_least("search.budget", study.search.budget, 1)
-    at_least("search.keep", study.search.keep, 1)
+    check_limits(study, where)
     if study.training.warmup >= 1:
         raise WorkbenchError(
             f"{where}: training.warmup is {study.training.warmup}; it is a share of the steps, below 1."
         )
-    if not study.search.learning_rates or any(not lr > 0 for lr in study.search.learning_rates):
-        raise WorkbenchError(f"{where}: search.learning_rates must name one or more rates above 0, such as [0.001].")
     if not study.tasks:
         raise WorkbenchError(f"{where}: tasks is empty; name at least one, such as [read, digit].")
     if not study.strategies:
@@ -363,17 +352,8 @@ def _check_unread(study: StudyConfig, where: str) -> None:
             )
 
 
-def _check_size(size: Any, where: str) -> None:
-    sides = size if isinstance(size, list) and len(size) == 2 else [size]
-    if any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
-        raise WorkbenchError(
-            f"{where}: encoder.image_size is {size!r}; it must be pixels, such as 224, or [height, width], such as "
-            "[224, 448]."
-        )
-
-
 def to_dict(study: StudyConfig) -> dict[str, Any]:
-    """Plain dicts, lists, strings and numbers."""
+    """Plain dicts, lists, strings and numbers, passwords of ``tracking.uri`` too: for use in memory alone."""
     plain = OmegaConf.to_container(OmegaConf.structured(study), resolve=True)
     assert isinstance(plain, dict)
     if plain["language_model"] is None:
@@ -381,9 +361,16 @@ def to_dict(study: StudyConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def to_track(study: StudyConfig) -> dict[str, Any]:
+    """:func:`to_dict` as it may be written down: without passwords."""
+    plain = to_dict(study)
+    plain["tracking"] = {**plain["tracking"], "uri": without_password(study.tracking.uri)}
+    return plain
+
+
 def to_yaml(study: StudyConfig) -> str:
-    """The whole resolved study, ready to run again."""
-    return yaml.safe_dump(to_dict(study), sort_keys=False, allow_unicode=True)
+    """The whole resolved study, ready to run again; of ``tracking.uri`` the password has to be given anew."""
+    return dump_yaml(to_track(study))
 
 
 def digest(value: Any) -> str:

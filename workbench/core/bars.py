@@ -30,10 +30,10 @@ def progress_bar(
 
     columns = (
         rich.SpinnerColumn(),
-        rich.TextColumn("{task.description}"),
+        rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
-        rich.TextColumn(unit),
+        rich.TextColumn(unit, markup=False),
         rich.TimeElapsedColumn(),
         rich.TextColumn("left"),
         rich.TimeRemainingColumn(),

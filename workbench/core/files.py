@@ -1,4 +1,4 @@
-"""Atomic files and folders: they appear whole or not at all.
+"""Files and folders: written atomically, so that they appear whole or not at all, and read with a limit.
 
 Each is written beside its place under a temporary name and renamed when all is in it, so whoever is killed or runs out
 of disk leaves what was there before. What a kill leaves under a temporary name may be removed: ``*.part`` is a file,
@@ -7,7 +7,9 @@ of disk leaves what was there before. What a kill leaves under a temporary name 
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -17,6 +19,15 @@ from fusion_workbench.core.errors import WorkbenchError
 
 PART = ".part"  # ends the name of a file that is not whole yet
 SCRATCH = ".tmp-"  # begins the name of a folder that is not whole yet
+MOST_BYTES = 16_000_000  # of a file of settings or results in JSON, which is read whole
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 @contextmanager
@@ -119,3 +130,31 @@ def sync(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+def read_small(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A file that somebody named, or that lies where anybody may write, whole.
+
+    Neither what never ends (a device) or never begins (a pipe that nobody writes to) is waited for, nor is a file taken
+    in that is larger than ``most`` bytes. Every reader of settings, indices and descriptions goes through here.
+
+    Raises:
+        OSError: there is none, it cannot be read, it is no file, or it is too large; ``strerror`` says which.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError:  # a NUL in the name
+        raise OSError(errno.EINVAL, "no file has such a name", str(path)) from None
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(number, f"it is {_KINDS.get(stat.S_IFMT(mode), 'no file')}", str(path))
+    with open(handle, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most / 1e6:g} MB", str(path))
+    return content

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fusion_workbench.core.errors import WorkbenchError
 
 LayerRef = int | str
+MOST_LAYERS = 10_000  # of an encoder that somebody describes: far more than any has
 
 NOTATIONS = (
     "8 or hs:8 (hidden_states), -2 (from the end), block:8 (block 8, counted from 1), timm:7 (blocks from 0), "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.core.parse import as_number, truth_hint
 
 
 def read_options(owner: str, kind: type[Any], options: Mapping[str, Any]) -> Any:
@@ -41,13 +43,17 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
             return value
         if isinstance(value, bool):
             continue
-        if one is int and isinstance(value, int | float) and value == int(value):
+        if one is int and isinstance(value, int | float) and math.isfinite(value) and value == int(value):
             return int(value)
         if one is float and isinstance(value, int | float):
             return float(value)
+    number = as_number(value) if isinstance(value, str) and {int, float} & {*kinds} else None
+    if number is not None:  # such as 1e-3, which YAML 1.1 takes for a word
+        return _typed(number, kind, where)
     if isinstance(value, str) and words:
         raise WorkbenchError(f"{where} is '{value}'.{nearest(value, words)}")
     names = [f"'{word}'" for word in words] + [
         "nothing" if one is NoneType else one.__name__ for one in kinds if get_origin(one) is not Literal
     ]
-    raise WorkbenchError(f"{where} is {value!r}; it takes {' or '.join(names)}.")
+    hint = truth_hint(value) if bool in kinds else ""
+    raise WorkbenchError(f"{where} is {value!r}; it takes {' or '.join(names)}.{hint}")

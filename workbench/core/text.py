@@ -32,8 +32,8 @@ def folder_name(text: str, most: int = 200) -> str:
     return plain.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
 
 
-# Control characters but for line breaks and tabs, and what turns the direction of text about.
-_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Control characters but for line breaks and tabs, other line breaks, and what turns the direction of text about.
+_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:

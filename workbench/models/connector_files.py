@@ -1,7 +1,8 @@
 """The connector files of LLaVA-1.5 and MMFuser: ``mm_projector.bin``, read and written.
 
 A file of ``torch.save``: one flat state dict, in half precision as a rule. Under the prefix ``model.mm_projector.``
-(read with any other, or with none) it names the weights by their place in an ``nn.Sequential``::
+(read with any other, such as TinyLLaVA's ``_connector.``, or with none) it names the weights by their place in an
+``nn.Sequential``::
 
     LLaVA, linear         weight, bias
     LLaVA-1.5             0.weight, 0.bias, 2.weight, 2.bias         linear, GELU, linear
@@ -15,19 +16,21 @@ too. Neither of them normalises what it reads, so such weights belong to a ``Pro
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.files import atomic_file, explain_writing
+from fusion_workbench.core.tensors import broken_weights, check_finite, not_finite
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fusion_workbench.modules.fusion import Fusion
 
+Made = TypeVar("Made", bound="nn.Module")
 WORD = "mm_projector"
 PREFIX = f"model.{WORD}."
 POINTS = 4  # of MMFuser's deformable attention: its code fixes it, and no file says it
@@ -111,10 +114,11 @@ def read_connector_file(path: Path) -> PublishedConnector:
     """The weights of a published connector, each with the dtype that it has in the file.
 
     Raises:
-        WorkbenchError: no such file, one that holds more than tensors, or names and shapes that are not those of a
-            connector.
+        WorkbenchError: no such file, one that holds more than tensors, names and shapes that are not those of a
+            connector, or values that are no numbers.
     """
     tensors = _load(path)
+    check_finite(tensors, str(path))
     prefix, own = _own(tensors, path)
     fused = any(name.startswith("0.") and name not in ("0.weight", "0.bias") for name in own)
     deep = any(name in own for name in (("3.weight", "3.bias") if fused else ("0.weight", "2.weight", "2.bias")))
@@ -193,8 +197,31 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str) ->
     """Load ``weights`` into a module, all of them and none besides.
 
     Raises:
-        WorkbenchError: the first name that is missing, too many, or of another shape, in one line.
+        WorkbenchError: the first name that is missing, too many, of another shape, or not finite, in one line.
     """
+    check_weights(module, weights, what)
+    module.load_state_dict(dict(weights))
+    loaded = module.state_dict()  # in the module's own dtype, which may reach less far than the file's
+    if broken := broken_weights(module, loaded):
+        raise WorkbenchError(not_finite(what, broken[0], len(broken), len(loaded)))
+
+
+def filled(make: Callable[[], Made], weights: Mapping[str, Tensor], what: str) -> Made:
+    """A module with ``weights``, which are held against its shapes before memory is taken for it.
+
+    Raises:
+        WorkbenchError: as :func:`load_weights`, and what ``make`` raises.
+    """
+    from fusion_workbench.modules.meta import on_meta
+
+    check_weights(on_meta(make), weights, what)
+    module = make()
+    load_weights(module, weights, what)
+    return module
+
+
+def check_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """Raises WorkbenchError for the first name that is missing, too many, or of another shape than the module's."""
     own = module.state_dict()
     for name in own:
         if name not in weights:
@@ -207,7 +234,6 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], what: str) ->
                 f"{what}: {name} has shape {list(value.shape)}, and that of {type(module).__name__} is "
                 f"{list(own[name].shape)}."
             )
-    module.load_state_dict(dict(weights))
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -244,15 +270,28 @@ def _floats(value: object) -> bool:
 def _own(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Tensor]]:
     """The prefix of the names, and the weights without it."""
     first = next(iter(tensors))
-    before, word, _ = first.partition(f"{WORD}.")
-    prefix = before + word if word else ""
+    prefix = _prefix(first)
     for name in tensors:
-        if not name.startswith(prefix) or (not prefix and WORD in name):
+        if _prefix(name) != prefix:
+            found = " and ".join(f"'{each}'" for each in dict.fromkeys(map(_prefix, tensors)))
             raise WorkbenchError(
-                f"{path} holds {name} beside {first}, so it is more than a connector; cut it down to the weights under "
-                f"one prefix, such as {PREFIX}"
+                f"{path} holds {name} beside {first}, so it is more than a connector (weights under {found}); cut it "
+                f"down to the weights under one prefix, such as {PREFIX}"
             )
     return prefix, {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+
+def _prefix(name: str) -> str:
+    """What stands before a weight's own name, which begins with its place in the sequence, or is ``weight``, ``bias``.
+
+    ``model.mm_projector.0.weight`` of LLaVA, ``_connector.0.weight`` of TinyLLaVA, ``projector.0.weight`` of Prismatic.
+    """
+    before, word, _ = name.partition(f"{WORD}.")
+    if word:
+        return before + word
+    parts = name.split(".")
+    own = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
+    return "".join(f"{part}." for part in parts[:own])
 
 
 def _check_shapes(connector: PublishedConnector, layout: FileLayout, path: Path) -> None:

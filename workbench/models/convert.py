@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.files import atomic_folder, explain_writing, scratch_beside
 from fusion_workbench.core.layers import Selection
+from fusion_workbench.core.pretrained import load_pretrained
+from fusion_workbench.core.pretrained_config import check_described, read_pretrained_config
 from fusion_workbench.core.tokens import IMAGE
 from fusion_workbench.datamodules.transforms import CLIP_MEAN
 from fusion_workbench.models.connector_files import (
@@ -18,15 +20,8 @@ from fusion_workbench.models.connector_files import (
     to_published,
     write_connector_file,
 )
-from fusion_workbench.models.files import read_tensors
-from fusion_workbench.models.folder import (
-    CONNECTOR,
-    ModelInfo,
-    connector_config_of,
-    load_parts,
-    read_model_config,
-    save_model,
-)
+from fusion_workbench.models.files import check_sums
+from fusion_workbench.models.folder import ModelInfo, load_parts, read_connector, read_model_config, save_model
 from fusion_workbench.models.weights import language_path
 
 if TYPE_CHECKING:
@@ -71,7 +66,7 @@ def to_llava(folder: Path, out: Path, encoder: str | None = None, language: str 
     connector = model.connector
     if not isinstance(connector, FusedConnector):
         raise WorkbenchError(
-            f"this model has no stock LLaVA form: {config['connector']['strategy']} adds to hidden states inside the "
+            f"this model has no stock LLaVA form: {config['adapter']['strategy']} adds to hidden states inside the "
             "language model, and stock LLaVA does not."
         )
     tokenizer = model.decoder.tokenizer
@@ -93,7 +88,8 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
     Raises:
         WorkbenchError: no such folder, or a model that has no form here.
     """
-    from transformers import AutoConfig, AutoTokenizer, LlavaForConditionalGeneration
+    import torch
+    from transformers import AutoTokenizer, LlavaForConditionalGeneration
     from transformers.image_processing_utils import BaseImageProcessor
 
     from fusion_workbench.models.stock_llava import from_stock
@@ -103,11 +99,14 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
 
     if not folder.is_dir():
         raise WorkbenchError(f"--from-llava: there is no folder {folder}.")
+    config = read_pretrained_config(str(folder), None, f"--from-llava: {folder}", "cannot be read as a stock LLaVA")
+    if config.model_type != "llava":
+        raise WorkbenchError(
+            f"--from-llava: {folder} is of the type '{config.model_type}', and only 'llava' has a form here."
+        )
+    check_described(folder, LlavaForConditionalGeneration, config, f"--from-llava: {folder}")
+    stock = load_pretrained(LlavaForConditionalGeneration, str(folder), f"--from-llava: {folder}", dtype=torch.float32)
     try:
-        kind = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
-        if kind != "llava":
-            raise WorkbenchError(f"--from-llava: {folder} is of the type '{kind}', and only 'llava' has a form here.")
-        stock: Any = LlavaForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dtype="float32")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         processor, _ = BaseImageProcessor.get_image_processor_dict(folder)
     except (OSError, ValueError, KeyError) as error:
@@ -212,12 +211,13 @@ def from_connector_file(
 
 def to_connector_file(folder: Path, out: Path) -> str:
     """The connector of a model folder as a published file. Raises WorkbenchError for one without such a form."""
-    from fusion_workbench.modules.language.connector import FusedConnector, build_connector
+    from fusion_workbench.modules.language.connector import FusedConnector
 
-    connector = build_connector(connector_config_of(read_model_config(folder)))
+    config = read_model_config(folder)
+    connector = read_connector(folder, config)
     if not isinstance(connector, FusedConnector):
         raise WorkbenchError("a strategy that adds to hidden states inside the language model has no connector file.")
-    load_weights(connector, read_tensors(folder / CONNECTOR), str(folder / CONNECTOR))
+    check_sums(folder, config)
     write_connector_file(out, to_published(connector.fuser, connector.projector))
     return f"written: {out}, the connector under its published names"
 

@@ -7,20 +7,23 @@ former can be logged as a model in MLflow too; the latter is in MLflow already, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.core.files import atomic_folder, explain_writing, scratch_beside
 from fusion_workbench.core.mlflow_database import relocate
+from fusion_workbench.core.outages import is_outage, outage_reason
+from fusion_workbench.core.tensors import check_finite
 from fusion_workbench.core.text import slug
 from fusion_workbench.models.cards import connector_card
-from fusion_workbench.models.connector import CARD, CONFIG, HEADS, SCHEMA, WEIGHTS, read_connector_config
+from fusion_workbench.models.connector import CARD, CONFIG, HEADS, SCHEMA, WEIGHTS, load_parts, read_connector_config
 from fusion_workbench.models.files import full_name, read_tensors, write_config, write_tensors
-from fusion_workbench.models.folder import is_model_folder, read_model_config
+from fusion_workbench.models.folder import check_model_weights, is_model_folder, read_model_config
 from fusion_workbench.models.locate import ARTIFACT, Located, download, keeps_model, locate
+from fusion_workbench.schema.model_config import TRAINED, check_config
 from fusion_workbench.schema.names import Artifact, Tag
 from fusion_workbench.version import __version__
 
@@ -75,8 +78,18 @@ def export_run(
         raise WorkbenchError(f"{out} is there already; give --overwrite to replace it, or another folder with --out.")
     whole = record.language is not None
     layers = _write_model(located, out) if whole else _write_connector(located, out)
-    told = relocate(uri) if log and not whole else ""
-    model_uri = _log(located, uri, out) if log and not whole else ""
+    told, model_uri = "", ""
+    if log and not whole:
+        try:
+            told = relocate(uri)
+            model_uri = _log(located, uri, out)
+        except Exception as error:
+            if not isinstance(error, OSError) and not is_outage(error):
+                raise
+            reason = outage_reason(error)
+            raise WorkbenchError(
+                f"{out} is written, but MLflow does not take it: {reason}; --no-log does without."
+            ) from error
     return ExportedModel(out, located.run_id, record.name, located.cell.label, layers, model_uri, whole, told)
 
 
@@ -110,6 +123,7 @@ def _write_model(located: Located, out: Path) -> tuple[int, ...]:
     with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch, atomic_folder(out) as made:
         kept = download(located.client, located.run_id, ARTIFACT, scratch)
         config = read_model_config(kept)
+        check_model_weights(kept, config)
         for path in kept.iterdir():
             path.rename(made / path.name)
     return tuple(config["layers"])
@@ -123,31 +137,42 @@ def _write_connector(located: Located, out: Path) -> tuple[int, ...]:
     if out.exists() and not ((out / CONFIG).is_file() and (out / WEIGHTS).is_file()):
         raise WorkbenchError(f"{out} is not an exported connector, so it is not replaced; name another folder.")
     with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch, atomic_folder(out) as made:
-        trained = download(located.client, located.run_id, Artifact.FUSER_CONFIG, scratch)
-        config = _config(json.loads(trained.read_text(encoding="utf-8")), located)
-        tensors = read_tensors(download(located.client, located.run_id, Artifact.FUSER, scratch))
-        write_tensors(made / WEIGHTS, {k: v for k, v in tensors.items() if not k.startswith("heads.")})
-        write_tensors(made / HEADS, {k: v for k, v in tensors.items() if k.startswith("heads.")})
+        trained = _trained(download(located.client, located.run_id, Artifact.FUSER_CONFIG, scratch), located.run_id)
+        where = f"{Artifact.FUSER} of run {located.run_id}"
+        tensors = read_tensors(download(located.client, located.run_id, Artifact.FUSER, scratch), where)
+        heads = {name: value for name, value in tensors.items() if name.startswith("heads.")}
+        others = {name: value for name, value in tensors.items() if name not in heads}
+        fuser, _ = load_parts(trained, trained["dim"], trained["encoder"]["grid"], others, where)
+        check_finite(heads, where)
+        config = _config(trained, fuser.uses, located)
+        write_tensors(made / WEIGHTS, others)
+        write_tensors(made / HEADS, heads)
         write_config(made, config, connector_card(located.analysis, located.cell, config))
     return tuple(config["layers"])
 
 
-def _config(trained: Mapping[str, Any], located: Located) -> dict[str, Any]:
-    """``config.json`` of a connector, from that of its training."""
-    from fusion_workbench.core.layers import Selection
-    from fusion_workbench.modules.fusion import build
+def _trained(path: Path, run_id: str) -> dict[str, Any]:
+    """``fuser/config.json`` of a run. Raises WorkbenchError for one that is damaged."""
+    where = f"{Artifact.FUSER_CONFIG} of run {run_id}"
+    try:
+        trained = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WorkbenchError(f"{where} cannot be read as JSON ({first_line(error)}); it is damaged.") from None
+    check_config(trained, TRAINED, where)
+    return dict(trained)
 
+
+def _config(trained: Mapping[str, Any], layers: Sequence[int], located: Located) -> dict[str, Any]:
+    """``config.json`` of a connector, from that of its training. ``layers``: that its fuser reads."""
     record, tags = located.analysis.record, located.client.get_run(located.run_id).data.tags
-    levels = list(trained["levels"])
-    fuser = build(trained["strategy"], Selection(tuple(levels), trained["query"]), trained["dim"], trained["options"])
     return {
         "schema": SCHEMA,
         "workbench": __version__,
         "strategy": trained["strategy"],
         "options": trained["options"],
-        "levels": levels,
+        "levels": list(trained["levels"]),
         "query": trained["query"],
-        "layers": list(fuser.uses),
+        "layers": list(layers),
         "projector": trained["projector"],
         "width": trained["width"],
         "encoder": {**trained["encoder"], "encoder": full_name(trained["encoder"]["encoder"]), "dim": trained["dim"]},
@@ -160,6 +185,7 @@ def _config(trained: Mapping[str, Any], located: Located) -> dict[str, Any]:
             "commit": record.tags.get(Tag.COMMIT, ""),
             "command": record.tags.get(Tag.COMMAND, ""),
         },
+        **({"code": json.loads(tags[Tag.CODE])} if Tag.CODE in tags else {}),
     }
 
 

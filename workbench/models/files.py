@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import write_file
+from fusion_workbench.core.checksums import sha256_of
+from fusion_workbench.core.errors import WorkbenchError, reason
+from fusion_workbench.core.files import read_small, write_file
+from fusion_workbench.core.layers import parse_layer
+from fusion_workbench.core.parse import parse_json
+from fusion_workbench.core.tensors import check_finite
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:
@@ -17,12 +21,50 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
 
 CONFIG, CARD = "config.json", "README.md"
+SUMS = "sha256"  # the key of config.json: file of the folder → sha256 in hex
 
 
 def write_config(folder: Path, config: Mapping[str, Any], card: str) -> None:
-    """Write ``config.json`` and the model card. Raises OSError."""
-    write_file(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    """Write ``config.json`` and the model card, beside all else that the folder is to hold: its sha256 goes with it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    sums = {name: sha256_of(path) for name, path in sorted(_files(folder).items()) if name not in (CONFIG, CARD)}
+    plain = dict(config) | {SUMS: sums | {CONFIG: _sum_of(config)}}
+    write_file(folder / CONFIG, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
     write_file(folder / CARD, card)
+
+
+def check_sums(folder: Path, config: Mapping[str, Any]) -> None:
+    """Hold a folder against the sha256 in its ``config.json``; folders of before 0.2 have none.
+
+    Raises:
+        WorkbenchError: the first file that is not what was written, or is gone.
+    """
+    sums = config.get(SUMS)
+    files = _files(folder)
+    for name, sha in sums.items() if isinstance(sums, dict) else ():
+        if name != CONFIG and name not in files:
+            raise WorkbenchError(f"{folder} lacks {name}, which was written with it; restore it, or write it anew.")
+        if sha != (_sum_of(config) if name == CONFIG else sha256_of(files[name])):
+            raise WorkbenchError(
+                f"{folder / name} is damaged or was changed: it does not have the sha256 that was written with it; "
+                "restore it, or write the folder anew."
+            )
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
+def _sum_of(config: Mapping[str, Any]) -> str:
+    """Over a ``config.json`` without the places of encoder and language model, which may move."""
+    plain = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items() if key != SUMS}
+    for part, place in (("encoder", "encoder"), ("language", "name")):
+        if isinstance(plain.get(part), dict):
+            plain[part].pop(place, None)
+    return sha256_of(json.dumps(plain, sort_keys=True))
 
 
 def read_config(folder: Path, otherwise: str) -> Any:
@@ -35,9 +77,9 @@ def read_config(folder: Path, otherwise: str) -> Any:
         WorkbenchError: there is no such file, or it is no JSON.
     """
     try:
-        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return parse_json(read_small(folder / CONFIG))
     except (OSError, ValueError) as error:
-        raise WorkbenchError(f"{folder} is {otherwise}: its {CONFIG} cannot be read ({error}).") from None
+        raise WorkbenchError(f"{folder} is {otherwise}: its {CONFIG} cannot be read ({reason(error)}).") from None
 
 
 def check_schema(folder: Path, config: Any, newest: int) -> None:
@@ -50,13 +92,34 @@ def check_schema(folder: Path, config: Any, newest: int) -> None:
         )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file. Raises WorkbenchError."""
+def check_layers(folder: Path, config: Mapping[str, Any], depth: int) -> None:
+    """Raises WorkbenchError where a config names a layer that its encoder of ``depth`` blocks does not have."""
+    for layer in (*config["levels"], config["query"]):
+        try:
+            parse_layer(layer, depth)
+        except WorkbenchError as error:
+            raise WorkbenchError(f"{folder / CONFIG}: {error}") from None
+
+
+def read_tensors(path: Path, where: str = "") -> dict[str, Tensor]:
+    """A safetensors file. Raises WorkbenchError. ``where``: what it is in messages; empty: its path."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WorkbenchError(f"{where or path} cannot be read as safetensors, it may be truncated: {error}.") from None
+
+
+def check_tensors(path: Path) -> None:
+    """Raises WorkbenchError for a safetensors file with values that are no numbers; read tensor by tensor."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                check_finite({name: file.get_tensor(name)}, str(path))
     except (OSError, SafetensorError) as error:
         raise WorkbenchError(f"{path} cannot be read as safetensors, it may be truncated: {error}.") from None
 

@@ -2,7 +2,7 @@
 
 ::
 
-    config.json             everything needed to build the parts again; see SCHEMA
+    config.json             everything needed to build the parts again, and the sha256 of all; see SCHEMA
     adapter.safetensors     fuser and projector, or what injects
     tokenizer/              of the language model, with its chat template
     language_model/         only where it was trained too: its weights, or those of LoRA in peft's format
@@ -16,8 +16,9 @@ fingerprint of its own. Everything is JSON and safetensors: no code is run, noth
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,9 +28,13 @@ from fusion_workbench.core.files import atomic_folder, explain_writing
 from fusion_workbench.core.hardware import default_device
 from fusion_workbench.datamodules.transforms import CLIP_MEAN
 from fusion_workbench.models.cards import model_card
-from fusion_workbench.models.connector_files import load_weights
+from fusion_workbench.models.connector_files import filled
 from fusion_workbench.models.files import (
+    CONFIG,
+    check_layers,
     check_schema,
+    check_sums,
+    check_tensors,
     full_name,
     read_config,
     read_tensors,
@@ -40,17 +45,19 @@ from fusion_workbench.models.files import (
 from fusion_workbench.models.weights import (
     UPDATES,
     base_weights,
+    language_files,
     language_fingerprint,
     language_path,
     lora_options,
     read_lora,
     write_lora,
 )
+from fusion_workbench.schema.model_config import LORA, MODEL, check_config
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
-    from fusion_workbench.modules.language.connector import ConnectorConfig
+    from fusion_workbench.modules.language.connector import ConnectorConfig, LanguageConnector
     from fusion_workbench.modules.language.decoder import Decoder
     from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
@@ -130,6 +137,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
             "is loaded by load_connector, a stock LLaVA becomes one by workbench convert --from-llava."
         )
     check_schema(folder, config, SCHEMA)
+    check_config(config, MODEL, str(folder / CONFIG))
+    if config["language"]["kept"] == "lora":
+        check_config(config, LORA, str(folder / CONFIG))
     return config
 
 
@@ -150,7 +160,27 @@ def connector_config_of(config: Mapping[str, Any]) -> ConnectorConfig:
     plain = dict(config["adapter"])
     selection = Selection(tuple(plain.pop("levels")), plain.pop("query"))
     grid = plain.pop("grid")
-    return ConnectorConfig(selection=selection, grid=tuple(grid) if grid else None, **plain)
+    known = {field.name for field in fields(ConnectorConfig)}
+    return ConnectorConfig(
+        selection=selection,
+        grid=tuple(grid) if grid else None,
+        **{name: value for name, value in plain.items() if name in known},
+    )
+
+
+def read_connector(folder: Path, config: Mapping[str, Any]) -> LanguageConnector:
+    """The connector of a model folder with its weights. Raises WorkbenchError."""
+    from fusion_workbench.modules.language.connector import build_connector
+
+    shape = replace(connector_config_of(config), output_rms=0.0)  # the scale at the start, which the weights are past
+    return filled(lambda: build_connector(shape), read_tensors(folder / CONNECTOR), str(folder / CONNECTOR))
+
+
+def check_model_weights(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises WorkbenchError where a folder's weights are not those of its connector, or no numbers."""
+    read_connector(folder, config)
+    for path in sorted((folder / LANGUAGE).glob("*.safetensors")):
+        check_tensors(path)
 
 
 def read_decoder(folder: Path, config: Mapping[str, Any], device: str, name: str | None = None) -> Decoder:
@@ -175,6 +205,15 @@ def read_decoder(folder: Path, config: Mapping[str, Any], device: str, name: str
             f"{folder} was trained with another '{place}': its weights or config differ, so the answers would mean "
             "nothing."
         )
+    if not own and language.get("files"):
+        revision = None if name else language["revision"]
+        if language_files(place, revision) != language["files"]:
+            warnings.warn(
+                f"{folder}: the weight files of '{place}' are not byte for byte those that it was trained with. Some "
+                "values of each tensor agree; where they were only saved anew, all is well, and damaged ones answer "
+                "otherwise.",
+                stacklevel=2,
+            )
     if language["kept"] == "lora":
         lora = dict(language["lora"])
         decoder.add_lora(LoraOptions(**{**lora, "targets": tuple(lora["targets"])}))
@@ -186,16 +225,20 @@ def load_parts(
     folder: Path, device: str | None = None, encoder: str | None = None, language: str | None = None
 ) -> tuple[VisionLanguageModel, VisionEncoder, dict[str, Any]]:
     """Model, encoder and ``config.json`` of a folder. Raises WorkbenchError, as :func:`load_model` does."""
-    from fusion_workbench.modules.language.connector import build_connector
     from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
     config = read_model_config(folder)
     device = device or default_device()
     own = str(folder / ENCODER) if config["encoder"]["encoder"] == ENCODER else None
     vision = trained_encoder(folder, config["encoder"], encoder or own)
-    connector = build_connector(connector_config_of(config))
-    load_weights(connector, read_tensors(folder / CONNECTOR), str(folder / CONNECTOR))
+    check_layers(folder, config["adapter"], vision.depth)
+    connector = read_connector(folder, config)
     decoder = read_decoder(folder, config, device, language)
+    for part, theirs in (("encoder", vision.dim), ("language model", decoder.width)):
+        ours = config["adapter"]["dim" if part == "encoder" else "width"]
+        if ours != theirs:
+            raise WorkbenchError(f"{folder}: its connector is for {ours} channels of the {part}, which has {theirs}.")
+    check_sums(folder, config)
     model = VisionLanguageModel(connector, decoder, vision.grid())
     return model.to(device).eval(), vision.to(device), config
 
@@ -212,6 +255,7 @@ def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, info:
         "model_type": decoder.config.model_type,
         "parameters": sum(value.numel() for value in base_weights(decoder).values()),
         "fingerprint": language_fingerprint(decoder),
+        "files": language_files(decoder.name, info.revision),
     }
     if info.kept == "lora":
         (made / LANGUAGE).mkdir()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError, first_line, nearest
 from fusion_workbench.core.mlflow_database import artifact_folder
 from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.models.files import CONFIG
+from fusion_workbench.schema.checksums import fits, from_tags
 from fusion_workbench.schema.names import Phase, RunStatus, Tag
 from fusion_workbench.study.tracking import existing_uri
 
@@ -60,7 +63,7 @@ def locate(uri: str, target: str, experiment: str | None = None) -> Located:
         run_id, cell = _replicate(analysis, label)
         return Located(client, run_id, analysis, cell)
     tags = _tags(client, target)
-    analysis = Analysis(read_study(uri, tags[Tag.STUDY_ID]))
+    analysis = Analysis(read_study(uri, tags.get(Tag.PARENT) or tags[Tag.STUDY_ID]))
     cell_id = tags[Tag.CELL]
     match = next((cell for cell in analysis.record.cells if cell.id == cell_id), None)
     if match is None:
@@ -122,17 +125,56 @@ def _folder(client: MlflowClient, run_id: str) -> Path | None:
 
 
 def download(client: MlflowClient, run_id: str, path: str, scratch: Path) -> Path:
-    """An artifact of a run, file or folder, in ``scratch``. Raises WorkbenchError where there is none."""
+    """An artifact of a run, file or folder, in ``scratch``.
+
+    Raises:
+        WorkbenchError: there is none, or it does not have the sha256 that was recorded when it was written.
+        OSError: there is, and ``scratch`` does not take it.
+    """
     try:
         if (here := _folder(client, run_id)) is not None:
-            kept, copied = here / path, scratch / path
-            copied.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(kept, copied) if kept.is_dir() else shutil.copyfile(kept, copied)
-            return copied
-        return Path(client.download_artifacts(run_id, path, str(scratch)))
+            kept, found = here / path, scratch / path
+            found.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(kept, found) if kept.is_dir() else shutil.copyfile(kept, found)
+        else:
+            found = Path(client.download_artifacts(run_id, path, str(scratch)))
     except Exception as error:  # every artifact store has its own way to say that there is none
+        _try_writing(client, run_id, path, scratch)
         first = first_line(error)
         raise WorkbenchError(f"run {run_id} has no {path}, so there is nothing to export: {first}") from None
+    _check(client, run_id, path, found)
+    return found
+
+
+def _check(client: MlflowClient, run_id: str, path: str, found: Path) -> None:
+    """Raises WorkbenchError where a file is not what the run's tags say; a run of before 0.2 has no such tags."""
+    sums = from_tags(client.get_run(run_id).data.tags)
+    own = {name: sha for name, sha in sums.items() if name == path or name.startswith(f"{path}/")}
+    for name, sha in own.items():
+        file = found if name == path else found / name.removeprefix(f"{path}/")
+        if not (file.is_file() and fits(sha, sha256_of(file))):
+            state = "does not have the sha256 that was recorded with it" if file.is_file() else "is missing"
+            raise WorkbenchError(
+                f"{name} of run {run_id} {state}, so it is not used; restore it, or run the same workbench sweep: it "
+                "trains that run again."
+            )
+    if sums and not own:
+        raise WorkbenchError(
+            f"{path} of run {run_id} has no sha256, though the run's other files have; it is not used."
+        )
+
+
+def _try_writing(client: MlflowClient, run_id: str, path: str, scratch: Path) -> None:
+    """Raises OSError where the disk refuses as many bytes as the artifact has: MLflow does not pass that on."""
+    folder = path.rpartition("/")[0] or None
+    try:
+        size = next((file.file_size or 0 for file in client.list_artifacts(run_id, folder) if file.path == path), 0)
+    except Exception:  # then what it said first is what there is to say
+        return
+    with tempfile.TemporaryFile(dir=scratch) as probe:
+        while size > 0:
+            size -= probe.write(bytes(min(size, 2**20)))
+        probe.flush()
 
 
 def _is_run(target: str) -> bool:

@@ -18,12 +18,15 @@ from fusion_workbench.core.files import explain_writing, write_file
 from fusion_workbench.datamodules.conversations.base import USER
 from fusion_workbench.datamodules.rows.files import read_entries
 from fusion_workbench.datamodules.rows.row_images import ImageFolder, has_header
-from fusion_workbench.datamodules.rows.rows import ROLES, BadRow, parse_row
+from fusion_workbench.datamodules.rows.rows import READ, ROLES, BadRow, parse_row
+from fusion_workbench.datamodules.rows.source import print_notice
+from fusion_workbench.datamodules.rows.unread import UnreadKeys
 
 if TYPE_CHECKING:
     from fusion_workbench.models.loaded import LoadedModel
 
 _ASKED = ("question", "text")  # where files of questions keep the words, if they hold no conversations
+_READ_TOO = frozenset((*_ASKED, "answer"))  # keys that such a file may have besides those of a row
 _UNKNOWN = "?"  # stands for an answer that a file does not give
 
 
@@ -53,14 +56,18 @@ def read_questions(file: Path, folder: Path | None) -> list[QuestionRow]:
         WorkbenchError: the first row that cannot be asked, with its line.
     """
     images = ImageFolder(folder) if folder is not None else None
+    unread = UnreadKeys(str(file), READ | _READ_TOO, images, file.parent)
     questions = []
     for entry in read_entries(file):
         try:
             questions.append(_question(entry.value, entry.number, images))
+            unread.look(entry.value, _shown(entry.value))
         except BadRow as error:
             raise WorkbenchError(f"{file}:{entry.line}: {error}.") from None
     if not questions:
         raise WorkbenchError(f"{file} holds no questions.")
+    if notice := unread.notice():
+        print_notice(notice)
     return questions
 
 
@@ -151,7 +158,7 @@ def _as_conversation(entry: object) -> tuple[object, bool]:
     words = next((row[key] for key in _ASKED if isinstance(row.get(key), str)), None)
     if "conversations" not in row and words is not None:
         row["conversations"] = [{"from": "human", "value": words}]
-        if isinstance(row.get("answer"), str) and "answers" not in row:
+        if row.get("answer") is not None and "answers" not in row:
             row["answers"] = [row["answer"]]
     turns = row.get("conversations")
     if row.get("answers") or not isinstance(turns, list) or not turns or not isinstance(turns[-1], dict):
@@ -160,6 +167,12 @@ def _as_conversation(entry: object) -> tuple[object, bool]:
     if isinstance(role, str) and ROLES.get(role) == USER:
         return row | {"answers": [_UNKNOWN]}, False
     return row, True
+
+
+def _shown(entry: object) -> list[object]:
+    """The images that a row names."""
+    image = entry.get("image") if isinstance(entry, dict) else None
+    return image if isinstance(image, list) else [image] if image else []
 
 
 def _kept(part: Path, identity: str) -> dict[int, str]:

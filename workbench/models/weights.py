@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.model_files import content_hash, weight_files
+from fusion_workbench.core.tensors import check_finite
 from fusion_workbench.models.files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -46,6 +49,14 @@ def language_fingerprint(decoder: Decoder) -> str:
     return sha.hexdigest()
 
 
+def language_files(name: str, revision: str | None) -> str:
+    """sha256 over every byte of the weights of a language model that is named; empty where it has no files."""
+    with suppress(WorkbenchError):
+        if files := weight_files(name, revision):
+            return content_hash(files)
+    return ""
+
+
 def write_lora(decoder: Decoder, folder: Path) -> None:
     """Low-rank updates as peft writes them: ``PeftModel.from_pretrained(language_model, folder)`` takes them up."""
     config = decoder.lora_config
@@ -67,8 +78,9 @@ def lora_options(decoder: Decoder) -> dict[str, Any]:
 
 
 def read_lora(decoder: Decoder, path: Path) -> None:
-    """Fill the decoder's low-rank updates. Raises WorkbenchError for others than it has."""
+    """Fill the decoder's low-rank updates. Raises WorkbenchError for others than it has, and for what is no number."""
     weights = read_tensors(path)
+    check_finite(weights, str(path))
     own = {name: value for name, value in decoder.model.state_dict().items() if ".lora_" in name}
     published = {f"base_model.model.{name.replace('.default.', '.')}": name for name in own}
     for name in sorted(published.keys() ^ weights.keys()):

@@ -24,7 +24,6 @@ from fusion_workbench.schema.names import (
     fresh_replicate,
 )
 from fusion_workbench.schema.records import Contender
-from fusion_workbench.study.identity import variant
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.plan_log import write_plan
 from fusion_workbench.study.prepare import Parts
@@ -58,8 +57,8 @@ class Confirmer:
         contenders = self._contenders() if looks else []
         if not contenders:
             return 0
-        study, ledger = self.parts.study, self.trainer.ledger
-        variants = [variant(study, self.trainable[c.cell.id], _rate(c)) for c in contenders]
+        ledger = self.trainer.ledger
+        variants = [self.parts.variant(self.trainable[c.cell.id], _rate(c)) for c in contenders]
         reached = 0
         for look in looks:
             jobs = [Job(v, fresh_replicate(r)) for r in range(reached, look) for v in variants]
@@ -77,7 +76,7 @@ class Confirmer:
         from fusion_workbench.reports import is_confirmed
 
         with self.trainer.display.step("analysing the fresh replicates"):
-            return is_confirmed(self.trainer.tracker.uri, self.parts.study_id, self.parts.study.tracking.experiment)
+            return is_confirmed(self.trainer.tracker.uri, self.trainer.run_id, self.parts.study.tracking.experiment)
 
     # --- who --------------------------------------------------------------------------------------------------------
 
@@ -108,7 +107,7 @@ class Confirmer:
         from fusion_workbench.reports import find_picks
 
         with self.trainer.display.step("picking on validation what is trained again"):
-            picks = find_picks(self.trainer.tracker.uri, self.parts.study_id, self.parts.study.tracking.experiment)
+            picks = find_picks(self.trainer.tracker.uri, self.trainer.run_id, self.parts.study.tracking.experiment)
         if picks is None:
             return []
         roles: dict[str, list[str]] = {}
@@ -179,7 +178,7 @@ class Confirmer:
                     on_meta(self.parts.models.build, cell)
                 else:
                     cell = self._cell("deep_only", selection, {})
-            except WorkbenchError as error:
+            except Exception as error:  # a strategy of anybody is built
                 self.trainer.display.say(f"{fusion.label} without layer {layer} cannot be trained: {error}")
                 continue
             yield self._contender(self.cells.get(cell.id, cell), without=layer)
@@ -221,7 +220,7 @@ class Confirmer:
         unsearched = [cell for cell in cells if cell.id not in rates]
         if len(grid) > 1:
             self.trainer.train(
-                [Job(variant(self.parts.study, c, lr), SEARCH_REPLICATE) for c in unsearched for lr in grid],
+                [Job(self.parts.variant(c, lr), SEARCH_REPLICATE) for c in unsearched for lr in grid],
                 Phase.SEARCH,
             )
         return rates | {c.id: self.trainer.best_rate(c, grid)[0] if len(grid) > 1 else grid[0] for c in unsearched}

@@ -54,7 +54,7 @@ def _begun(study: StudyConfig) -> str:
 
 def show_plan(console: Console, parts: Parts) -> None:
     """Print cells, trainings, steps and disk use. Raises WorkbenchError when the features would not fit on the disk."""
-    from rich.markup import escape
+    from rich.text import Text
 
     from fusion_workbench.sweeps.planner import Planner
 
@@ -68,23 +68,21 @@ def show_plan(console: Console, parts: Parts) -> None:
             len(planner.representatives()) if study.search.scope == "strategy" else len(planner.finalists())
         )
     cells = ", ".join(f"{count} {name}" for name, count in per_strategy.items())
-    console.print(f"[bold]{study.name}[/]  {escape(study.question)}", highlight=False)
+    console.print(Text.assemble((study.name, "bold"), f"  {study.question}"))
     more = "" if planner.exhaustive else f", and up to {study.search.budget} sampled for each strategy"
     console.print(
-        f"{escape(_begun(study))}"
+        f"{_begun(study)}"
         f"  cells      {sum(per_strategy.values())} ({cells}){more}\n"
         f"  training   {study.replicates} replicates + {searched} runs for the learning rate "
         f"({', '.join(f'{r:g}' for r in rates)}); "
         f"{_steps(parts)}\n"
-        f"  encoder    {escape(parts.encoder.name)}, layers {planner.layers()}, {parts.encoder.precision}"
+        f"  encoder    {parts.encoder.name}, layers {planner.layers()}, {parts.encoder.precision}"
         f"{_unpinned(parts)}",
         highlight=False,
     )
     if parts.language is not None:
         millions = parts.language.parameters / 1e6
-        console.print(
-            f"  language   {escape(parts.language.config.name)}, {millions:,.0f} M parameters", highlight=False
-        )
+        console.print(f"  language   {parts.language.config.name}, {millions:,.0f} M parameters", highlight=False)
     if study.plan.confirm:
         many = " or ".join(map(str, study.plan.confirm))
         console.print(

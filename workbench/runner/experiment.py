@@ -8,17 +8,17 @@ Every start puts MLflow and Optuna right by the ledger.
 from __future__ import annotations
 
 import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion_workbench.config.study import to_dict, to_yaml
+from fusion_workbench.config.study import digest, to_track, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_database import ARTIFACTS, LOCK
+from fusion_workbench.core.stopping import cause_of, uninterrupted
 from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.runner.confirm import Confirmer
+from fusion_workbench.runner.damage import mend
 from fusion_workbench.runner.layer_analysis import log_layers
 from fusion_workbench.runner.recall import recall
 from fusion_workbench.runner.restore import Restorer
@@ -32,10 +32,11 @@ from fusion_workbench.schema.names import (
     Tag,
 )
 from fusion_workbench.study import provenance
-from fusion_workbench.study.identity import LEDGER, remember_schema, variant
+from fusion_workbench.study.changes import DependencyCheck
+from fusion_workbench.study.dependencies import store_notes
+from fusion_workbench.study.identity import LEDGER, remember_schema
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.ledger import Ledger
-from fusion_workbench.study.numerics import open_numerics
 from fusion_workbench.study.plan_log import register_plan, write_plan
 from fusion_workbench.study.prepare import Parts, flat
 from fusion_workbench.study.record import study_files
@@ -69,19 +70,29 @@ class Experiment:
         parts: the prepared study.
         display: shows progress; see :mod:`study.progress`.
         retry_failed: train again what diverged or ran out of memory in an earlier run.
+        accept_change: go on where what the study depends on has changed since its finished rows (:mod:`study.changes`).
         retrain_lost: train again what is finished and nowhere found, instead of refusing to go on.
 
     Raises:
         WorkbenchError: another process runs this study, or a database cannot be opened.
     """
 
-    def __init__(self, parts: Parts, display: Display, retry_failed: bool = False, retrain_lost: bool = False) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        display: Display,
+        retry_failed: bool = False,
+        accept_change: bool = False,
+        retrain_lost: bool = False,
+    ) -> None:
         self.parts = parts
         self.study = parts.study
         self.display = display
         self.retry_failed = retry_failed
+        self.accept_change = accept_change
         self.retrain_lost = retrain_lost
         self.kept = 0
+        self.run_id = ""  # until MLflow has one
 
     def run(self) -> StudyResult:
         """Train what is missing and return what there is."""
@@ -107,17 +118,20 @@ class Experiment:
                     uri, self.study.tracking.experiment, self.parts.workspace / ARTIFACTS, lock=folder / LOCK
                 )
             self.ledger = Ledger(folder / LEDGER)
-            with self.display.step("reconciling ledger, MLflow and Optuna"):
-                self._open()
-                self.trainer = trainer_of(self.parts)(self.parts, self.tracker, self.ledger, self.run_id, self.display)
-                planner = Planner(self.parts.space, self.study.search, folder / "optuna.journal", self.parts.study_id)
-                if planner.told:
-                    self.display.say(planner.told)
-                recall(planner, self.parts, self.trainer)
             try:
+                with self.display.step("reconciling ledger, MLflow and Optuna"):
+                    self._open()
+                    kind, run_id = trainer_of(self.parts), self.run_id
+                    self.trainer = kind(self.parts, self.tracker, self.ledger, run_id, self.display)
+                    journal = folder / "optuna.journal"
+                    planner = Planner(self.parts.space, self.study.search, journal, self._optuna_name())
+                    if planner.told:
+                        self.display.say(planner.told)
+                    recall(planner, self.parts, self.trainer)
                 self._train_all(planner)
             except BaseException as error:
-                self.tracker.close(self.run_id, RunStatus.of_error(error))
+                status = RunStatus.of_error(cause_of(error))
+                self.tracker.close_broken([self.run_id] if self.run_id else [], status)
                 raise
             finally:
                 self.ledger.close()
@@ -136,11 +150,11 @@ class Experiment:
     # --- stages -------------------------------------------------------------------------------------------------
 
     def _train_all(self, planner: Planner) -> None:
-        self._build_store(planner)
+        self.trainer.begin, self.trainer.origin = lambda: self._begin(planner), self.changes.tags
         rates = self._search(planner)
         cells = planner.finalists()
         self.tracker.log_files(self.run_id, {Artifact.CELLS: to_json([c.tracked(rates[c.id]).plain() for c in cells])})
-        variants = [variant(self.study, cell, rates[cell.id]) for cell in cells]
+        variants = [self.parts.variant(cell, rates[cell.id]) for cell in cells]
         jobs = self._replicate(variants)
         for cell, v in zip(cells, variants, strict=True):
             planner.tell(cell, self.ledger.objective(v.id, [j.replicate for j in jobs if j.variant == v]))
@@ -148,8 +162,13 @@ class Experiment:
         self.failed = sum(1 for entry in done if entry is None or not entry.finished)
         self.failed += Confirmer(self.parts, self.trainer, cells, rates).run(self.plan["confirm"])
         if self.trainer.token_maps:
-            log_token_maps(self.parts, self.tracker, self.run_id, variants, self.ledger, self.display)
-        log_layers(self.parts, self.tracker, self.run_id, variants, planner, self.ledger, self.display)
+            log_token_maps(
+                self.parts, self.tracker, self.run_id, variants, self.ledger, self.display, self.changes.check
+            )
+        log_layers(
+            self.parts, self.tracker, self.run_id, variants, planner, self.ledger, self.display, self.changes.check
+        )
+        self.trainer.tell_broken()
 
     def _replicate(self, variants: list[Variant]) -> list[Job]:
         """Train replicate by replicate; between two interim analyses of the plan, stop where the answer is decided."""
@@ -171,7 +190,21 @@ class Experiment:
         from fusion_workbench.reports import is_decided
 
         with self.display.step(f"interim analysis after {look} replicates"):
-            return is_decided(self.tracker.uri, self.parts.study_id, self.study.tracking.experiment)
+            return is_decided(self.tracker.uri, self.run_id, self.study.tracking.experiment)
+
+    def _begin(self, planner: Planner) -> None:
+        """Before the first job that is missing: what the study depends on is checked, told and encoded; once.
+
+        Raises:
+            WorkbenchError: it is not what the finished rows were trained under.
+        """
+        if self.changes.checked:
+            return
+        self.changes.check()
+        self._describe()
+        for note in store_notes(self.parts, self.changes.now):
+            self.display.say(note)
+        self._build_store(planner)
 
     def _build_store(self, planner: Planner) -> None:
         layers = planner.layers()
@@ -209,7 +242,7 @@ class Experiment:
         while proposals := planner.ask(self.study.training.bank_size):
             cells = [a.cell for a in proposals]
             self.trainer.train(
-                [Job(variant(self.study, c, lr), SEARCH_REPLICATE) for c in cells for lr in grid_of(c)], Phase.SEARCH
+                [Job(self.parts.variant(c, lr), SEARCH_REPLICATE) for c in cells for lr in grid_of(c)], Phase.SEARCH
             )
             for cell in cells:
                 rates[cell.id], value = self.trainer.best_rate(cell, grid_of(cell))
@@ -220,7 +253,7 @@ class Experiment:
         """Scope ``strategy``: one cell stands for all that differ from it in their layers alone."""
         first = planner.representatives()
         self.trainer.train(
-            [Job(variant(self.study, c, lr), SEARCH_REPLICATE) for c in first.values() for lr in grid], Phase.SEARCH
+            [Job(self.parts.variant(c, lr), SEARCH_REPLICATE) for c in first.values() for lr in grid], Phase.SEARCH
         )
         return {family: self.trainer.best_rate(cell, grid)[0] for family, cell in first.items()}
 
@@ -231,28 +264,39 @@ class Experiment:
         parts = self.parts
         tags = {
             Tag.QUESTION: self.study.question,
-            Tag.COMMAND: " ".join(["workbench", *map(shlex.quote, sys.argv[1:])]),
+            Tag.COMMAND: provenance.command(),
             Tag.COMMIT: provenance.commit(),
             Tag.VERSIONS: to_json(provenance.versions()),
             Tag.DEVICE: provenance.device(),
         }
-        kind = trainer_of(parts)
-        kind.check_unchanged(parts, self.ledger)
         remember_schema(self.study, self.ledger)
         restorer = Restorer(parts, self.ledger, self.tracker, self.retrain_lost)
         known_run = restorer.known_run
-        self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known_run, self._place(), tags)
-        self.ledger.remember("run_id", self.run_id)
+        with uninterrupted():
+            self.run_id = self.tracker.open_study(self.study.name, parts.study_id, known_run, self._place(), tags)
+            self.ledger.remember("run_id", self.run_id)
         if known_run != self.run_id:
-            self.tracker.log_params(self.run_id, flat(to_dict(self.study)))
-        self.tracker.log_files(self.run_id, study_files(parts) | kind.study_files(parts))
+            self.tracker.log_params(self.run_id, flat(to_track(self.study)))
+        self.tracker.log_files(self.run_id, {Artifact.STUDY: to_yaml(self.study)})
         self.plan = register_plan(self.study, self.ledger, self.tracker, self.run_id)
+        kind = trainer_of(parts)
         restorer.write(self.run_id, kind(parts, self.tracker, self.ledger, self.run_id, self.display))
         for line in (*self.tracker.told, *restorer.told):
             self.display.say(line)
+        undescribed = mend(self.ledger, self.tracker, self.run_id, self.display)
         self.kept = reconcile(self.ledger, self.tracker, self.run_id, self.retry_failed)
-        if mixed := open_numerics(self.ledger, self.tracker, self.run_id):
-            self.display.say(mixed)
+        self.changes = DependencyCheck(parts, self.ledger, self.tracker, self.run_id, self.display, self.accept_change)
+        self.changes.open()
+        if undescribed and not self.changes.differs():
+            self._describe()
+
+    def _describe(self) -> None:
+        """The artifacts of the parent run that say what rows are trained on; those of earlier rows stand until then."""
+        self.tracker.log_files(self.run_id, study_files(self.parts) | trainer_of(self.parts).study_files(self.parts))
+
+    def _optuna_name(self) -> str:
+        """Optuna's name of the study: another where code has changed, so that the cells of a plug-in are tried anew."""
+        return f"{self.parts.study_id}-{digest(self.parts.new_code)}" if self.parts.new_code else self.parts.study_id
 
     def _place(self) -> str:
         """This study's folder on this machine."""

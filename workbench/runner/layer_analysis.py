@@ -42,6 +42,7 @@ def log_layers(
     planner: Planner,
     ledger: Ledger,
     display: Display,
+    check: Callable[[], None] = lambda: None,
 ) -> bool:
     """Log similarity and importance to the parent run ``run_id``; whether both are there now."""
 
@@ -57,6 +58,7 @@ def log_layers(
             run_id=run_id,
             ledger=ledger,
             display=display,
+            check=check,
         )
 
     layers = planner.layers()

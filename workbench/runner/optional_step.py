@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.config.study import digest
-from fusion_workbench.core.errors import first_line
+from fusion_workbench.core import stopping
+from fusion_workbench.core.errors import WorkbenchError, first_line
 from fusion_workbench.study.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def log_once(
     run_id: str,
     ledger: Ledger,
     display: Display,
+    check: Callable[[], None] = lambda: None,
 ) -> bool:
     """Log what ``make`` returns to the parent run ``run_id``; whether it is there now.
 
@@ -38,14 +40,21 @@ def log_once(
         make: the artifacts by their path.
         doing: what is shown meanwhile.
         what: is missing where it fails, for the line that says so.
+        check: raises WorkbenchError where what would be made is of something else than the study's rows are.
     """
     mark = digest(dict(inputs))
     if ledger.fact(name) == mark:
         return True
     try:
+        check()
+    except WorkbenchError as error:
+        display.say(f"{what} is left as it is: {error}")
+        return False
+    try:
         with display.step(doing):
             tracker.log_files(run_id, make())
-    except Exception as error:  # whatever it is, the study is done and its numbers stand
+    except (Exception, SystemExit) as error:  # whatever it is, the study is done and its numbers stand
+        stopping.check()
         display.say(f"{what} is left out of the report ({type(error).__name__}): {first_line(error)}")
         return False
     ledger.remember(name, mark)

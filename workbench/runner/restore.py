@@ -21,10 +21,12 @@ from fusion_workbench.core.mlflow_database import ARTIFACTS, DATABASE, artifact_
 from fusion_workbench.core.mlflow_uri import without_password
 from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.runner.variant_files import phase_of, read_variant
+from fusion_workbench.schema.dependencies import TrackedDependencies, combined
 from fusion_workbench.schema.names import Artifact, LedgerState, Tag, closing_status, scores_file
+from fusion_workbench.study.changes import ENVIRONMENTS_FACT, NUMERICS_FACT
+from fusion_workbench.study.changes import FACT as DEPENDENCIES
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.ledger import Ledger, LedgerEntry
-from fusion_workbench.study.numerics import FACT as NUMERICS
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.record import keeps_results
 from fusion_workbench.study.tracking import Tracker, default_uri
@@ -225,9 +227,7 @@ class Restorer:
             job = Job(lost.variant, entry.replicate)
             name, own = trainer.described(job, phase_of(entry.replicate))
             tags, params = {str(k): v for k, v in own.items()}, trainer.params(job)
-            numerics = self.ledger.fact(NUMERICS) or []
-            if len(numerics) == 1:  # of a mixture nobody knows under which it was trained
-                tags[Tag.NUMERICS] = str(numerics[0])
+            tags |= {str(k): v for k, v in self._origin().items()}
             rows = [(trainer.units, entry.result)]
         with ExitStack() as stack:
             folder = lost.folder
@@ -249,6 +249,18 @@ class Restorer:
                 self.tracker.client.log_artifacts(run_id, str(folder))
         self.ledger.move(entry.variant, entry.replicate, run_id)
         self.tracker.close(run_id, closing_status(entry.status), entry.status)
+
+    def _origin(self) -> dict[Tag, str]:
+        """What every row was trained under, by the ledger; of a mixture nobody knows under which one was."""
+        numerics = self.ledger.fact(NUMERICS_FACT) or []
+        tracked = TrackedDependencies.read(self.ledger.fact(DEPENDENCIES) or {})
+        environments = self.ledger.fact(ENVIRONMENTS_FACT) or []
+        tags = {Tag.NUMERICS: str(numerics[0])} if len(numerics) == 1 else {}
+        if len(environments) == 1 and not tracked.recorded:
+            tags[Tag.ENVIRONMENT] = environments[0]
+        if tracked.fingerprints and not tracked.changes and not tracked.recorded:
+            tags[Tag.DEPENDENCIES] = combined(tracked.fingerprints)
+        return tags
 
 
 def _rows(client: MlflowClient, run: MlflowRun) -> list[tuple[int, dict[str, float]]]:

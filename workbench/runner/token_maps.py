@@ -10,7 +10,7 @@ level, one strip per level too.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.scratch import scratch_folder
+from fusion_workbench.models.connector_files import load_weights
+from fusion_workbench.models.files import read_tensors
 from fusion_workbench.runner.optional_step import log_once
 from fusion_workbench.runner.token_map_choice import (
     ChosenCells,
@@ -48,7 +50,13 @@ Files = dict[str, str | bytes]
 
 
 def log_token_maps(
-    parts: Parts, tracker: Tracker, run_id: str, variants: Sequence[Variant], ledger: Ledger, display: Display
+    parts: Parts,
+    tracker: Tracker,
+    run_id: str,
+    variants: Sequence[Variant],
+    ledger: Ledger,
+    display: Display,
+    check: Callable[[], None] = lambda: None,
 ) -> bool:
     """Make the token maps and log them to the parent run ``run_id``; whether they are there now.
 
@@ -68,6 +76,7 @@ def log_token_maps(
         run_id=run_id,
         ledger=ledger,
         display=display,
+        check=check,
     )
 
 
@@ -135,7 +144,7 @@ class TokenMapBuilder:
         from fusion_workbench.reports.reading.query import read_study
 
         with scratch_folder("look") as folder:
-            record = read_study(self.tracker.uri, self.parts.study_id, self.parts.study.tracking.experiment)
+            record = read_study(self.tracker.uri, self.run_id, self.parts.study.tracking.experiment)
             scores = self._scores(record)
             chosen = self._choose(record)
             signs = {task.name: task.sign for task in record.tasks}
@@ -297,19 +306,13 @@ class TokenMapBuilder:
 
     def _fuser(self, cell: Cell, weights: Path) -> Any:
         """The trained fuser, on the CPU."""
-        import safetensors.torch
-
         from fusion_workbench.modules.fusion import build
 
         fuser = build(cell.strategy, cell.selection, self.parts.encoder.dim, dict(cell.options)).eval()
-        state = safetensors.torch.load_file(weights)
+        what = f"the tracked weights of '{cell.label}'"
+        state = read_tensors(weights, what)
         own = {key.removeprefix("fuser."): value for key, value in state.items() if key.startswith("fuser.")}
-        try:
-            fuser.load_state_dict(own)
-        except RuntimeError as error:
-            raise WorkbenchError(
-                f"the tracked weights of '{cell.label}' do not fit its fuser: {first_line(error)}"
-            ) from None
+        load_weights(fuser, own, what)
         return fuser
 
 

@@ -22,6 +22,7 @@ class Tag(StrEnum):
 
     NUMERICS = "workbench.numerics"  # of a parent run: "1", or "1, 2" where its rows are mixed; of a child: its own
     KIND = "workbench.kind"  # of every run: a RunKind
+    SHA256 = "workbench.sha256"  # of every run: of its artifacts, in pieces; see schema/checksums.py
 
     # Of a study's parent run.
     STUDY = "workbench.study"
@@ -41,7 +42,11 @@ class Tag(StrEnum):
     PHASE = "workbench.phase"
     REPLICATE = "workbench.replicate"
     STATUS = "workbench.outcome"  # a Status: what became of it
+    ERROR = "workbench.error"  # what it broke off with, and where; of those that failed or ran out of memory
 
+    DEPENDENCIES = "workbench.dependencies"  # 12 hex digits over the fingerprints that it was trained under
+    ENVIRONMENT = "workbench.environment"  # JSON: what it was trained with and on, short
+    CODE = "workbench.code"  # of a plug-in's cells: JSON, strategy → hash of its code
     RESTORED = "workbench.restored"  # the run that it was before, where MLflow had lost that, or had it elsewhere
 
     PARENT = "mlflow.parentRunId"  # MLflow's own
@@ -89,7 +94,7 @@ class RunStatus(StrEnum):
     @classmethod
     def of_error(cls, error: BaseException) -> RunStatus:
         """Of a run that ``error`` ended."""
-        return cls.KILLED if isinstance(error, KeyboardInterrupt | SystemExit) else cls.FAILED
+        return cls.FAILED if isinstance(error, Exception) else cls.KILLED  # what asks a process to end is no Exception
 
 
 OPEN = (RunStatus.RUNNING, RunStatus.SCHEDULED)  # as MLflow takes it, the run still goes on
@@ -143,6 +148,7 @@ class Artifact(StrEnum):
     SOURCE = "source.json"
     TASKS = "tasks.json"
     PLAN = "plan.json"
+    DEPENDENCIES = "dependencies.json"  # fingerprints of all that its numbers depend on, with every accepted change
     CELLS = "variants.json"
     CONTENDERS = "contenders.json"
     LANGUAGE_MODEL = "language_model.json"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 FEWEST = 5  # replicates for a verdict
+FEWEST_EXAMPLES = 3  # test examples for one: fewer do not tell what others would change
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Plan:
         Raises:
             KeyError, TypeError, ValueError, AttributeError: they describe none.
         """
-        return cls(
+        read = cls(
             primary=str(plain["primary"]),
             families=tuple(
                 ComparisonFamily(tuple(map(str, f["measures"])), float(f["share"])) for f in plain["families"]
@@ -89,6 +92,14 @@ class Plan:
             confirm=tuple(int(n) for n in plain.get("confirm", ())),
             confirm_share=float(plain.get("confirm_share", 0.0)),
         )
+        shares = (read.confirm_share, *(family.share for family in read.families))
+        margin = 1.0 if read.margin is None else read.margin
+        if not (0 < read.level < 1 and 0 < margin < math.inf and all(0 <= share <= 1 for share in shares)):
+            raise ValueError("its level, margin or shares are none")
+        rising = all(before < after for looks in (read.looks, read.confirm) for before, after in pairwise((0, *looks)))
+        if not read.looks or not rising:
+            raise ValueError("its looks do not rise")
+        return read
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,19 @@ note.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.core.layers import Selection
-from fusion_workbench.schema.names import SINGLE_LAYER
+from fusion_workbench.core.layers import MOST_LAYERS, Selection
+from fusion_workbench.schema.names import SINGLE_LAYER, Budget
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_LAYER = re.compile("[0-9]{1,6}")
 _OPTION = "options."  # begins MLflow's params of a cell's options
 
 
@@ -158,8 +160,8 @@ class Cell:
         return cls(
             id=str(entry["cell"]),
             strategy=str(entry["strategy"]),
-            levels=tuple(int(level) for level in entry.get("levels") or ()),
-            query=int(entry["query"]),
+            levels=tuple(_layer(level) for level in entry.get("levels") or ()),
+            query=_layer(entry["query"]),
             label=str(entry.get("label") or entry["strategy"]),
             options=dict(entry.get("options") or {}),
             alias=str(entry.get("alias") or ""),
@@ -169,9 +171,11 @@ class Cell:
 
     @classmethod
     def read_params(cls, cell_id: str, params: Mapping[str, str], chosen_lr: float | None) -> Cell:
-        """The cell as the params of one of its runs tell it; options are words."""
-        levels = tuple(int(x) for x in params.get("levels", "").split(",") if x.strip())
-        query, strategy = int(number(params.get("query")) or 0), params.get("strategy", "?")
+        """The cell as the params of one of its runs tell it; options are words. What is no layer is left out."""
+        words = [word.strip() for word in params.get("levels", "").split(",")]
+        levels = tuple(int(word) for word in words if _LAYER.fullmatch(word))
+        query = int(params["query"]) if _LAYER.fullmatch(params.get("query", "")) else 0
+        strategy = params.get("strategy", "?")
         alias = params.get("alias", "")
         return cls(
             id=cell_id,
@@ -220,8 +224,8 @@ class Contender:
             cell=Cell.read(entry),
             roles=tuple(map(str, entry.get("roles") or ())),
             stands_for=tuple((str(measure), str(name)) for measure, name in entry.get("stands_for") or ()),
-            controls=tuple(map(str, entry.get("controls") or ())),
-            without=None if without is None else int(without),
+            controls=tuple(str(Budget(one)) for one in entry.get("controls") or ()),
+            without=None if without is None else _layer(without),
         )
 
 
@@ -275,11 +279,19 @@ class TrackedSource:
         )
 
 
+def _layer(value: Any) -> int:
+    """As the number of a layer. Raises ValueError for one that no encoder has, and as ``int`` for what is no number."""
+    layer = int(value)
+    if not 0 <= layer <= MOST_LAYERS:
+        raise ValueError(f"{layer} is no layer")
+    return layer
+
+
 def number(value: Any) -> float | None:
     """As a number; None for anything else."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -17,6 +17,7 @@ from fusion_workbench.config.language import NOT_IDENTITY as _NOT_OF_LANGUAGE
 from fusion_workbench.config.study import StudyConfig, digest, to_dict
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_database import DATABASE, sqlite_uri
+from fusion_workbench.schema.names import MATCHED_STRATEGY
 from fusion_workbench.study.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -129,11 +130,17 @@ def remember_schema(study: StudyConfig, ledger: Ledger) -> None:
         ledger.remember("schema", 1 if ledger.fact("run_id") is not None else study.schema)
 
 
-def variant(study: StudyConfig, cell: Cell, lr: float) -> Variant:
-    """A cell at a learning rate, under the study's training."""
+def variant(study: StudyConfig, cell: Cell, lr: float, code: str = "") -> Variant:
+    """A cell at a learning rate, under the study's training; ``code``: see :class:`sweeps.space.Variant`."""
     from fusion_workbench.sweeps.space import Variant
 
-    return Variant(cell, lr, tuple(sorted(training_identity(study).items())))
+    return Variant(cell, lr, tuple(sorted(training_identity(study).items())), code)
+
+
+def strategies_of(cell: Cell) -> tuple[str, ...]:
+    """The strategies whose code a cell runs: its own, and of a control the one that it is matched to."""
+    like = dict(cell.options).get("like") if cell.strategy == MATCHED_STRATEGY else None
+    return (cell.strategy, like) if isinstance(like, str) and like else (cell.strategy,)
 
 
 def training_identity(study: StudyConfig) -> dict[str, Any]:

@@ -7,18 +7,20 @@ business of the two kinds of trainer: :mod:`training.probes` and :mod:`training.
 
 from __future__ import annotations
 
+import gc
 import math
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_workbench.core import stopping
+from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.schema.names import SEARCH_REPLICATE, LedgerState, Phase, RunStatus, Tag, closing_status
-from fusion_workbench.study.identity import variant
 from fusion_workbench.study.ledger import Ledger
-from fusion_workbench.study.numerics import add_numerics
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.tracking import Tracker
 from fusion_workbench.version import NUMERICS
@@ -63,14 +65,11 @@ class JobTrainer(ABC):
         self.run_id = run_id
         self.display = display
         self.trained = 0
-
-    @classmethod  # noqa: B027 - nothing to check where the study's id tells it all
-    def check_unchanged(cls, parts: Parts, ledger: Ledger) -> None:
-        """Hold what is trained on against the study's earlier runs, where the study's id does not tell.
-
-        Raises:
-            WorkbenchError: it is something else now.
-        """
+        # What comes before the first job that is missing, and what runs of a cell say of what they depend on
+        # (:mod:`study.changes`); the experiment sets both.
+        self.begin: Callable[[], None] = lambda: None
+        self.origin: Callable[[Cell], Mapping[Tag, str]] = lambda cell: {}
+        self.broken: list[tuple[Job, str]] = []  # what broke off with an error, and which
 
     @classmethod
     def study_files(cls, parts: Parts) -> dict[str, str | bytes]:
@@ -96,11 +95,17 @@ class JobTrainer(ABC):
         """Train what the ledger does not hold; jobs that are trained together share a replicate."""
         missing = [job for job in dict.fromkeys(jobs) if self._is_missing(job)]
         kept = len(set(jobs)) - len(missing)
+        if missing:
+            self.begin()
         with self.display.training(phase, total=len(missing) * self.units, kept=kept, unit=self.unit) as bar:
             for group in _groups(missing, self.together):
-                run_ids = [self._start(job, phase) for job in group]
+                run_ids: list[str] = []
                 with self._closing_on_error(group, run_ids):
+                    for job in group:
+                        with stopping.uninterrupted():
+                            run_ids.append(self._start(job, phase))
                     self.train_group(group, run_ids, phase, bar)
+                gc.collect()  # a module and its trainer know each other: a whole bank would stay for a while
 
     def commit(
         self,
@@ -111,13 +116,21 @@ class JobTrainer(ABC):
         metrics: Mapping[str, float],
         files: Mapping[str, str | bytes | Path],
         last: Mapping[str, float],
+        error: str = "",
     ) -> None:
-        """Metrics at ``step`` and files to MLflow, then the ledger's row: ``last`` and the metrics."""
+        """Metrics at ``step`` and files to MLflow, then the ledger's row: ``last``, the metrics, the files' sha256.
+
+        ``error``: what it broke off with, and where.
+        """
+        if error:
+            self.tracker.set_tags(run_id, {Tag.ERROR: error})
+            self.broken.append((job, error))
         self.tracker.log_metrics(run_id, [(step, metrics)])
-        self.tracker.log_files(run_id, files)
+        sums = self.tracker.log_files(run_id, files)
         result = {key: value for key, value in last.items() if math.isfinite(value)} | dict(metrics)
-        self.ledger.finish(job.variant.id, job.replicate, status, result)
-        self.tracker.close(run_id, closing_status(status), status)
+        with stopping.uninterrupted():
+            self.ledger.finish(job.variant.id, job.replicate, status, result, sums)
+            self.tracker.close(run_id, closing_status(status), status)
         self.trained += 1
 
     def objective(self, job: Job) -> float | None:
@@ -130,7 +143,7 @@ class JobTrainer(ABC):
         What is trained must not depend on the plan, which may change later: rates and cells are searched by the mean
         of the tasks, whatever the plan's primary measure is.
         """
-        tried = {lr: self.objective(Job(variant(self.study, cell, lr), SEARCH_REPLICATE)) for lr in grid}
+        tried = {lr: self.objective(Job(self.parts.variant(cell, lr), SEARCH_REPLICATE)) for lr in grid}
         scored = [(-value, lr) for lr, value in tried.items() if value is not None]
         if not scored:
             return min(grid), None
@@ -153,8 +166,7 @@ class JobTrainer(ABC):
 
     def _start(self, job: Job, phase: str) -> str:
         name, tags = self.described(job, phase)
-        tags[Tag.NUMERICS] = str(NUMERICS)
-        add_numerics(self.ledger, self.tracker, self.run_id)
+        tags |= {Tag.NUMERICS: str(NUMERICS), **self.origin(job.variant.cell)}
         run_id = self.tracker.start_child(self.run_id, name, tags, self.params(job))
         self.ledger.start(job.variant.id, job.replicate, run_id)
         return run_id
@@ -163,14 +175,34 @@ class JobTrainer(ABC):
     def _closing_on_error(self, jobs: Sequence[Job], run_ids: Sequence[str]) -> Iterator[None]:
         """An interrupted group leaves no run RUNNING and no row in the ledger."""
         try:
+            stopping.check()
             yield
         except BaseException as error:
-            for job, run_id in zip(jobs, run_ids, strict=True):
+            with stopping.uninterrupted():
+                self.tracker.close_broken(self._forgotten(jobs, run_ids), RunStatus.of_error(stopping.cause_of(error)))
+            raise
+
+    def _forgotten(self, jobs: Sequence[Job], run_ids: Sequence[str]) -> list[str]:
+        """Drop the rows of jobs that are not done; their runs. What cannot be dropped is at the study's next start."""
+        open_runs = []
+        for job, run_id in zip(jobs, run_ids, strict=False):  # the last of them may not have been started
+            with suppress(WorkbenchError, sqlite3.Error):
                 entry = self.ledger.find(job.variant.id, job.replicate)
                 if entry is None or entry.state == LedgerState.RUNNING:
+                    open_runs.append(run_id)
                     self.ledger.forget(job.variant.id, job.replicate)
-                    self.tracker.close(run_id, RunStatus.of_error(error))
-            raise
+        return open_runs
+
+    def tell_broken(self) -> None:
+        """Say what broke off with an error: a line for each cell and error, with the first of its replicates."""
+        by_cell: dict[tuple[str, str], list[Job]] = {}
+        for job, error in self.broken:
+            by_cell.setdefault((job.variant.cell.label, error), []).append(job)
+        for (label, error), jobs in by_cell.items():
+            replicates = ", ".join(dict.fromkeys(job.replicate for job in jobs))
+            self.display.say(f"{label} broke off (replicate {replicates}): {error}")
+        if by_cell:
+            self.display.say("--retry-failed trains again what broke off")
 
     def _is_missing(self, job: Job) -> bool:
         entry = self.ledger.find(job.variant.id, job.replicate)

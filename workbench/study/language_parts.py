@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.config.language import FROZEN, LORA, LanguageConfig, StageConfig
 from fusion_workbench.config.study import StudyConfig
-from fusion_workbench.core.errors import WorkbenchError, first_line, nearest
+from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.core.hardware import default_device
 from fusion_workbench.study.cell_models import CellModels
 from fusion_workbench.study.encoder_store import features_of
@@ -145,6 +145,7 @@ def prepare_language(
     from fusion_workbench.datamodules.build import build_source
     from fusion_workbench.datamodules.conversations.base import ConversationSource
     from fusion_workbench.datamodules.conversations.chat import Chat
+    from fusion_workbench.modules.language.decoder import read_language
 
     config, source = study.language_model, features.source
     assert config is not None
@@ -156,7 +157,9 @@ def prepare_language(
     if any(stage.language_model == LORA for stage in config.stages):
         _require_module("peft", "a stage with language_model: lora", "peft")
     path = assets.model_path(config.name, "language-model", "language_model.name", progress)
-    model, tokenizer = _read(path, config.revision)
+    what = f"language_model.name '{path}'"
+    model, tokenizer = read_language(path, config.revision, what, "cannot be had")
+    _check_weights(path, model, what)
     sources: dict[str, ConversationSource] = {}
     for stage in config.stages:
         own = source if stage.source is None else build_source(stage.source.name, stage.source.options)
@@ -206,6 +209,17 @@ def _parameters(config: Any) -> int:
 
     model: Any = on_meta(AutoModelForCausalLM.from_config, config, trust_remote_code=False)
     return sum(p.numel() for p in model.parameters())
+
+
+def _check_weights(path: str, config: Any, what: str) -> None:
+    """Raises WorkbenchError, before any work, where a folder's weights are not those that its config describes."""
+    from transformers import AutoModelForCausalLM
+
+    from fusion_workbench.core.pretrained import check_folder
+
+    if Path(path).is_dir():
+        auto: Any = AutoModelForCausalLM
+        check_folder(auto, Path(path), config, what, auto.from_config)
 
 
 def answer_tasks(study: StudyConfig, source: ConversationSource) -> list[AnswerTask]:
@@ -270,20 +284,6 @@ def _check_length(config: LanguageConfig, tokens: int, model: Any) -> None:
         raise WorkbenchError(
             f"language_model.max_length is {config.max_length}; '{config.name}' has positions for {most} tokens."
         )
-
-
-def _read(path: str, revision: str | None) -> tuple[Any, Any]:
-    """Config and tokenizer, which say what the weights will be."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise WorkbenchError(f"language_model.name: {path} holds no config.json; it must be a transformers folder.")
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds
-        raise WorkbenchError(f"language_model.name '{path}' cannot be had: {first_line(error)}") from None
-    return config, tokenizer
 
 
 def _require_module(module: str, what: str, extra: str) -> None:

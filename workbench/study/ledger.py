@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.stopping import uninterrupted
 from fusion_workbench.schema.names import OBJECTIVE, LedgerState, Status
 
 _SCHEMA = """
@@ -41,6 +42,7 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 _ADDED = {"entries": {"files": "TEXT NOT NULL DEFAULT '{}'", "sha256": "TEXT"}, "facts": {"sha256": "TEXT"}}
 _CHECKED = 1  # SQLite's user_version of a ledger in which everything has a sha256; 0 of one of 0.1.0
 
+_ERRORS = (sqlite3.Error, UnicodeError)  # the latter where SQLite's own message has damaged words in it
 # Errors of SQLite that mean that the file is damaged, or another program's.
 _NO_LEDGER = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_SCHEMA)
 
@@ -92,7 +94,8 @@ class Ledger:
             self._db.executescript(_SCHEMA)
             self._bring_up()
             self._check_facts()
-        except (sqlite3.Error, OSError, WorkbenchError) as error:
+            self.damaged()  # whether rows can be read at all
+        except (*_ERRORS, OSError, WorkbenchError) as error:
             if hasattr(self, "_db"):
                 self._db.close()
             raise (error if isinstance(error, WorkbenchError) else self._explained(error, "opened")) from None
@@ -210,8 +213,8 @@ class Ledger:
         files: Mapping[str, str],
     ) -> None:
         """Write a row in the place of the one that there is, in a transaction of the caller's."""
-        content = (variant, replicate, str(state), run_id, status and str(status))
-        content += (json.dumps(dict(result)), json.dumps(dict(files), sort_keys=True))
+        numbers, sums = json.dumps(dict(result)), json.dumps(dict(files), sort_keys=True)
+        content = (variant, replicate, str(state), run_id, status and str(status), numbers, sums)
         self._db.execute(
             f"INSERT INTO entries ({_CONTENT}, sha256) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (variant, replicate) DO UPDATE SET state = excluded.state, run_id = excluded.run_id, "
@@ -261,13 +264,13 @@ class Ledger:
     def _read(self, query: str, of: tuple[str, ...] = ()) -> list[Any]:
         try:
             return self._db.execute(query, of).fetchall()
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             raise self._explained(error, "read") from None
 
-    def _explained(self, error: sqlite3.Error | OSError, done: str) -> WorkbenchError:
+    def _explained(self, error: Exception, done: str) -> WorkbenchError:
         """Says what to do where the file is no ledger; of a lock, or a full disk, SQLite's own words do."""
         code = getattr(error, "sqlite_errorcode", None)
-        if code is not None and code & 0xFF in _NO_LEDGER:
+        if isinstance(error, UnicodeError) or (code is not None and code & 0xFF in _NO_LEDGER):
             return self._damaged(f"cannot be {done}: {error}")
         return WorkbenchError(f"the study's ledger {self.path} cannot be {done}: {error}.")
 
@@ -280,10 +283,11 @@ class Ledger:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
-        except (sqlite3.Error, WorkbenchError) as error:
+            with uninterrupted():
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                self._db.execute("COMMIT")
+        except (*_ERRORS, WorkbenchError) as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             if isinstance(error, WorkbenchError):

@@ -6,16 +6,16 @@ Four steps, each a function of its own: names → encoder → space → data.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.config.history import defaults_before, newest
 from fusion_workbench.config.study import StudyConfig
-from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.errors import WorkbenchError, code_of
 from fusion_workbench.study.cell_models import CellModels, ProbeModels
 from fusion_workbench.study.encoder_store import features_of, load_encoder
-from fusion_workbench.study.identity import check_place, folder_of, study_id
+from fusion_workbench.study.identity import check_place, folder_of, strategies_of, study_id, variant
 from fusion_workbench.study.language_parts import LanguageParts, prepare_language
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.answers.task import AnswerTask
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
     from fusion_workbench.modules.tasks import Task
-    from fusion_workbench.sweeps.space import Cell, Space
+    from fusion_workbench.sweeps.space import Cell, Space, Variant
 
 
 @dataclass
@@ -36,6 +36,8 @@ class Parts:
     Attributes:
         features: of the study's source, from the store or live.
         models: what the cells become: probes, or multimodal language models.
+        new_code: strategy → hash of its code, of plug-ins whose code has changed since the study was begun
+            (:mod:`study.changes`).
     """
 
     study: StudyConfig
@@ -45,6 +47,7 @@ class Parts:
     space: Space
     features: Features
     models: CellModels
+    new_code: dict[str, str] = field(default_factory=dict)
 
     @property
     def source(self) -> Source:
@@ -94,6 +97,11 @@ class Parts:
         """The study's own folder: ledger, Optuna journal, resolved YAML."""
         return folder_of(self.workspace, self.study.name, self.study_id)
 
+    def variant(self, cell: Cell, lr: float) -> Variant:
+        """A cell at a learning rate; of a plug-in's changed code another variant than it was before."""
+        changed = sorted(f"{name}:{self.new_code[name]}" for name in strategies_of(cell) if name in self.new_code)
+        return variant(self.study, cell, lr, ",".join(changed))
+
     def layers_read(self, cell: Cell) -> tuple[int, ...]:
         """The layers that the cell's fuser reads; a control may name levels and read none."""
         from fusion_workbench.modules.meta import on_meta
@@ -108,13 +116,16 @@ def prepare(study: StudyConfig, workspace: Path, progress: bool = True) -> Parts
         WorkbenchError: anything in the study that cannot work: unknown names, layers out of range, options of the
             wrong type, an image size that the source does not make, a task without labels.
     """
-    traits = prepare_names(study)
-    check_place(study, workspace)
-    _writable(workspace)
-    encoder = load_encoder(study.encoder, progress)
-    space = prepare_space(study, encoder, traits)
-    features, models = prepare_data(study, workspace, encoder, progress)
-    check_builds(space, models)
+    from fusion_workbench.modules.probes.guard import torch_as_it_was
+
+    with torch_as_it_was():  # plug-ins are imported and built here
+        traits = prepare_names(study)
+        check_place(study, workspace)
+        _writable(workspace)
+        encoder = load_encoder(study.encoder, progress)
+        space = prepare_space(study, encoder, traits)
+        features, models = prepare_data(study, workspace, encoder, progress)
+        check_builds(space, models)
     return Parts(study, study_id(study), workspace, encoder, space, features, models)
 
 
@@ -169,14 +180,19 @@ def prepare_data(
     from fusion_workbench.datamodules.order import check_batch
     from fusion_workbench.modules.tasks import build_task
 
-    source = build_source(study.source.name, study.source.options)
-    _check_image_size(study.source.name, source, encoder)
-    features = features_of(study, workspace, encoder, source)
+    with code_of(f"source '{study.source.name}'"):
+        source = build_source(study.source.name, study.source.options)
+        _check_image_size(study.source.name, source, encoder)
+        features = features_of(study, workspace, encoder, source)
     if study.language_model is not None:
         return features, prepare_language(study, encoder, features, workspace, progress)
-    classes, targets, training = source.classes(), source.targets("train"), study.training
-    tasks = [build_task(name, classes, targets) for name in study.tasks]
-    check_batch(source.size("train"), training.batch_size, training.devices)
+    training, tasks = study.training, []
+    with code_of(f"source '{study.source.name}'"):
+        classes, targets, size = source.classes(), source.targets("train"), source.size("train")
+    for name in study.tasks:
+        with code_of(f"task '{name}', while it was built,"):
+            tasks.append(build_task(name, classes, targets))
+    check_batch(size, training.batch_size, training.devices)
     models = ProbeModels(tasks, encoder.dim, encoder.grid(), training.projector, training.width or encoder.dim)
     return features, models
 
@@ -190,7 +206,8 @@ def check_builds(space: Space, models: CellModels) -> None:
     from fusion_workbench.modules.meta import on_meta
 
     for cell in space.listed:
-        on_meta(models.build, cell)
+        with code_of(f"the strategy of {cell.label}, while it was built,"):
+            on_meta(models.build, cell)
 
 
 def _check_image_size(name: str, source: Source, encoder: VisionEncoder) -> None:

@@ -28,7 +28,7 @@ class Display:
         self.progress = progress
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False)
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:

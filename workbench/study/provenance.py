@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fusion_workbench.core.mlflow_uri import without_password
 from fusion_workbench.version import __version__
 
+if TYPE_CHECKING:
+    from fusion_workbench.study.prepare import Parts
+
 PACKAGES = ("torch", "lightning", "torchmetrics", "transformers", "optuna", "mlflow", "omegaconf", "numpy", "pillow")
+NUMERICAL = ("torch", "lightning", "transformers", "numpy", "pillow")  # pillow: it draws and resizes images
 
 
 def versions() -> dict[str, str]:
@@ -21,6 +29,12 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             versions_by_name[package] = "not installed"
     return versions_by_name
+
+
+def command() -> str:
+    """What was typed, without passwords."""
+    words = [without_password(word) for word in sys.argv[1:]]
+    return " ".join(["workbench", *map(shlex.quote, words)])
 
 
 def commit() -> str:
@@ -39,6 +53,21 @@ def commit() -> str:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def environment(parts: Parts) -> dict[str, str]:
+    """What moves numbers a little and is no reason to refuse them: libraries, hardware, precision, of one run."""
+    import torch
+
+    from fusion_workbench.core.hardware import default_device
+    from fusion_workbench.modules.encoders.encoder import resolve_precision
+
+    facts = {name: version for name, version in versions().items() if name in NUMERICAL}
+    facts["device"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU {platform.machine()}"
+    facts["encoder precision"] = parts.encoder.precision
+    if parts.language is not None:
+        facts["language model precision"] = resolve_precision(parts.language.config.weights, default_device())
+    return facts
 
 
 def device() -> str:

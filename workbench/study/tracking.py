@@ -10,13 +10,18 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.checksums import sha256_of
+from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_database import DATABASE, opening, relocate, sqlite_path, sqlite_uri
-from fusion_workbench.core.mlflow_uri import check_uri, quiet_mlflow
+from fusion_workbench.core.mlflow_uri import check_uri, impatient, quiet_mlflow, without_password
+from fusion_workbench.core.outages import Outage, outage_reason
 from fusion_workbench.core.scratch import scratch_folder
+from fusion_workbench.core.stopping import uninterrupted
+from fusion_workbench.schema.checksums import from_tags, is_of_sums, to_tags
 from fusion_workbench.schema.names import TRACKING_SCHEMA, RunKind, RunStatus, Tag
+from fusion_workbench.study.patient_client import PatientClient
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -71,16 +76,19 @@ class Tracker:
         try:
             if (database := sqlite_path(uri)) is not None:
                 database.parent.mkdir(parents=True, exist_ok=True)
-            with opening(uri):
+            with opening(uri), impatient():
                 self._tell(relocate(uri, lock))
-                self.client: MlflowClient = MlflowClient(tracking_uri=uri)
+                self._patient = PatientClient(MlflowClient(tracking_uri=uri), uri)
+                self.client = cast("MlflowClient", self._patient)
                 self.experiment_id = self._open_experiment(artifacts.resolve())
-        except WorkbenchError:
-            raise
+        except WorkbenchError as error:
+            if not isinstance(error, Outage):
+                raise
+            raise WorkbenchError(_told(uri, "opened", error.__cause__ or error)) from None
         except MlflowException as error:
-            raise WorkbenchError(f"tracking.uri '{uri}' cannot be used: {first_line(error)}") from None
+            raise WorkbenchError(_told(uri, "used", error)) from None
         except Exception as error:  # drivers and file systems raise their own
-            raise WorkbenchError(f"tracking.uri '{uri}' cannot be opened: {first_line(error)}") from None
+            raise WorkbenchError(_told(uri, "opened", error)) from None
 
     def _open_experiment(self, artifacts: Path) -> str:
         """Its id. One that was deleted is restored, with its runs."""
@@ -133,19 +141,41 @@ class Tracker:
         for start in range(0, len(fresh), 100):
             self.client.log_batch(run_id, params=fresh[start : start + 100])
 
-    def log_files(self, run_id: str, files: Mapping[str, str | bytes | Path]) -> None:
-        """Artifacts by their path in the run: text, bytes, or a file to copy."""
+    def log_files(self, run_id: str, files: Mapping[str, str | bytes | Path]) -> dict[str, str]:
+        """Artifacts by their path in the run: text, bytes, or a file to copy.
+
+        Their sha256 becomes a tag of the run before they are there, beside that of a file which they replace: a kill in
+        between leaves no file that a reader would refuse.
+
+        Returns:
+            path → sha256 in hex.
+        """
+        sums = {name: sha256_of(content) for name, content in files.items()}
+        before = from_tags(self.client.get_run(run_id).data.tags)
+        replaced = {name: old for name, sha in sums.items() if (old := before.get(name, sha)) != sha}
+        if replaced or not sums.keys() <= before.keys():
+            self.record_sums(run_id, sums | {name: f"{sums[name]} {old}" for name, old in replaced.items()})
         with scratch_folder() as folder:
             for name, content in files.items():
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if isinstance(content, Path):
                     path.symlink_to(content.resolve())
-                elif isinstance(content, str):
-                    path.write_text(content, encoding="utf-8")
                 else:
-                    path.write_bytes(content)
+                    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
             self.client.log_artifacts(run_id, str(folder))
+        if replaced:
+            self.record_sums(run_id, sums)
+        return sums
+
+    def record_sums(self, run_id: str, sums: Mapping[str, str]) -> None:
+        """Put sha256 of artifacts, by their path, beside those that the run's tags hold already."""
+        from mlflow.entities import RunTag
+
+        tags = self.client.get_run(run_id).data.tags
+        emptied = {key: "{}" for key in tags if is_of_sums(key)}  # there may be fewer pieces than there were
+        pieces = emptied | to_tags(from_tags(tags) | dict(sums))
+        self.client.log_batch(run_id, tags=[RunTag(key, piece) for key, piece in pieces.items()])
 
     def set_tags(self, run_id: str, tags: Mapping[Tag, str]) -> None:
         """Set or replace tags."""
@@ -181,6 +211,20 @@ class Tracker:
         if status is not None:
             self.set_tags(run_id, {Tag.STATUS: status})
         self.client.set_terminated(run_id, status=str(run_status))
+
+    def close_broken(self, run_ids: Sequence[str], run_status: RunStatus) -> None:
+        """As :meth:`close`, where something went wrong already: what can be reached is closed, nothing is raised.
+
+        A run that stays RUNNING is closed at the study's next start. A server that did not answer is not asked again.
+        """
+        with uninterrupted():
+            for run_id in run_ids:
+                if self._patient.gone:
+                    return
+                try:
+                    self.close(run_id, run_status)
+                except Exception:  # the error that led here is the one to tell
+                    return
 
     def find(self, run_id: str) -> MlflowRun | None:
         """The run, in whatever experiment, deleted or not; None where MLflow does not have it."""
@@ -218,6 +262,10 @@ class Tracker:
             token = page.token
             if not token:
                 return runs
+
+
+def _told(uri: str, what: str, error: BaseException) -> str:
+    return without_password(f"tracking.uri '{uri}' cannot be {what}: {outage_reason(error)}.")
 
 
 def to_json(value: Any) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_workbench.core.bars import progress_bar
 from fusion_workbench.core.files import explain_writing, write_file
 from fusion_workbench.core.scratch import scratch_folder
+from fusion_workbench.study import provenance
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def run(
             with progress_bar(console, "planted studies", planted, shown=not quiet) as advance:
                 rows += [named(planted, seed, scratch / "planted", advance)] if planted else []
     facts = {
-        "command": " ".join(["workbench", *map(shlex.quote, sys.argv[1:])]),
+        "command": provenance.command(),
         "version": __version__,
         "studies": studies,
         "seed": seed,

@@ -98,6 +98,7 @@ def check(
     bad_rows: float,
     lists: Path | None,
     image_first: bool = True,
+    padding: str = "square",
 ) -> bool:
     """Read a file as the source ``llava`` would, and print what it found. Returns whether it would be accepted.
 
@@ -105,19 +106,23 @@ def check(
         verify: how closely images are looked at; a key of ``fusion_workbench.datamodules.rows.row_images.VERIFY``.
         bad_rows: the share of bad rows above which it would not be.
         lists: folder of the quarantine's list; None: beside the file.
+        padding: how images become squares, as ``source.options.padding``.
 
     Raises:
-        WorkbenchError: no such file or folder, no JSON at all, an unknown ``verify``.
+        WorkbenchError: no such file or folder, no JSON at all, an unknown ``verify`` or ``padding``.
     """
     from rich.table import Table
     from rich.text import Text
 
     from fusion_workbench.datamodules.rows.llava import read_file
     from fusion_workbench.datamodules.rows.row_images import VERIFY, ImageFolder
+    from fusion_workbench.datamodules.transforms import PADDINGS
 
     if verify not in VERIFY:
         raise WorkbenchError(f"--verify: unknown '{verify}'.{nearest(verify, VERIFY)}")
-    found = read_file(file, ImageFolder(images), image_first, verify, lists)
+    if padding not in PADDINGS:
+        raise WorkbenchError(f"--padding: unknown '{padding}'.{nearest(padding, PADDINGS)}")
+    found = read_file(file, ImageFolder(images), image_first, verify, lists, padding)
     where = found.quarantine.write()
     rows, bad = [placed.row for placed in found.rows], found.quarantine
     facts = {
@@ -139,6 +144,8 @@ def check(
     for reason, (number, first) in bad.reasons.items():
         console.print(f"{number:,} {reason}: {first.file}:{first.line}: {first.detail}", highlight=False, markup=False)
     console.print(where, highlight=False, markup=False)
+    for notice in found.notices:
+        console.print(notice, highlight=False, markup=False)
     if bad.share > bad_rows:
         told = f"{bad.share:.2%} of the rows are bad, more than bad_rows={bad_rows:g} allows"
         console.print(told, highlight=False, markup=False)

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.hardware import BF16_FLAGS, bf16_flags, cpu_flags
+from fusion_workbench.core.mlflow_uri import check_uri, without_password
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -219,7 +219,6 @@ def _folder(name: str, folder: Path) -> Iterator[Finding]:
 
 def _tracking(uri: str | None, workspace: Path) -> Finding:
     from fusion_workbench.core.mlflow_database import sqlite_path
-    from fusion_workbench.core.mlflow_uri import check_uri
     from fusion_workbench.study.tracking import default_uri
 
     try:
@@ -231,12 +230,12 @@ def _tracking(uri: str | None, workspace: Path) -> Finding:
         check_uri(uri)
     except WorkbenchError as error:
         remedy = f"name a database or a server, such as {default}"
-        return Finding("tracking", "bad", _without_password(str(error), uri), remedy)
+        return Finding("tracking", "bad", without_password(str(error)), remedy)
     if (database := sqlite_path(uri)) is not None:
         return _sqlite(database)
     if uri.startswith("http"):
         return _server(uri)
-    return Finding("tracking", "ok", f"{_without_password(uri, uri)} (not connected to)")
+    return Finding("tracking", "ok", f"{without_password(uri)} (not connected to)")
 
 
 def _sqlite(database: Path) -> Finding:
@@ -259,25 +258,20 @@ def _sqlite(database: Path) -> Finding:
 
 
 def _server(uri: str) -> Finding:
-    plain = _without_password(uri, uri)
+    plain = without_password(uri)
     try:
         with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=5):
             return Finding("tracking", "ok", f"{plain} answers")
     except (OSError, ValueError) as error:
         remedy = "start the server, or mend the address; a proxy or a login may also stand between"
-        return Finding("tracking", "bad", f"{plain} does not answer: {error}", remedy)
-
-
-def _without_password(text: str, uri: str) -> str:
-    password = urlsplit(uri).password
-    return text.replace(f":{password}@", ":…@") if password else text
+        return Finding("tracking", "bad", f"{plain} does not answer: {without_password(str(error))}", remedy)
 
 
 def _assets() -> Iterator[Finding]:
     try:
         from fusion_workbench.assets import home as assets
 
-        home, statuses = assets.home(), assets.status()
+        home, statuses = assets.home(), assets.status(thorough=True)
     except Exception as error:  # whatever it is, the other findings matter too
         yield Finding("assets", "bad", f"cannot be looked at: {error}", "install the workbench anew")
         return

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def show(console: Console, name: str, image_size: int, revision: str | None) -> None:
     """Print what is known of encoder ``name``. Raises WorkbenchError when it cannot be loaded."""
     from rich.table import Table
+    from rich.text import Text
 
     from fusion_workbench.modules.encoders.encoder import height_width
 
@@ -38,8 +39,8 @@ def show(console: Console, name: str, image_size: int, revision: str | None) -> 
         "prefix tokens": f"{facts['prefix_tokens']} (split off, never fused)",
         "final norm": norm,
     }.items():
-        head.add_row(f"[bold]{key}[/]", value)
-    console.print(f"[bold]{facts['encoder']}[/]")
+        head.add_row(Text(key, "bold"), value)
+    console.print(facts["encoder"], style="bold", highlight=False)
     console.print(head)
     columns = list(notations(0, encoder.depth))
     table = Table(*columns, "what it is")
@@ -49,7 +50,9 @@ def show(console: Console, name: str, image_size: int, revision: str | None) -> 
         table.add_row(*notations(layer, encoder.depth).values(), what + marks.get(layer, ""))
     console.print(table)
     console.print(
-        "any of these notations works in a study: [bold]selections: [{levels: [hs:3, 50%, -4]}][/]", highlight=False
+        "any of these notations works in a study: [bold]selections: [{levels: [hs:3, 50%, -4]}][/]",
+        highlight=False,
+        markup=True,
     )
 
 
@@ -68,7 +71,7 @@ def show_families(console: Console) -> None:
     for row in _families():
         table.add_row(*row)
     console.print(table)
-    console.print("one encoder's layers: [bold]workbench layers NAME[/]", highlight=False)
+    console.print("one encoder's layers: [bold]workbench layers NAME[/]", highlight=False, markup=True)
 
 
 def _families(code: str = "") -> list[tuple[str, ...]]:

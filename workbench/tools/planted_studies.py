@@ -83,13 +83,12 @@ def _equals(record: StudyRecord) -> StudyRecord:
 
 
 def _run(study: StudyConfig, workspace: Path) -> StudyRecord:
-    from rich.console import Console
-
+    from fusion_workbench.core.console import WordsConsole
     from fusion_workbench.reports.reading.query import read_study
     from fusion_workbench.runner.experiment import Experiment
     from fusion_workbench.study.prepare import prepare
     from fusion_workbench.study.progress import Display
 
     parts = prepare(study, workspace, progress=False)
-    result = Experiment(parts, Display(Console(file=io.StringIO()), progress=False)).run()
-    return read_study(result.tracking_uri, result.study_id, study.tracking.experiment)
+    result = Experiment(parts, Display(WordsConsole(file=io.StringIO()), progress=False)).run()
+    return read_study(result.tracking_uri, result.run_id, study.tracking.experiment)

@@ -16,7 +16,8 @@ from fusion_workbench.reports.analysis.planning import (
 )
 from fusion_workbench.reports.statistics.power import CONFIDENCE, POWER, Pilot, needed, needed_examples, pilot, smallest
 from fusion_workbench.reports.words.units import Unit
-from fusion_workbench.schema.plan import FEWEST
+from fusion_workbench.reports.words.wording import plural
+from fusion_workbench.schema.plan import FEWEST, FEWEST_EXAMPLES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,6 +86,8 @@ def from_scores(
     judgement = judge_scores(scores, baselines, level)
     number = len(judgement.distinct)
     alpha = level / number
+    for caveat in judgement.caveats:
+        console.print(f"· {caveat}", highlight=False, markup=False)
     for measure in judgement.tables:
         unit, noisiest = measure.unit, None
         for c in (c for c in judgement.distinct if c.measure == measure.measure):
@@ -92,12 +95,17 @@ def from_scores(
             known = None if paired is None else pilot(paired.scores, paired.groups or None)
             if known is not None and (noisiest is None or _variance(known) > _variance(noisiest[1])):
                 noisiest = (c, known)
+        on = f" on {measure.measure}" if measure.measure else ""
         if noisiest is None:
+            why = "".join(f" {note}" for note in scores.notes)
             raise WorkbenchError(
-                f"no pilot{f' on {measure.measure}' if measure.measure else ''}: no two systems have two replicates in "
-                "common, by name; one replicate tells nothing of seeds."
+                f"no pilot{on}: no two systems have two replicates in common, by name; one replicate tells nothing of "
+                f"seeds.{why}"
             )
         c, p = noisiest
+        if p.examples < FEWEST_EXAMPLES:
+            noun = plural("example", p.examples)
+            raise WorkbenchError(f"no pilot{on}: of {p.examples} {noun} nobody can tell what others would change.")
         spread = p.seeds_var, p.sampling_var
         noun = "groups" if p.grouped else "examples"
         console.print(

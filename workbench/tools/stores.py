@@ -40,6 +40,7 @@ def show(console: Console, workspace: Path) -> None:
 
 def build(console: Console, study: StudyConfig, workspace: Path, progress: bool) -> None:
     """Encode what ``study`` can read and the store lacks. Raises WorkbenchError as the study would."""
+    from fusion_workbench.study.dependencies import of_features, store_notes
     from fusion_workbench.study.prepare import prepare
     from fusion_workbench.sweeps.planner import Planner
 
@@ -47,6 +48,8 @@ def build(console: Console, study: StudyConfig, workspace: Path, progress: bool)
     if parts.store is None:
         console.print("training.live is true: this study encodes every batch anew and stores nothing")
         return
+    for note in store_notes(parts, of_features(parts)):
+        console.print(note, highlight=False)
     layers = Planner(parts.space, study.search, None, "plan").layers()
     stats = parts.store.build(layers, batch_size=study.encoder.batch_size, progress=progress)
     if stats.images:
@@ -56,7 +59,7 @@ def build(console: Console, study: StudyConfig, workspace: Path, progress: bool)
         )
     else:
         console.print(f"layers {layers} are already there", highlight=False)
-    console.print(f"next: [bold]workbench sweep {study.name}[/]", highlight=False)
+    console.print(f"next: workbench sweep {study.name}", highlight=False)
 
 
 def verify(console: Console, workspace: Path) -> bool:
@@ -66,11 +69,14 @@ def verify(console: Console, workspace: Path) -> bool:
     root = workspace / "store"
     bad = {store.key: verify_store(root, store.key) for store in list_stores(root)}
     for key, paths in bad.items():
-        console.print(f"{key}: " + (f"{len(paths)} bad shards" if paths else "whole"), highlight=False)
+        console.print(
+            f"{key}: " + (f"{len(paths)} bad file{'s' if len(paths) > 1 else ''}" if paths else "whole"),
+            highlight=False,
+        )
         for path in paths:
             console.print(f"  {path}", highlight=False)
     if any(bad.values()):
-        console.print("bad shards are encoded again by the next study that needs them, or: workbench store build STUDY")
+        console.print("what is bad is encoded again by the next study that needs it, or: workbench store build STUDY")
     return not any(bad.values())
 
 

@@ -220,7 +220,9 @@ def show(console: Console) -> None:
     """Both tables in the terminal."""
     FUSED.show(console)
     INJECTED.show(console)
-    console.print("hold one of your own against the contract: [bold]workbench check-strategy my_package:MyFusion[/]")
+    console.print(
+        "hold one of your own against the contract: [bold]workbench check-strategy my_package:MyFusion[/]", markup=True
+    )
 
 
 def check_strategy(console: Console, target: str, options: Mapping[str, Any] | None = None) -> bool:
@@ -231,29 +233,34 @@ def check_strategy(console: Console, target: str, options: Mapping[str, Any] | N
     Raises:
         WorkbenchError: the module does not import, what it names is not a registered Fusion, or options are wrong.
     """
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     with _current_directory():
         checked = _check(target, options)
     name, findings = checked.name, checked.findings
     table = Table.grid(padding=(0, 2))
     for finding in findings:
-        mark = "[green]kept[/]" if finding.kept else "[red]broken[/]"
-        table.add_row(mark, escape(finding.name) + (f"\n[red]{escape(finding.detail)}[/]" if finding.detail else ""))
-    console.print(f"[bold]{escape(name)}[/] ({escape(_where(checked.cls))})", highlight=False)
+        mark = Text("kept", "green") if finding.kept else Text("broken", "red")
+        detail = [("\n" + finding.detail, "red")] if finding.detail else []
+        table.add_row(mark, Text.assemble(finding.name, *detail))
+    console.print(Text.assemble((name, "bold"), f" ({_where(checked.cls)})"))
     console.print(table, highlight=False)
     broken = sum(not finding.kept for finding in findings)
     if broken:
         console.print(
-            f"[red]{broken} of {len(findings)} requirements broken[/]: mend them before a study; docs/strategies.md "
-            f"says what each method of {checked.base} owes."
+            Text.assemble(
+                (f"{broken} of {len(findings)} requirements broken", "red"),
+                ": mend them before a study; docs/strategies.md says what each method of ",
+                f"{checked.base} owes.",
+            )
         )
         return False
     console.print(
-        f"all {len(findings)} requirements kept; use it in a study{checked.of}: "
-        f"[bold]strategies: [{{name: {escape(name)}}}][/]",
-        highlight=False,
+        Text.assemble(
+            f"all {len(findings)} requirements kept; use it in a study{checked.of}: ",
+            (f"strategies: [{{name: {name}}}]", "bold"),
+        )
     )
     if ":" in target and not checked.cls.__module__.startswith(OURS):
         console.print(

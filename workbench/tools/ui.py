@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_database import relocate, sqlite_path
-from fusion_workbench.core.mlflow_uri import check_uri
+from fusion_workbench.core.mlflow_uri import check_uri, without_password
+from fusion_workbench.core.stopping import Stopped
 from fusion_workbench.reports.reading.connect import connect
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def serve(console: Console, uri: str, port: int) -> int:
     """
     check_uri(uri)
     if uri.startswith("http"):
-        raise WorkbenchError(f"{uri} is a server already; open it in a browser.")
+        raise WorkbenchError(f"{without_password(uri)} is a server already; open it in a browser.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -43,8 +45,6 @@ def serve(console: Console, uri: str, port: int) -> int:
         "-m",
         "mlflow",
         "server",
-        "--backend-store-uri",
-        uri,
         "--host",
         HOST,
         "--port",
@@ -52,12 +52,15 @@ def serve(console: Console, uri: str, port: int) -> int:
         "--workers",
         "1",
     ]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    # Not as an argument, which every user of the machine can see in the list of processes.
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_BACKEND_STORE_URI": uri}
     with subprocess.Popen(command, env=environment) as server:
         try:
             return server.wait()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped) as stop:
             server.terminate()
+            if isinstance(stop, Stopped) and stop.number != signal.SIGINT:
+                raise
             return 0
 
 

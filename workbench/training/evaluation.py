@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion_workbench.core.errors import code_of
 from fusion_workbench.datamodules.conversations.batches import padded_prompts
 from fusion_workbench.modules.encoders.encoder import height_width
 from fusion_workbench.schema.names import NoImage, statistic_column, task_metric
@@ -131,13 +132,14 @@ class Evaluator:
         return self._scored(questions, predictions)
 
     def _scored(self, questions: list[Conversation], predictions: list[str]) -> SplitPredictions:
-        pairs = list(zip(questions, predictions, strict=True))
-        return SplitPredictions(
-            questions,
-            predictions,
-            [self.metrics[q.task].score(prediction, q.references) for q, prediction in pairs],
-            [dict(self.metrics[q.task].statistics(prediction, q.references)) for q, prediction in pairs],
-        )
+        scores, statistics = [], []
+        for question, prediction in zip(questions, predictions, strict=True):
+            metric = self.metrics[question.task]
+            kind = f"{type(metric).__module__}.{type(metric).__name__}"
+            with code_of(f"the metric of '{question.task}' ({kind}), on example {question.id},"):
+                scores.append(metric.score(prediction, question.references))
+                statistics.append(dict(metric.statistics(prediction, question.references)))
+        return SplitPredictions(questions, predictions, scores, statistics)
 
     def _batch(self, prompts: Sequence[Sequence[int]], features: Tensor) -> Mapping[str, Tensor]:
         padded = padded_prompts([torch.tensor(prompt) for prompt in prompts], self.language.chat.pad_id)

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.schema.names import NO_IMAGE_KINDS, OBJECTIVE, Phase, Status, on_validation
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.language_parts import stage_steps
+from fusion_workbench.study.record import variant_file
 from fusion_workbench.training import language_record
-from fusion_workbench.training.language_record import check_conversations, child_files, child_params, final_metrics
+from fusion_workbench.training.language_record import child_files, child_params, final_metrics
 
 if TYPE_CHECKING:
-    from fusion_workbench.study.ledger import Ledger
     from fusion_workbench.study.prepare import Parts
+
+
+class _End(NamedTuple):
+    """What :meth:`JobTrainer.commit` writes down."""
+
+    status: str
+    step: int
+    metrics: Mapping[str, float]
+    files: Mapping[str, str | bytes | Path]
+    last: Mapping[str, float]
+    error: str = ""
 
 
 class LanguageTrainer(JobTrainer):
     """Jobs as :class:`training.language_training.LanguageRun`."""
 
     unit = "steps"
-
-    @classmethod
-    def check_unchanged(cls, parts: Parts, ledger: Ledger) -> None:
-        check_conversations(parts, ledger)
 
     @classmethod
     def study_files(cls, parts: Parts) -> dict[str, str | bytes]:
@@ -41,21 +51,44 @@ class LanguageTrainer(JobTrainer):
     def train_group(
         self, jobs: Sequence[Job], run_ids: Sequence[str], phase: str, advance: Callable[[int], None]
     ) -> None:
-        from fusion_workbench.modules.probes.bank import objective
-        from fusion_workbench.training.distributed import train_distributed
-        from fusion_workbench.training.evaluation import Evaluator, SplitPredictions
-        from fusion_workbench.training.language_training import LanguageRun, LossRow
+        from fusion_workbench.modules.probes.guard import MemberFailed, of_member
         from fusion_workbench.training.probe_callbacks import quiet_lightning
 
         quiet_lightning()
         (job,), (run_id,) = jobs, run_ids
+        steps = 0
+
+        def count(more: int) -> None:
+            nonlocal steps
+            steps += more
+            advance(more)
+
+        folder = self.parts.folder / "checkpoints" / f"{job.variant.id}-{job.replicate}"
+        with scratch_folder() as scratch:
+            try:
+                # What the study's data, tracker and disk raise is none of the cell's.
+                with of_member(lambda: f"after step {steps} of {self.units}", WorkbenchError, OSError):
+                    end = self._train_one(job, run_id, phase, folder, count, scratch)
+            except MemberFailed as failure:
+                end = _End(failure.status, 0, {}, variant_file(job.variant), {}, failure.words)
+            self.commit(job, run_id, *end)
+        shutil.rmtree(folder, ignore_errors=True)  # the checkpoints of what is committed
+
+    def _train_one(
+        self, job: Job, run_id: str, phase: str, folder: Path, advance: Callable[[int], None], scratch: Path
+    ) -> _End:
+        """Train and evaluate a job; what is written down of it, whose larger files lie in ``scratch``."""
+        from fusion_workbench.modules.probes.bank import objective
+        from fusion_workbench.training.distributed import train_distributed
+        from fusion_workbench.training.evaluation import Evaluator, SplitPredictions
+        from fusion_workbench.training.language_training import LanguageRun, LossRow
+
         language = self.parts.language
         assert language is not None
 
         def tell(number: int, row: LossRow) -> None:
             self.tracker.log_metrics(run_id, [(number, row)])
 
-        folder = self.parts.folder / "checkpoints" / f"{job.variant.id}-{job.replicate}"
         if self.study.training.devices > 1:
             # It leaves its checkpoints for the run below to take up.
             result = train_distributed(self.parts, job, folder, tell, advance)
@@ -84,7 +117,5 @@ class LanguageTrainer(JobTrainer):
                     controls = {name: evaluator.evaluate("test", name) for name in NO_IMAGE_KINDS}
             tell(len(run.history), {key: value for key, value in last.items() if key.startswith(on_validation(""))})
         metrics = final_metrics(run, self.parts, answers, controls)
-        with scratch_folder() as scratch:
-            files = child_files(run, self.parts, answers, phase, scratch)
-            self.commit(job, run_id, run.status, len(run.history), metrics, files, last)
-        run.forget()
+        files = child_files(run, self.parts, answers, phase, scratch)
+        return _End(run.status, len(run.history), metrics, files, last)

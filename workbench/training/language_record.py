@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_workbench.config.study import StudyConfig
-from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.models.folder import ModelInfo, save_model, what_to_save
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import (
@@ -27,7 +26,6 @@ from fusion_workbench.study.record import finite, keeps_results, training_metric
 from fusion_workbench.study.tracking import to_json
 
 if TYPE_CHECKING:
-    from fusion_workbench.study.ledger import Ledger
     from fusion_workbench.sweeps.space import Variant
     from fusion_workbench.training.evaluation import SplitPredictions
     from fusion_workbench.training.language_training import LanguageRun
@@ -67,23 +65,6 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
     words = {split: parts.conversations.text_fingerprint(split) for split in ("train", "val", "test")}
     described = tracked.plain(stages, words, config.max_new_tokens)
     return {Artifact.LANGUAGE_MODEL: to_json(described)}
-
-
-def check_conversations(parts: Parts, ledger: Ledger) -> None:
-    """Fingerprint the training and evaluation data; a file edited since would mix two data sets in one study.
-
-    Raises:
-        WorkbenchError: the conversations are not those of the study's earlier runs.
-    """
-    now = {split: parts.conversations.text_fingerprint(split) for split in ("train", "val", "test")}
-    before = ledger.fact("words")
-    if before is not None and before != now:
-        changed = ", ".join(split for split in now if before.get(split) != now[split])
-        raise WorkbenchError(
-            f"the conversations of study '{parts.study.name}' have changed since its earlier runs ({changed}); give it "
-            "another workspace, or restore the files."
-        )
-    ledger.remember("words", now)
 
 
 def child_params(study: StudyConfig, variant: Variant, replicate: str) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import gc
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import lightning as L
 import torch
@@ -26,7 +26,7 @@ from fusion_workbench.modules.language.connector import seeded_connector
 from fusion_workbench.modules.language.decoder import LoraOptions
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.modules.optim import Recipe, gate_rms, named_gates
-from fusion_workbench.modules.probes.bank import is_out_of_memory
+from fusion_workbench.modules.probes.guard import is_out_of_memory
 from fusion_workbench.schema.names import TRAIN_LOSS, Status
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.language_parts import stage_rates, stage_steps
@@ -120,10 +120,6 @@ class LanguageRun:
         connector = self.model.connector
         gates = named_gates(connector, connector.parts()["gates"])
         return gate_rms({name.removeprefix("fuser."): gate for name, gate in gates.items()})
-
-    def forget(self) -> None:
-        """Remove the checkpoints: the job is committed."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- building -----------------------------------------------------------------------------------------------
 
@@ -260,7 +256,8 @@ class LanguageRun:
 
     def _load(self, path: Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(checkpoint["state_dict"], strict=False)
+        self.model.check_names(checkpoint["state_dict"])  # what it lacks would stay as it was initialised
+        self.model.load_state_dict(checkpoint["state_dict"], strict=False)  # what is frozen is not in it
         return checkpoint
 
 
@@ -364,10 +361,13 @@ class _Recorder(L.Callback):
 
 
 def _readable(path: Path) -> bool:
-    """Whether a checkpoint is whole; one that a kill tore is removed."""
+    """Whether a checkpoint is whole; one that a kill tore, or in which a bit has rotted, is removed."""
     try:
+        with ZipFile(path) as archive:  # torch.save writes a CRC of every tensor, which torch.load does not read
+            whole = archive.testzip() is None
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # zip, pickle and struct errors, by where it was torn
+        whole = False
+    if not whole:
         path.unlink(missing_ok=True)
-        return False
-    return True
+    return whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from fusion_workbench.schema.names import (
     Artifact,
     CostMetric,
     Phase,
+    Status,
     on_test,
     scores_file,
     statistic_column,
@@ -35,7 +37,8 @@ from fusion_workbench.study.record import (
 from fusion_workbench.study.tracking import to_json
 
 if TYPE_CHECKING:
-    from fusion_workbench.modules.probes.bank import Evaluation, ProbeRun
+    from fusion_workbench.modules.probes.evaluation import Evaluation
+    from fusion_workbench.modules.probes.member import ProbeRun
     from fusion_workbench.sweeps.space import Variant
 
 GATES_OPEN = 0.01  # root mean square of a gate that starts at zero, from which on it counts as opened
@@ -58,6 +61,8 @@ def final_metrics(
 ) -> dict[str, float]:
     """Cost, convergence, gates, attention and, for the final replicates, the test metrics.
 
+    A member that broke off is not run once more: it would only break off again.
+
     ``device`` is where the member was trained, and where its forward pass is timed: Lightning leaves what it has
     trained on the CPU.
     """
@@ -66,6 +71,7 @@ def final_metrics(
     probe, dim = member.probe.to(device), parts.encoder.dim
     dtype = next(probe.parameters()).dtype
     tokens = grid[0] * grid[1]
+    runs = member.status in (None, Status.FINISHED, Status.DIVERGED)
     example = torch.zeros(len(probe.fuser.uses), 1, tokens, dim, device=device, dtype=dtype)
     gates = {
         key: value for key, value in (member.history[-1] if member.history else {}).items() if key.startswith(GATE)
@@ -73,7 +79,7 @@ def final_metrics(
     metrics = training_metrics(
         fuser=parameters(probe.fuser),
         projector=parameters(probe.projector),
-        flops=flops(lambda x: probe.tokens(x, grid), example),
+        flops=flops(lambda x: probe.tokens(x, grid), example) if runs else math.nan,
         samples=member.images,
         seconds=member.step_seconds,
         timed=member.step_seconds,
@@ -82,7 +88,7 @@ def final_metrics(
         status=member.status,
     )
     metrics |= {CostMetric.PARAMETERS_HEADS: parameters(probe.heads)} | member.diagnostics | gates
-    if phase != Phase.SEARCH:
+    if runs and phase != Phase.SEARCH:
         metrics[CostMetric.FORWARD_MS] = _forward_ms(member, example, grid)
     if gates:
         metrics[GATES_OPENED] = float(all(value >= GATES_OPEN for value in gates.values()))

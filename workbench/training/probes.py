@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 from fusion_workbench.schema.names import Phase, Status
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.jobs import Job, JobTrainer
+from fusion_workbench.study.record import variant_file
 from fusion_workbench.training.probe_record import child_files, child_params, final_metrics
 
 if TYPE_CHECKING:
-    from fusion_workbench.modules.probes.bank import ProbeRunConfig
+    import torch
+
+    from fusion_workbench.modules.probes.bank import FusionBank
+    from fusion_workbench.modules.probes.member import ProbeRun, ProbeRunConfig
 
 _EVAL_BATCH = 64  # nothing depends on it
 
@@ -39,13 +43,13 @@ class BankTrainer(JobTrainer):
         import torch
 
         from fusion_workbench.datamodules.datamodule import AblationDataModule
-        from fusion_workbench.modules.probes.bank import FusionBank
         from fusion_workbench.training.probe_callbacks import BankRecorder, quiet_lightning
 
         quiet_lightning()
-        grid = self.parts.encoder.grid()
         layers = sorted({layer for job in jobs for layer in job.variant.cell.selection.layers})
-        bank = FusionBank([self._member(job) for job in jobs], self.parts.tasks, layers, grid)
+        bank, jobs, run_ids = self._bank(jobs, run_ids, layers)
+        if bank is None:
+            return
         data = AblationDataModule(
             self.parts.features,
             layers=tuple(layers),
@@ -73,15 +77,49 @@ class BankTrainer(JobTrainer):
         if phase != Phase.SEARCH:
             trainer.test(bank, data, verbose=False)
         for job, probe_run, run_id in zip(jobs, bank.probe_runs, run_ids, strict=True):
-            metrics = final_metrics(probe_run, self.parts, grid, phase, trainer.strategy.root_device)
-            files = child_files(probe_run, self.parts, job.variant, phase)
+            metrics, files = self._results(job, probe_run, phase, trainer.strategy.root_device)
             last = probe_run.history[-1] if probe_run.history else {}
             status = probe_run.status or Status.FAILED  # Lightning ended before the last epoch, without an error
-            self.commit(job, run_id, status, len(probe_run.history), metrics, files, last)
+            self.commit(job, run_id, status, len(probe_run.history), metrics, files, last, probe_run.error)
+
+    def _bank(
+        self, jobs: Sequence[Job], run_ids: Sequence[str], layers: Sequence[int]
+    ) -> tuple[FusionBank | None, list[Job], list[str]]:
+        """A bank of the jobs that can be built, with these and their runs; the others have failed."""
+        from fusion_workbench.modules.probes.bank import FusionBank
+        from fusion_workbench.modules.probes.member import MemberNotBuilt
+
+        left = list(zip(jobs, run_ids, strict=True))
+        while left:
+            try:
+                members = [self._member(job) for job, _ in left]
+                bank = FusionBank(members, self.parts.tasks, layers, self.parts.encoder.grid())
+            except MemberNotBuilt as error:
+                job, run_id = left.pop(error.number)
+                failure = error.failure
+            else:
+                return bank, [job for job, _ in left], [run_id for _, run_id in left]
+            self.commit(job, run_id, failure.status, 0, {}, variant_file(job.variant), {}, failure.words)
+        return None, [], []
+
+    def _results(
+        self, job: Job, probe_run: ProbeRun, phase: str, device: torch.device
+    ) -> tuple[dict[str, float], dict[str, str | bytes]]:
+        """Metrics and files of a member; its strategy is run once more for them, and may raise."""
+        from fusion_workbench.modules.probes.guard import MemberFailed, of_member
+
+        grid = self.parts.encoder.grid()
+        try:
+            with of_member("while its cost was measured"):
+                metrics = final_metrics(probe_run, self.parts, grid, phase, device)
+                return metrics, child_files(probe_run, self.parts, job.variant, phase)
+        except MemberFailed as failure:
+            probe_run.fail(failure)
+        return {}, variant_file(job.variant)
 
     def _member(self, job: Job) -> ProbeRunConfig:
         from fusion_workbench.modules.optim import Recipe
-        from fusion_workbench.modules.probes.bank import ProbeRunConfig
+        from fusion_workbench.modules.probes.member import ProbeRunConfig
         from fusion_workbench.modules.probes.probe import ProbeConfig
 
         training, cell = self.study.training, job.variant.cell

@@ -24,9 +24,9 @@ from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.runner.experiment import Experiment, StudyResult
 from fusion_workbench.schema.names import Tag, Verdict
-from fusion_workbench.study import jobs, numerics
+from fusion_workbench.study import changes, dependencies, jobs
+from fusion_workbench.study.changes import NUMERICS_FACT
 from fusion_workbench.study.ledger import Ledger
-from fusion_workbench.study.numerics import FACT, open_numerics
 from fusion_workbench.study.prepare import Parts, prepare
 from fusion_workbench.study.progress import Display
 from fusion_workbench.version import NUMERICS
@@ -146,7 +146,7 @@ def test_more_replicates_are_the_same_study(text: str, tmp_path: Path) -> None:
     assert more.run_id == first.run_id
 
 
-def test_a_study_that_goes_on_under_other_numerics_says_so(
+def test_a_study_that_goes_on_under_other_numerics_is_refused_or_says_so(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tags(result: StudyResult) -> list[str | None]:
@@ -163,33 +163,36 @@ def test_a_study_that_goes_on_under_other_numerics_says_so(
     again, _ = run(config, tmp_path)
     assert again.trained == 0
     assert not [words for words in told if "numerics" in words]
-    for module in (numerics, jobs):  # a later version takes the study up
+    for module in (changes, dependencies, jobs):  # a later version takes the study up
         monkeypatch.setattr(module, "NUMERICS", NUMERICS + 1)
     again, _ = run(config, tmp_path)
     assert again.trained == 0
     assert tags(again)[0] == ours  # nothing was mixed
-    begun = f"begun under numerics {NUMERICS} of the workbench; new variant-replicates are trained under {NUMERICS + 1}"
-    assert [words.startswith(begun) for words in told if "numerics" in words] == [True]
-    more, _ = run(study(text, *quick, "replicates=2"), tmp_path)
+    assert not [words for words in told if "numerics" in words]
+    refused = rf"the numerics of the workbench \({NUMERICS} → {NUMERICS + 1}\).*--accept-change"
+    with pytest.raises(WorkbenchError, match=refused):
+        run(study(text, *quick, "replicates=2"), tmp_path)
+    assert tags(first) == [ours] * (1 + first.trained)  # nothing was begun
+    more, _ = run(study(text, *quick, "replicates=2"), tmp_path, accept_change=True)
+    accepted = f"the numerics of the workbench ({NUMERICS} → {NUMERICS + 1})"
+    assert [accepted in words for words in told if "numerics" in words] == [True]
     assert more.trained == first.trained
     assert tags(more) == [f"{NUMERICS}, {NUMERICS + 1}", *[ours] * more.trained, *[str(NUMERICS + 1)] * more.trained]
     assert environment(read(more))["numerics"] == f"{NUMERICS}, {NUMERICS + 1}"
 
 
-def test_a_study_of_0_1_0_was_begun_under_numerics_1(tmp_path: Path) -> None:
-    class Untracked:
-        def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
-            tagged.append(tags[Tag.NUMERICS])
-
-    tagged: list[str] = []
-    ledger = Ledger(tmp_path / "ledger.db")
-    for expected in ([NUMERICS], [1]):
-        open_numerics(ledger, Untracked(), "run")  # type: ignore[arg-type]
-        assert ledger.fact(FACT) == expected
-        ledger.remember(FACT, None)  # as 0.1.0 left it
-        ledger.start("variant", "0", "child")
-        ledger.finish("variant", "0", "finished", {})
-    assert tagged == [str(NUMERICS), "1"]
+def test_a_study_of_0_1_0_was_begun_under_numerics_1(text: str, tmp_path: Path) -> None:
+    config = study(text, "search.learning_rates=[0.01]", "replicates=1")
+    first, parts = run(config, tmp_path)
+    for fact in (NUMERICS_FACT, changes.FACT):  # as 0.1.0 left it
+        ledger = Ledger(parts.folder / "ledger.db")
+        ledger.remember(fact, None)
+        ledger.close()
+    again, _ = run(config, tmp_path)
+    ledger = Ledger(parts.folder / "ledger.db")
+    assert (again.trained, ledger.fact(NUMERICS_FACT)) == (0, [1])
+    assert ledger.fact(changes.FACT)["fingerprints"]["numerics"] == "1"
+    assert read(first).tags[Tag.NUMERICS] == "1"
     ledger.close()
 
 

@@ -91,10 +91,14 @@ def test_a_study_from_end_to_end(text: str, tmp_path: Path) -> None:
     assert (again.trained, again.kept) == (0, 2)
 
     ledger = Ledger(parts.folder / "ledger.db")
-    ledger.remember("words", ledger.fact("words") | {"test": "of another file"})
+    record = ledger.fact("dependencies")
+    record["fingerprints"]["conversations.test"] = "of another file"
+    ledger.remember("dependencies", record)
     ledger.close()
-    with pytest.raises(WorkbenchError, match=r"have changed since its earlier runs \(test\)"):
-        run(study(text), tmp_path)
+    again, _ = run(study(text), tmp_path)
+    assert (again.trained, again.kept) == (0, 2)
+    with pytest.raises(WorkbenchError, match=r"the conversations in the test split of source 'finescenes_questions'"):
+        run(study(text, "replicates=2"), tmp_path)
 
 
 def test_the_report_of_language_models(text: str, tmp_path: Path) -> None:

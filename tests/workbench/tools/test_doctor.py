@@ -28,7 +28,7 @@ def assets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SimpleNamesp
     """Embedded assets in the states that a test wants, instead of this machine's."""
     found: list[SimpleNamespace] = []
     module = ModuleType("fusion_workbench.assets.home")
-    module.__dict__.update(home=lambda: tmp_path / "assets", status=lambda: found)
+    module.__dict__.update(home=lambda: tmp_path / "assets", status=lambda thorough=False: found)
     monkeypatch.setitem(sys.modules, "fusion_workbench.assets.home", module)
     monkeypatch.setattr("fusion_workbench.assets.home", module, raising=False)
     return found
