@@ -9,7 +9,6 @@ from fusion_workbench.core.mlflow_database import artifact_folder
 from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.runner.variant_files import read_variant
 from fusion_workbench.schema.names import SEARCH_REPLICATE, Artifact, LedgerState
-from fusion_workbench.study.identity import variant
 from fusion_workbench.study.jobs import JobTrainer
 from fusion_workbench.study.prepare import Parts
 
@@ -28,12 +27,13 @@ def recall(planner: Planner, parts: Parts, trainer: JobTrainer) -> None:
         return
     study, ledger = parts.study, trainer.ledger
     grid = sorted(set(study.search.learning_rates))
-    known = {variant(study, cell, lr).id for cell in planner.known_cells() for lr in grid}
+    known = {parts.variant(cell, lr).id for cell in planner.known_cells() for lr in grid}
     searched = [e for e in ledger.entries() if e.replicate == SEARCH_REPLICATE and e.state == LedgerState.DONE]
     cells: dict[str, Cell] = {}
     rates: dict[str, set[float]] = defaultdict(set)
     for entry in searched:
-        if entry.variant not in known and (found := _variant(parts, trainer.tracker, str(entry.run_id))) is not None:
+        found = _variant(parts, trainer.tracker, str(entry.run_id)) if entry.variant not in known else None
+        if found is not None and found.id == entry.variant == parts.variant(found.cell, found.lr).id:
             cells.setdefault(found.cell.id, found.cell)
             rates[found.cell.id].add(found.lr)
     by_strategy = study.search.scope == "strategy" and len(grid) > 1

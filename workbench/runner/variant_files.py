@@ -27,7 +27,12 @@ def read_variant(parts: Parts, path: Path) -> Variant | None:
             return None
         plain: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         cell = _cell(parts, plain)
-        return None if cell is None else variant(parts.study, cell, float(plain["lr"]))
+        if cell is None:
+            return None
+        lr = float(plain["lr"])  # of a plug-in whose code has changed since, it is the one or the other
+        return next(
+            (v for v in (parts.variant(cell, lr), variant(parts.study, cell, lr)) if v.id == plain["variant"]), None
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError, WorkbenchError):
         return None
 
