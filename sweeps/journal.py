@@ -55,7 +55,8 @@ def _problem(path: Path, study: str) -> str:
         raise
     except Exception:  # Optuna's own, of lines that contradict each other
         return "cannot be read"
-    return f"is of another study ({names[0]})" if names and study not in names else ""
+    own = study.partition("-")[0]  # a study whose plug-ins have other code now has a name that goes on after its id
+    return f"is of another study ({names[0]})" if names and own not in {n.partition("-")[0] for n in names} else ""
 
 
 def _cut(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -432,3 +433,24 @@ def test_an_earlier_workspace_unpacked_elsewhere(tmp_path: Path) -> None:
     assert "the workspace was at" in said
     assert "trained 0" in said
     assert not Path(expected("v0_1_0")["root"]).exists()
+
+
+@case(
+    Kind.KEPT,
+    "mlflow.db of a workspace of 0.1.0 is lost: replicates, fresh replicates, controls, language models",
+    "a new one is filled; nothing is trained, and the report says the same to the last digit",
+)
+@pytest.mark.parametrize("name", ["layers", "words"])
+def test_an_earlier_workspace_without_its_database(tmp_path: Path, name: str) -> None:
+    folder = unpack("v0_1_0", tmp_path / "unpacked")
+    (folder / "workspace" / "mlflow.db").unlink()
+    with contextlib.chdir(folder):
+        status, said = workbench("sweep", f"{name}.yaml", "-q", "--no-report")
+        assert status == 0, said
+        assert "trained 0" in said
+        status, said = workbench("report", name, "--out", "reports")
+        assert status == 0, said
+    plain = json.loads((folder / "reports" / "report.json").read_text(encoding="utf-8"))
+    told = differences(expected("v0_1_0")["reports"][name], plain)
+    again = re.compile(r"\.(run|started|ended|versions|commit|command|device)\b")
+    assert [line for line in told if not again.search(line.split(":")[0])] == []

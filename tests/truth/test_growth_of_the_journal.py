@@ -150,6 +150,18 @@ def test_a_journal_that_cannot_be_read(tmp_path: Path, how: str) -> None:
     assert again.scored_cells() == first.scored_cells()
 
 
+def test_a_study_whose_plug_ins_changed_keeps_its_journal(tmp_path: Path) -> None:
+    """Its name in Optuna goes on after its id, so the former trials stay, and count for nothing."""
+    drain(planner(tmp_path / "journal", **WHOLE))
+    strategies = [StrategyConfig("concat"), StrategyConfig("average")]
+    study = StudyConfig(name="test", strategies=strategies, baselines=False, **WHOLE)
+    space = build_space(study, 12, TRAITS)
+    again = Planner(space, SearchConfig(budget=500), tmp_path / "journal", "test-0123456789abcdef")
+    assert not again.told
+    assert not again.scored_cells()
+    assert planner(tmp_path / "journal", **WHOLE).scored_cells()
+
+
 @case(
     Kind.KEPT,
     "the journal of a study that samples its cells is lost",

@@ -32,10 +32,8 @@ def recall(planner: Planner, parts: Parts, trainer: JobTrainer) -> None:
     cells: dict[str, Cell] = {}
     rates: dict[str, set[float]] = defaultdict(set)
     for entry in searched:
-        if entry.variant in known:
-            continue
-        found = _variant(parts, trainer.tracker, str(entry.run_id))
-        if found is not None and found.id == parts.variant(found.cell, found.lr).id:  # else it is of other code
+        found = _variant(parts, trainer.tracker, str(entry.run_id)) if entry.variant not in known else None
+        if found is not None and found.id == entry.variant == parts.variant(found.cell, found.lr).id:
             cells.setdefault(found.cell.id, found.cell)
             rates[found.cell.id].add(found.lr)
     by_strategy = study.search.scope == "strategy" and len(grid) > 1

@@ -10,7 +10,7 @@ start begins anew with what is missing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
@@ -79,6 +79,7 @@ class Restorer:
         self.tracker = tracker
         self.told: list[str] = []
         self.places: list[dict[str, str]] = ledger.fact(FACT) or []
+        self._was: str | None = ledger.fact("run_id")
         self._former = self._former_clients()
         if not self.places:
             self.places = self._begun()
@@ -196,6 +197,8 @@ class Restorer:
 
     def write(self, run_id: str, trainer: JobTrainer) -> None:
         """Restore all that was found, as children of ``run_id``, and let the ledger name where it is now."""
+        if self.known_run is None and self._was is not None:
+            self._describe_again(self._was, run_id)
         for deleted in self._deleted:
             self.tracker.client.restore_run(deleted)
         for entry, here in self._kept:
@@ -214,6 +217,23 @@ class Restorer:
             self.told.append(f"{_runs(len(self._kept))} of before {_were(self._kept)} found in {where}")
         if self._lost:
             self.told.append(f"{_runs(len(self._lost))} {_were(self._lost)} not in {where}; written there again")
+
+    def _describe_again(self, was: str, run_id: str) -> None:
+        """What the rows were trained on, as the former parent run ``was`` says it; 0.1.0 kept it there alone."""
+        place: Path | None = self.parts.workspace / ARTIFACTS / was / "artifacts"
+        client = None
+        for client in (self.tracker.client, *self._former):
+            if (run := _run_of(client, was)) is not None:
+                place = artifact_folder(client.tracking_uri, was, str(run.info.artifact_uri))
+                break
+        with scratch_folder("restore") as scratch:
+            for name in (Artifact.ENCODER, Artifact.SOURCE):
+                file = place / name if place is not None else scratch / name
+                if place is None and client is not None:
+                    with suppress(Exception):  # every artifact store has its own way to say that there is none
+                        client.download_artifacts(was, str(name), str(scratch))
+                if file.is_file():
+                    self.tracker.client.log_artifact(run_id, str(file))
 
     def _write_again(self, lost: Lost, parent: str, trainer: JobTrainer) -> None:
         entry = lost.entry

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.code import code_hash
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.schema.dependencies import (
     NOT_RECORDED,
     AcceptedChange,
@@ -235,8 +235,10 @@ class DependencyCheck:
     def _artifact(self, name: str) -> dict[str, Any]:
         """A JSON artifact of the parent run; empty where there is none that can be read."""
         try:
-            with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
-                plain = json.loads(Path(self.tracker.client.download_artifacts(self.run_id, name, folder)).read_bytes())
+            with scratch_folder() as folder:
+                plain = json.loads(
+                    Path(self.tracker.client.download_artifacts(self.run_id, name, str(folder))).read_bytes()
+                )
         except Exception:  # MLflow raises many kinds
             return {}
         return plain if isinstance(plain, dict) else {}
