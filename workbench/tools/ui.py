@@ -9,9 +9,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from fusion_workbench.core import stopping
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.mlflow_uri import check_uri
-from fusion_workbench.core.stopping import Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,8 +55,9 @@ def serve(console: Console, uri: str, port: int) -> int:
     with subprocess.Popen(command, env=environment) as server:
         try:
             return server.wait()
-        except (KeyboardInterrupt, Stopped) as stop:
+        except (KeyboardInterrupt, stopping.Stopped) as stop:
             server.terminate()
-            if isinstance(stop, Stopped) and stop.number != signal.SIGINT:
+            if isinstance(stop, stopping.Stopped) and stop.number != signal.SIGINT:
                 raise
+            stopping.answered()
             return 0
