@@ -240,7 +240,7 @@ def test_signals_that_are_ignored_stay_so() -> None:
 
 
 @case(Kind.ENDINGS, "Ctrl-C at workbench ui", "the server ends with it, exit status 0")
-def test_ctrl_c_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_the_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     class Server:
         ended = 0
 
@@ -250,7 +250,8 @@ def test_ctrl_c_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
         def __exit__(self, *error: object) -> None: ...
 
         def wait(self) -> int:
-            raise stopping.Stopped(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            return 1
 
         def terminate(self) -> None:
             Server.ended += 1
@@ -258,7 +259,9 @@ def test_ctrl_c_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: Server())
-    assert ui.serve(Console(quiet=True), "sqlite:////tmp/none.db", 45_321) == 0
+    with pytest.raises(SystemExit) as end:
+        run(lambda: ui.serve(Console(quiet=True), "sqlite:////tmp/none.db", 45_321))
+    assert (end.value.code, capsys.readouterr().err) == (0, "")
     assert Server.ended == 1
 
 

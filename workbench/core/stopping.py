@@ -77,6 +77,11 @@ def check() -> None:
         raise Stopped(_state.first)
 
 
+def answered() -> None:
+    """A stop was what the command waited for, and it ends as it should."""
+    _state.first = None
+
+
 def cause_of(error: BaseException) -> BaseException:
     """The stop that came, or ``error``: a library that is stopped in the middle may raise an error of its own."""
     return error if _state.first is None or isinstance(error, Stopped) else Stopped(_state.first)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core import stopping
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.text import printable
 from fusion_workbench.schema.names import SEARCH_REPLICATE, LedgerState, Phase, RunStatus, Tag, closing_status
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.prepare import Parts
@@ -200,7 +201,7 @@ class JobTrainer(ABC):
             by_cell.setdefault((job.variant.cell.label, error), []).append(job)
         for (label, error), jobs in by_cell.items():
             replicates = ", ".join(dict.fromkeys(job.replicate for job in jobs))
-            self.display.say(f"{label} broke off (replicate {replicates}): {error}")
+            self.display.say(printable(f"{label} broke off (replicate {replicates}): {error}"))
         if by_cell:
             self.display.say("--retry-failed trains again what broke off")
 

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from fusion_workbench.core import stopping
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.stopping import Stopped
 from fusion_workbench.reports.reading.connect import connect
 from fusion_workbench.system.mlflow_database import relocate, sqlite_path
 from fusion_workbench.system.mlflow_uri import check_uri, without_password
@@ -57,10 +57,11 @@ def serve(console: Console, uri: str, port: int) -> int:
     with subprocess.Popen(command, env=environment) as server:
         try:
             return server.wait()
-        except (KeyboardInterrupt, Stopped) as stop:
+        except (KeyboardInterrupt, stopping.Stopped) as stop:
             server.terminate()
-            if isinstance(stop, Stopped) and stop.number != signal.SIGINT:
+            if isinstance(stop, stopping.Stopped) and stop.number != signal.SIGINT:
                 raise
+            stopping.answered()
             return 0
 
 

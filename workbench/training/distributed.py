@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fusion_workbench.training.language_training import LossRow
 
 ORDER = "order.json"
+_PATIENCE = 30  # seconds that workers are given to end
 _LAST = 20  # lines of a failed worker's output that are shown
 
 
@@ -84,7 +86,10 @@ def train_distributed(
                     rows[int(event["number"])] = event["row"]
                     tell(int(event["number"]), event["row"])
         except BaseException:
-            process.terminate()
+            process.terminate()  # torchrun ends its workers
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=_PATIENCE)
+            process.kill()
             raise
     if not end or (process.returncode and end["status"] != Status.OUT_OF_MEMORY):
         raise WorkbenchError(
