@@ -19,6 +19,7 @@ from types import TracebackType
 
 from fusion_workbench.core import stopping
 from fusion_workbench.core.errors import WorkbenchError, as_workbench_error, first_line
+from fusion_workbench.system.mlflow_uri import without_password
 from fusion_workbench.system.outages import GOES_ON, is_outage, outage_reason
 
 MISTAKE, FAULT = 2, 70
@@ -145,13 +146,14 @@ def _place(error: BaseException) -> str:
 
 
 def _keep_traceback(error: BaseException) -> str:
-    text = "".join(traceback.format_exception(error))
+    command = " ".join(["workbench", *sys.argv[1:]])
+    text = without_password(f"{command}\n\n{''.join(traceback.format_exception(error))}")
     if os.environ.get(DEBUG):
         print(text, file=sys.stderr)
         return "its traceback stands above"
     try:
         with tempfile.NamedTemporaryFile("w", prefix="workbench-error-", suffix=".txt", delete=False) as file:
-            file.write(" ".join(["workbench", *sys.argv[1:]]) + "\n\n" + text)
+            file.write(text)
     except OSError:
         return f"{DEBUG}=1 shows its traceback"
     return f"its traceback, for a report, is in {file.name}"
