@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import write_file
 from fusion_workbench.datamodules.rows.rows import BadRow
+from fusion_workbench.system.files import write_file
 
 LISTED = ".quarantine.jsonl"  # after the name of the file whose bad rows are listed
 

@@ -224,7 +224,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 def print_notice(text: str) -> None:
     """A notice, on standard error."""
-    from fusion_workbench.core.console import error_console
+    from fusion_workbench.system.console import error_console
 
     error_console().print(text, highlight=False, soft_wrap=True, markup=False)
 

@@ -30,8 +30,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import PART, read_small, sync, write_file
 from fusion_workbench.core.parse import parse_json
+from fusion_workbench.system.files import PART, read_small, sync, write_file
 
 INDEX = "index.json"
 _MOST_INDEX = 1_000_000_000  # bytes: a line for every shard of a store

@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.filesize import decimal
 from torch import Tensor
 
-from fusion_workbench.core.console import error_console
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import write_file
 from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.datamodules.store import listing as stores
 from fusion_workbench.datamodules.store import shards as disk
 from fusion_workbench.datamodules.store.encoding import EncoderLike, EncodingPass, encode_passes, progress_bar
 from fusion_workbench.datamodules.store.shards import Shard, SplitIndex, StoredFeatures, as_workbench_error
+from fusion_workbench.system.console import error_console
+from fusion_workbench.system.files import write_file
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.sources.base import Source

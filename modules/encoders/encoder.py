@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.hardware import bf16_flags, cpu_flags
-from fusion_workbench.core.pretrained_config import check_sizes
 from fusion_workbench.modules.encoders.families import family_of, read, square
 from fusion_workbench.modules.encoders.loading import load_weights, prefix_tokens, read_commit, read_config, read_scale
+from fusion_workbench.system.hardware import bf16_flags, cpu_flags
+from fusion_workbench.system.pretrained_config import check_sizes
 
 Size = int | tuple[int, int]  # pixels: the side of a square, or height and width
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.pretrained import load_pretrained
-from fusion_workbench.core.pretrained_config import check_described, read_pretrained_config
 from fusion_workbench.modules.encoders.families import Family, blocks_of
+from fusion_workbench.system.pretrained import load_pretrained
+from fusion_workbench.system.pretrained_config import check_described, read_pretrained_config
 
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -55,7 +55,7 @@ def load_weights(
         states: all hidden states that a model gives, by which is found whether a weight is read.
 
     Raises:
-        WorkbenchError: the row does not fit the model; or as :func:`core.pretrained.load_pretrained`.
+        WorkbenchError: the row does not fit the model; or as :func:`system.pretrained.load_pretrained`.
     """
     import transformers
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.pretrained import load_pretrained
-from fusion_workbench.core.pretrained_config import check_described, check_sizes, read_pretrained_config
 from fusion_workbench.modules.encoders.encoder import resolve_precision
 from fusion_workbench.modules.language.injector import Injector
+from fusion_workbench.system.pretrained import load_pretrained
+from fusion_workbench.system.pretrained_config import check_described, check_sizes, read_pretrained_config
 
 Trains = Literal["frozen", "lora", "full"]
 
@@ -323,7 +323,7 @@ def read_language(name: str, revision: str | None, what: str, unknown: str) -> t
     """Config and tokenizer of a folder or hub name, which say what the weights will be.
 
     Args:
-        what, unknown: as in :func:`core.pretrained_config.read_pretrained_config`.
+        what, unknown: as in :func:`system.pretrained_config.read_pretrained_config`.
 
     Raises:
         WorkbenchError: there is no such model or tokenizer, or the config is broken.

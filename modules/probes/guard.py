@@ -51,7 +51,8 @@ def of_member(where: str | Callable[[], str], *but: type[Exception]) -> Iterator
         MemberFailed: instead of any other error, a plug-in's ``sys.exit`` included.
         WorkbenchError: the device is lost, to all members; or TaskFailed.
     """
-    failure, others = None, (TaskFailed, *but)
+    failure = None
+    others: tuple[type[Exception], ...] = (TaskFailed, *but)
     with torch_as_it_was():
         try:
             yield

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError, reason
-from fusion_workbench.core.files import read_small
 from fusion_workbench.core.parse import parse_json
 from fusion_workbench.reports.against.environment import environment
 from fusion_workbench.reports.analysis.answer import Answer, answer
@@ -20,6 +19,7 @@ from fusion_workbench.reports.statistics.example_scores import ExampleScores
 from fusion_workbench.reports.statistics.intervals import Estimate
 from fusion_workbench.schema.names import REPORT_SCHEMA
 from fusion_workbench.schema.records import Cell, Task
+from fusion_workbench.system.files import read_small
 
 
 @dataclass(frozen=True)

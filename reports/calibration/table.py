@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import read_small
 from fusion_workbench.core.parse import parse_json
 from fusion_workbench.reports.analysis.comparison import Analysis
 from fusion_workbench.reports.calibration.checks import (
@@ -21,6 +20,7 @@ from fusion_workbench.reports.calibration.checks import (
     CheckResult,
 )
 from fusion_workbench.reports.statistics.intervals import FEW_GROUPS
+from fusion_workbench.system.files import read_small
 
 TABLE = Path(__file__).with_name("calibration.json")
 SCHEMA = 1

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.mlflow_database import artifact_folder
 from fusion_workbench.schema.checksums import fits, from_tags
 from fusion_workbench.schema.names import Tag
+from fusion_workbench.system.checksums import sha256_of
+from fusion_workbench.system.mlflow_database import artifact_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun

@@ -8,10 +8,10 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.mlflow_database import opening, sqlite_path
-from fusion_workbench.core.mlflow_uri import check_uri, impatient, quiet_mlflow, without_password
-from fusion_workbench.core.outages import outage_reason
 from fusion_workbench.schema.names import RunKind, Tag
+from fusion_workbench.system.mlflow_database import opening, sqlite_path
+from fusion_workbench.system.mlflow_uri import check_uri, impatient, quiet_mlflow, without_password
+from fusion_workbench.system.outages import outage_reason
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun

@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import read_small
-from fusion_workbench.core.mlflow_uri import without_password
 from fusion_workbench.core.parse import parse_json
-from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.reports.reading.artifacts import Artifacts
 from fusion_workbench.reports.reading.connect import children, connect, find_study
 from fusion_workbench.reports.reading.language import ShownQuestions, read_answers, shown_questions
@@ -50,6 +47,9 @@ from fusion_workbench.schema.names import (
 )
 from fusion_workbench.schema.plan import Plan, TrackedPlan, plan_hash
 from fusion_workbench.schema.records import Cell, Contender, Task, TrackedSource
+from fusion_workbench.system.files import read_small
+from fusion_workbench.system.mlflow_uri import without_password
+from fusion_workbench.system.scratch import scratch_folder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fusion_workbench.core.errors import WorkbenchError, reason
-from fusion_workbench.core.files import read_small
 from fusion_workbench.core.parse import parse_json
 from fusion_workbench.reports.reading.artifacts import Artifacts
 from fusion_workbench.schema.names import Artifact, token_map_file
+from fusion_workbench.system.files import read_small
 
 # Numbers and verdicts depend on these. A study writes them all again at every start.
 _NEEDED = {

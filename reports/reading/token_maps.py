@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import read_small
 from fusion_workbench.reports.reading.records import (
     TokenMapColumn,
     TokenMapExample,
@@ -20,6 +19,7 @@ from fusion_workbench.reports.reading.records import (
     TokenMapScore,
 )
 from fusion_workbench.schema.names import TOKEN_MAPS_SCHEMA, ExampleKind
+from fusion_workbench.system.files import read_small
 
 KINDS: dict[str, str] = {
     ExampleKind.RANDOM: "Drawn at random",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import write_file
+from fusion_workbench.system.files import write_file
 
 
 def save_files(out: Path, files: Mapping[str, str]) -> None:

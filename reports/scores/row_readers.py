@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import read_small
+from fusion_workbench.system.files import read_small
 
 _MOST_BYTES = 10_000_000_000  # of a table of scores, which is read whole
 

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.reports.reading.artifacts import Artifacts
 from fusion_workbench.reports.reading.outcomes import read_outcomes
@@ -20,6 +19,7 @@ from fusion_workbench.schema.checksums import to_tags
 from fusion_workbench.schema.names import Tag, scores_file
 from fusion_workbench.schema.records import Task
 from fusion_workbench.study.ledger import Ledger, LedgerEntry
+from fusion_workbench.system.checksums import sha256_of
 
 FACTS = {"run_id": "5" * 32, "plan": {"first": {"looks": [2]}, "changes": []}, "schema": 2}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -66,7 +67,7 @@ def cases() -> Iterator[Case]:
         spec = spec_from_file_location(f"truth_{path.stem}", path)
         assert spec is not None
         assert spec.loader is not None
-        module = module_from_spec(spec)
+        module = sys.modules[spec.name] = module_from_spec(spec)  # dataclasses look for their module there
         spec.loader.exec_module(module)
         for name, function in vars(module).items():
             if not isinstance(function, FunctionType):

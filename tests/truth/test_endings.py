@@ -21,8 +21,7 @@ from mlflow.tracking import MlflowClient
 
 from fusion_workbench.cli.endings import run
 from fusion_workbench.cli.main import app
-from fusion_workbench.core import outages, stopping
-from fusion_workbench.core.outages import outage_of
+from fusion_workbench.core import stopping
 from fusion_workbench.datamodules.store.store import FeatureStore
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
 from fusion_workbench.modules.probes.bank import FusionBank
@@ -30,6 +29,8 @@ from fusion_workbench.runner.experiment import Experiment
 from fusion_workbench.study import prepare as preparing
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.tracking import Tracker
+from fusion_workbench.system import outages
+from fusion_workbench.system.outages import outage_of
 from fusion_workbench.tools import ui
 
 STUDY = """

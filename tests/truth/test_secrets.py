@@ -18,8 +18,8 @@ from commands import command
 from fusion_workbench.cli.terminal import harmless
 from fusion_workbench.config.study import load_study, study_from_yaml, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.mlflow_uri import check_uri, without_password
 from fusion_workbench.study.tracking import Tracker
+from fusion_workbench.system.mlflow_uri import check_uri, without_password
 from fusion_workbench.tools import ui
 
 SECRET = "s3cretPW"
@@ -191,7 +191,7 @@ def test_an_address_that_lost_its_password() -> None:
     "MLflow gets it from the environment, not as an argument that ps shows",
 )
 def test_the_pages_of_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fusion_workbench.core.console import WordsConsole
+    from fusion_workbench.system.console import WordsConsole
 
     started: list[tuple[list[str], dict[str, str]]] = []
 

@@ -18,7 +18,6 @@ from synthetic_study import Synthetic
 
 from fusion_workbench.config.study import load_study
 from fusion_workbench.core.errors import WorkbenchError, as_workbench_error
-from fusion_workbench.core.files import read_small
 from fusion_workbench.core.parse import parse_json
 from fusion_workbench.reports import write_report
 from fusion_workbench.reports.against.sides import ComparedSource, find
@@ -27,6 +26,7 @@ from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.scores.tables import read_scores
 from fusion_workbench.schema.records import Cell
 from fusion_workbench.study.identity import folder_of, study_id
+from fusion_workbench.system.files import read_small
 
 DEEP = "[" * 100_000
 

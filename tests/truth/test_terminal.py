@@ -13,8 +13,8 @@ from cases import Kind, case
 from commands import command, harmless
 from synthetic_study import Synthetic
 
-from fusion_workbench.core.bars import progress_bar
-from fusion_workbench.core.console import WordsConsole
+from fusion_workbench.system.bars import progress_bar
+from fusion_workbench.system.console import WordsConsole
 
 COMMANDS = "\x1b[31m\x07\u202e\x9b2J"  # a colour, the bell, right to left, another way to begin a command
 WORD = f"m[/x] [bold]b[/bold] :100: :smile: {COMMANDS}end"

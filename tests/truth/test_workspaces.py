@@ -13,10 +13,10 @@ import pytest
 from cases import Kind, case
 from small_study import workbench, write_study
 
-from fusion_workbench.core import scratch
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.mlflow_database import sqlite_path, sqlite_uri
 from fusion_workbench.core.text import folder_name
+from fusion_workbench.system import scratch
+from fusion_workbench.system.mlflow_database import sqlite_path, sqlite_uri
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_new_workspace_opened_at_once(tmp_path: Path) -> None:
 def test_an_opening_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from filelock import FileLock
 
-    from fusion_workbench.core import mlflow_database
+    from fusion_workbench.system import mlflow_database
 
     monkeypatch.setattr(mlflow_database, "_PATIENCE", 0)
     lock = FileLock(tmp_path / "mlflow.db.lock")
@@ -199,7 +199,7 @@ def test_an_opening_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.Monk
 
 _SCRATCH = """
 import sys
-from fusion_workbench.core.scratch import scratch_folder
+from fusion_workbench.system.scratch import scratch_folder
 with scratch_folder("files") as folder:
     (folder / "large").write_bytes(bytes(1000))
     print(folder, flush=True)

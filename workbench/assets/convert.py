@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.pretrained import load_pretrained
+from fusion_workbench.system.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import SCRATCH
+from fusion_workbench.system.files import SCRATCH
 
 if TYPE_CHECKING:
     from fusion_workbench.assets.table import Wheel

@@ -25,7 +25,7 @@ from fusion_workbench.assets.fetch import FetchProgress, fetch
 from fusion_workbench.assets.manifest import AssetState, inspect, seal, size
 from fusion_workbench.assets.table import TABLE, Asset, Wheel
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.core.files import SCRATCH, atomic_folder
+from fusion_workbench.system.files import SCRATCH, atomic_folder
 
 __all__ = [
     "DEFAULT",

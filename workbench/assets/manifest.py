@@ -18,8 +18,8 @@ from typing import Literal
 from fusion_workbench.assets.fetch import sha256
 from fusion_workbench.assets.table import Asset
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import read_small, sync
 from fusion_workbench.core.parse import parse_json
+from fusion_workbench.system.files import read_small, sync
 
 AssetState = Literal["ready", "missing", "altered"]
 

@@ -42,7 +42,7 @@ def export(
 ) -> None:
     """Write a source's conversations as LLaVA JSON and its images as PNG."""
     from fusion_workbench.config.overrides import parse_values
-    from fusion_workbench.core.bars import progress_bar
+    from fusion_workbench.system.bars import progress_bar
     from fusion_workbench.tools.data import conversation_source
     from fusion_workbench.tools.data import export as write
 

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from fusion_workbench.core import stopping
 from fusion_workbench.core.errors import WorkbenchError, as_workbench_error, first_line
-from fusion_workbench.core.outages import GOES_ON, is_outage, outage_reason
+from fusion_workbench.system.outages import GOES_ON, is_outage, outage_reason
 
 MISTAKE, FAULT = 2, 70
 DEBUG = "WORKBENCH_DEBUG"  # set: tracebacks on the terminal, too

@@ -28,9 +28,9 @@ from fusion_workbench.cli.terminal import (
     terminal,
 )
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.mlflow_uri import without_password
 from fusion_workbench.core.text import folder_name
 from fusion_workbench.study.tracking import existing_uri
+from fusion_workbench.system.mlflow_uri import without_password
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -272,7 +272,7 @@ def _run(
     report: bool = True,
 ) -> None:
     """``plan``: the command that would run it; named, nothing is trained."""
-    from fusion_workbench.core.mlflow_uri import check_uri
+    from fusion_workbench.system.mlflow_uri import check_uri
 
     if study.tracking.uri:
         check_uri(study.tracking.uri)

@@ -210,6 +210,6 @@ _CONVERT = {Form.LLAVA: _to_llava, Form.PROJECTOR: _to_connector_file}
 
 def _status() -> Console:
     """Standard error, so that standard output holds the answer alone."""
-    from fusion_workbench.core.console import error_console
+    from fusion_workbench.system.console import error_console
 
     return error_console()

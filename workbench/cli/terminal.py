@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fusion_workbench.core.mlflow_uri import without_password
 from fusion_workbench.core.text import printable
+from fusion_workbench.system.mlflow_uri import without_password
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +46,7 @@ DEFAULT_WORKSPACE = Path("workspace")
 
 def terminal() -> Console:
     """Standard output; a file or a pipe gets whole lines."""
-    from fusion_workbench.core.console import WordsConsole
+    from fusion_workbench.system.console import WordsConsole
 
     shown = sys.stdout.isatty()
     return WordsConsole(width=None if shown else 160, soft_wrap=not shown)

@@ -34,9 +34,9 @@ from fusion_workbench.config.overrides import apply_override, check_repeats, exp
 from fusion_workbench.config.plan import FamilyConfig, PlanConfig, check_plan
 from fusion_workbench.config.references import check_references
 from fusion_workbench.core.errors import WorkbenchError, nearest, reason
-from fusion_workbench.core.files import read_small
-from fusion_workbench.core.mlflow_uri import without_password
 from fusion_workbench.core.parse import dump_yaml, parse_yaml
+from fusion_workbench.system.files import read_small
+from fusion_workbench.system.mlflow_uri import without_password
 
 PRECISIONS = ("auto", "float32", "bf16")
 TRAINING_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")

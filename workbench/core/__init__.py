@@ -1,1 +1,1 @@
-"""What every folder uses: errors, layer numbers, options, the registry, files, text."""
+"""What every folder uses: errors, layer numbers, options, the registry, stopping, text."""

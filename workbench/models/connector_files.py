@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.files import atomic_file, explain_writing
-from fusion_workbench.core.tensors import broken_weights, check_finite, not_finite
+from fusion_workbench.system.files import atomic_file, explain_writing
+from fusion_workbench.system.tensors import broken_weights, check_finite, not_finite
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.files import atomic_folder, explain_writing, scratch_beside
 from fusion_workbench.core.layers import Selection
-from fusion_workbench.core.pretrained import load_pretrained
-from fusion_workbench.core.pretrained_config import check_described, read_pretrained_config
 from fusion_workbench.core.tokens import IMAGE
 from fusion_workbench.datamodules.transforms import CLIP_MEAN
 from fusion_workbench.models.connector_files import (
@@ -23,6 +20,9 @@ from fusion_workbench.models.connector_files import (
 from fusion_workbench.models.files import check_sums
 from fusion_workbench.models.folder import ModelInfo, load_parts, read_connector, read_model_config, save_model
 from fusion_workbench.models.weights import language_path
+from fusion_workbench.system.files import atomic_folder, explain_writing, scratch_beside
+from fusion_workbench.system.pretrained import load_pretrained
+from fusion_workbench.system.pretrained_config import check_described, read_pretrained_config
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.chat import Chat

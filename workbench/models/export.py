@@ -13,10 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.files import atomic_folder, explain_writing, scratch_beside
-from fusion_workbench.core.mlflow_database import relocate
-from fusion_workbench.core.outages import is_outage, outage_reason
-from fusion_workbench.core.tensors import check_finite
 from fusion_workbench.core.text import slug
 from fusion_workbench.models.cards import connector_card
 from fusion_workbench.models.connector import CARD, CONFIG, HEADS, SCHEMA, WEIGHTS, load_parts, read_connector_config
@@ -25,6 +21,10 @@ from fusion_workbench.models.folder import check_model_weights, is_model_folder,
 from fusion_workbench.models.locate import ARTIFACT, Located, download, keeps_model, locate
 from fusion_workbench.schema.model_config import TRAINED, check_config
 from fusion_workbench.schema.names import Artifact, Tag
+from fusion_workbench.system.files import atomic_folder, explain_writing, scratch_beside
+from fusion_workbench.system.mlflow_database import relocate
+from fusion_workbench.system.outages import is_outage, outage_reason
+from fusion_workbench.system.tensors import check_finite
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError, reason
-from fusion_workbench.core.files import read_small, write_file
 from fusion_workbench.core.layers import parse_layer
 from fusion_workbench.core.parse import parse_json
-from fusion_workbench.core.tensors import check_finite
+from fusion_workbench.system.checksums import sha256_of
+from fusion_workbench.system.files import read_small, write_file
+from fusion_workbench.system.tensors import check_finite
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:

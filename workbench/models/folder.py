@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import atomic_folder, explain_writing
-from fusion_workbench.core.hardware import default_device
 from fusion_workbench.datamodules.transforms import CLIP_MEAN
 from fusion_workbench.models.cards import model_card
 from fusion_workbench.models.connector_files import filled
@@ -53,6 +51,8 @@ from fusion_workbench.models.weights import (
     write_lora,
 )
 from fusion_workbench.schema.model_config import LORA, MODEL, check_config
+from fusion_workbench.system.files import atomic_folder, explain_writing
+from fusion_workbench.system.hardware import default_device
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:

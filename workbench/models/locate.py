@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError, first_line, nearest
-from fusion_workbench.core.mlflow_database import artifact_folder
-from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.models.files import CONFIG
 from fusion_workbench.schema.checksums import fits, from_tags
 from fusion_workbench.schema.names import Phase, RunStatus, Tag
 from fusion_workbench.study.tracking import existing_uri
+from fusion_workbench.system.checksums import sha256_of
+from fusion_workbench.system.mlflow_database import artifact_folder
+from fusion_workbench.system.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

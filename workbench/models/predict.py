@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fusion_workbench.core.bars import progress_bar
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import explain_writing, write_file
 from fusion_workbench.datamodules.conversations.base import USER
 from fusion_workbench.datamodules.rows.files import read_entries
 from fusion_workbench.datamodules.rows.row_images import ImageFolder, has_header
 from fusion_workbench.datamodules.rows.rows import READ, ROLES, BadRow, parse_row
 from fusion_workbench.datamodules.rows.source import print_notice
 from fusion_workbench.datamodules.rows.unread import UnreadKeys
+from fusion_workbench.system.bars import progress_bar
+from fusion_workbench.system.files import explain_writing, write_file
 
 if TYPE_CHECKING:
     from fusion_workbench.models.loaded import LoadedModel

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.model_files import content_hash, weight_files
-from fusion_workbench.core.tensors import check_finite
 from fusion_workbench.models.files import read_tensors, write_tensors
+from fusion_workbench.system.model_files import content_hash, weight_files
+from fusion_workbench.system.tensors import check_finite
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_workbench.core.checksums import sha256_of
-from fusion_workbench.core.mlflow_database import artifact_folder
 from fusion_workbench.reports.reading.connect import children
 from fusion_workbench.schema.checksums import fits, from_tags
 from fusion_workbench.schema.names import Artifact, RunStatus, Status
 from fusion_workbench.study.ledger import Ledger, LedgerEntry
 from fusion_workbench.study.tracking import Tracker, to_json
+from fusion_workbench.system.checksums import sha256_of
+from fusion_workbench.system.mlflow_database import artifact_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from fusion_workbench.config.study import digest, to_track, to_yaml
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.mlflow_database import ARTIFACTS, LOCK
 from fusion_workbench.core.stopping import cause_of, uninterrupted
 from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.runner.confirm import Confirmer
@@ -41,6 +40,7 @@ from fusion_workbench.study.plan_log import register_plan, write_plan
 from fusion_workbench.study.prepare import Parts, flat
 from fusion_workbench.study.record import study_files
 from fusion_workbench.study.tracking import Tracker, default_uri, to_json
+from fusion_workbench.system.mlflow_database import ARTIFACTS, LOCK
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.store.store import FeatureStore

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from fusion_workbench.core.mlflow_database import artifact_folder
-from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.runner.variant_files import read_variant
 from fusion_workbench.schema.names import SEARCH_REPLICATE, Artifact, LedgerState
 from fusion_workbench.study.jobs import JobTrainer
 from fusion_workbench.study.prepare import Parts
+from fusion_workbench.system.mlflow_database import artifact_folder
+from fusion_workbench.system.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from fusion_workbench.study.tracking import Tracker

@@ -17,9 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.mlflow_database import ARTIFACTS, DATABASE, artifact_folder, sqlite_path
-from fusion_workbench.core.mlflow_uri import without_password
-from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.runner.variant_files import phase_of, read_variant
 from fusion_workbench.schema.dependencies import TrackedDependencies, combined
 from fusion_workbench.schema.names import Artifact, LedgerState, Tag, closing_status, scores_file
@@ -30,6 +27,9 @@ from fusion_workbench.study.ledger import Ledger, LedgerEntry
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.record import keeps_results
 from fusion_workbench.study.tracking import Tracker, default_uri
+from fusion_workbench.system.mlflow_database import ARTIFACTS, DATABASE, artifact_folder, sqlite_path
+from fusion_workbench.system.mlflow_uri import without_password
+from fusion_workbench.system.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.models.connector_files import load_weights
 from fusion_workbench.models.files import read_tensors
 from fusion_workbench.runner.optional_step import log_once
@@ -36,6 +35,7 @@ from fusion_workbench.schema.names import OVERALL, TOKEN_MAPS_SCHEMA, Artifact, 
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.tracking import Tracker, to_json
+from fusion_workbench.system.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from fusion_workbench.modules.maps import ColourMaps, ShareMaps

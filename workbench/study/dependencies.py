@@ -19,9 +19,9 @@ import numpy as np
 
 from fusion_workbench.core.code import code_hash
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.model_files import content_hash, model_files, weight_files
 from fusion_workbench.datamodules.conversations.base import ConversationSource
 from fusion_workbench.datamodules.sources.base import SPLITS, Source
+from fusion_workbench.system.model_files import content_hash, model_files, weight_files
 from fusion_workbench.version import NUMERICS
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_workbench.config.study import EncoderConfig, StudyConfig
-from fusion_workbench.core.hardware import default_device
+from fusion_workbench.system.hardware import default_device
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.features import Features

@@ -16,9 +16,9 @@ from fusion_workbench.config.history import VERSIONS, as_version_1, newest, opti
 from fusion_workbench.config.language import NOT_IDENTITY as _NOT_OF_LANGUAGE
 from fusion_workbench.config.study import StudyConfig, digest, to_dict
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.mlflow_database import DATABASE, sqlite_uri
 from fusion_workbench.schema.names import MATCHED_STRATEGY
 from fusion_workbench.study.ledger import Ledger
+from fusion_workbench.system.mlflow_database import DATABASE, sqlite_uri
 
 if TYPE_CHECKING:
     from fusion_workbench.sweeps.space import Cell, Variant

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from fusion_workbench.config.language import FROZEN, LORA, LanguageConfig, StageConfig
 from fusion_workbench.config.study import StudyConfig
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.core.hardware import default_device
 from fusion_workbench.study.cell_models import CellModels
 from fusion_workbench.study.encoder_store import features_of
+from fusion_workbench.system.hardware import default_device
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.base import ConversationSource
@@ -215,7 +215,7 @@ def _check_weights(path: str, config: Any, what: str) -> None:
     """Raises WorkbenchError, before any work, where a folder's weights are not those that its config describes."""
     from transformers import AutoModelForCausalLM
 
-    from fusion_workbench.core.pretrained import check_folder
+    from fusion_workbench.system.pretrained import check_folder
 
     if Path(path).is_dir():
         auto: Any = AutoModelForCausalLM

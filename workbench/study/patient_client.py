@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.core.outages import is_lock, is_outage, outage_of
 from fusion_workbench.core.stopping import uninterrupted
+from fusion_workbench.system.outages import is_lock, is_outage, outage_of
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from fusion_workbench.core.bars import progress_bar
 from fusion_workbench.schema.names import Phase
+from fusion_workbench.system.bars import progress_bar
 
 _EVERY = 30.0  # seconds between plain lines
 _PHASES: dict[str, str] = {Phase.SEARCH: "learning rates", Phase.CONFIRM: "fresh replicates"}

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_workbench.core.mlflow_uri import without_password
+from fusion_workbench.system.mlflow_uri import without_password
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def environment(parts: Parts) -> dict[str, str]:
     """What moves numbers a little and is no reason to refuse them: libraries, hardware, precision, of one run."""
     import torch
 
-    from fusion_workbench.core.hardware import default_device
     from fusion_workbench.modules.encoders.encoder import resolve_precision
+    from fusion_workbench.system.hardware import default_device
 
     facts = {name: version for name, version in versions().items() if name in NUMERICAL}
     facts["device"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU {platform.machine()}"

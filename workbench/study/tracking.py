@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.mlflow_database import DATABASE, opening, relocate, sqlite_path, sqlite_uri
-from fusion_workbench.core.mlflow_uri import check_uri, impatient, quiet_mlflow, without_password
-from fusion_workbench.core.outages import Outage, outage_reason
-from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.core.stopping import uninterrupted
 from fusion_workbench.schema.checksums import from_tags, is_of_sums, to_tags
 from fusion_workbench.schema.names import TRACKING_SCHEMA, RunKind, RunStatus, Tag
 from fusion_workbench.study.patient_client import PatientClient
+from fusion_workbench.system.checksums import sha256_of
+from fusion_workbench.system.mlflow_database import DATABASE, opening, relocate, sqlite_path, sqlite_uri
+from fusion_workbench.system.mlflow_uri import check_uri, impatient, quiet_mlflow, without_password
+from fusion_workbench.system.outages import Outage, outage_reason
+from fusion_workbench.system.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_workbench.core.bars import progress_bar
-from fusion_workbench.core.files import explain_writing, write_file
-from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.study import provenance
+from fusion_workbench.system.bars import progress_bar
+from fusion_workbench.system.files import explain_writing, write_file
+from fusion_workbench.system.scratch import scratch_folder
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:

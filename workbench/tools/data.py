@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.core.files import write_file
 from fusion_workbench.core.text import printable
+from fusion_workbench.system.files import write_file
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -23,8 +23,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.hardware import BF16_FLAGS, bf16_flags, cpu_flags
-from fusion_workbench.core.mlflow_uri import check_uri, without_password
+from fusion_workbench.system.hardware import BF16_FLAGS, bf16_flags, cpu_flags
+from fusion_workbench.system.mlflow_uri import check_uri, without_password
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -218,8 +218,8 @@ def _folder(name: str, folder: Path) -> Iterator[Finding]:
 
 
 def _tracking(uri: str | None, workspace: Path) -> Finding:
-    from fusion_workbench.core.mlflow_database import sqlite_path
     from fusion_workbench.study.tracking import default_uri
+    from fusion_workbench.system.mlflow_database import sqlite_path
 
     try:
         default = default_uri(workspace)

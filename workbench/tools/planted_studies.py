@@ -83,11 +83,11 @@ def _equals(record: StudyRecord) -> StudyRecord:
 
 
 def _run(study: StudyConfig, workspace: Path) -> StudyRecord:
-    from fusion_workbench.core.console import WordsConsole
     from fusion_workbench.reports.reading.query import read_study
     from fusion_workbench.runner.experiment import Experiment
     from fusion_workbench.study.prepare import prepare
     from fusion_workbench.study.progress import Display
+    from fusion_workbench.system.console import WordsConsole
 
     parts = prepare(study, workspace, progress=False)
     result = Experiment(parts, Display(WordsConsole(file=io.StringIO()), progress=False)).run()

@@ -10,10 +10,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.mlflow_database import relocate, sqlite_path
-from fusion_workbench.core.mlflow_uri import check_uri, without_password
 from fusion_workbench.core.stopping import Stopped
 from fusion_workbench.reports.reading.connect import connect
+from fusion_workbench.system.mlflow_database import relocate, sqlite_path
+from fusion_workbench.system.mlflow_uri import check_uri, without_password
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.schema.names import NO_IMAGE_KINDS, OBJECTIVE, Phase, Status, on_validation
 from fusion_workbench.study.jobs import Job, JobTrainer
 from fusion_workbench.study.language_parts import stage_steps
 from fusion_workbench.study.record import variant_file
+from fusion_workbench.system.scratch import scratch_folder
 from fusion_workbench.training import language_record
 from fusion_workbench.training.language_record import child_files, child_params, final_metrics
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -30,6 +31,7 @@ from typing import Any
 
 PATIENCE = 240.0  # seconds until a command counts as hanging
 MOST = 700  # characters of an error that is one line to read
+MEMORY = 8 << 30  # bytes that a command may take: one that reads without end shall not take the machine with it
 
 
 class Verdict(StrEnum):
@@ -106,6 +108,7 @@ def run(argv: Sequence[str], cwd: Path, log: Path, within: Callable[[], None] | 
     status = 70
     try:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)

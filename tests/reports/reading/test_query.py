@@ -10,9 +10,9 @@ from synthetic_study import cell_id, copy_database, tiny
 
 from fusion_workbench.config.plan import PlanConfig, full_plan
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.mlflow_uri import without_password
 from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.schema.plan import plan_hash
+from fusion_workbench.system.mlflow_uri import without_password
 
 L5, L12, CONCAT, FUSER = ("deep_only", (), 5), ("deep_only", (), 12), ("concat", (3, 6), 12), ("mmfuser", (3, 6), 12)
 

@@ -7,10 +7,10 @@ import io
 import pytest
 from rich.console import Console
 
-from fusion_workbench.core.bars import progress_bar
 from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.mlflow_uri import check_uri
 from fusion_workbench.core.text import slug
+from fusion_workbench.system.bars import progress_bar
+from fusion_workbench.system.mlflow_uri import check_uri
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fusion_workbench.core.checksums import sha256_of
 from fusion_workbench.schema.checksums import fits, from_tags, to_tags
 from fusion_workbench.schema.names import Artifact, Tag
 from fusion_workbench.study.tracking import Tracker
+from fusion_workbench.system.checksums import sha256_of
 
 PARENT_TAGS: dict[Tag, str] = {}
 

@@ -13,7 +13,6 @@ from tiny_source import TinySource
 
 from fusion_workbench.core.code import code_hash
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.model_files import content_hash, model_files, weight_files
 from fusion_workbench.datamodules.sources.base import Source
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
 from fusion_workbench.modules.fusion import STRATEGIES
@@ -21,6 +20,7 @@ from fusion_workbench.reports.analysis.mixtures import mixtures
 from fusion_workbench.reports.reading.parsing import of_current_code
 from fusion_workbench.reports.reading.records import Run
 from fusion_workbench.schema.dependencies import AcceptedChange, Changed, TrackedDependencies, combined
+from fusion_workbench.system.model_files import content_hash, model_files, weight_files
 
 # --- code -----------------------------------------------------------------------------------------------------------
 

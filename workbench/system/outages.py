@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.mlflow_uri import without_password
+from fusion_workbench.system.mlflow_uri import without_password
 
 _STORES = ("mlflow", "sqlalchemy", "alembic", "requests", "urllib3", "boto3", "botocore", "azure", "google")
 _DRIVERS = ("sqlite3", "psycopg", "psycopg2", "pymysql", "MySQLdb", "mysql", "pyodbc")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
-from fusion_workbench.core.pretrained_config import an_adapter, check_described
-from fusion_workbench.core.tensors import broken_weights, not_finite
+from fusion_workbench.system.pretrained_config import an_adapter, check_described
+from fusion_workbench.system.tensors import broken_weights, not_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ def check_folder(model_class: Any, folder: Path, config: Any, what: str, make: C
 
     Args:
         model_class: what ``from_pretrained`` is called on.
-        make: the model from a config, as :func:`core.pretrained_config.check_described` takes it.
+        make: the model from a config, as :func:`system.pretrained_config.check_described` takes it.
 
     Raises:
         WorkbenchError: as :func:`load_pretrained`.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.files import atomic_file, atomic_folder, explain_writing, scratch_beside, write_file
+from fusion_workbench.system.files import atomic_file, atomic_folder, explain_writing, scratch_beside, write_file
 
 
 def names(folder: Path) -> list[str]:
