@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.code import code_hash
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.core.scratch import scratch_folder
 from fusion_workbench.schema.dependencies import (
     NOT_RECORDED,
     AcceptedChange,
@@ -36,6 +35,7 @@ from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.provenance import environment
 from fusion_workbench.study.tracking import Tracker, to_json
+from fusion_workbench.system.scratch import scratch_folder
 from fusion_workbench.version import NUMERICS
 
 if TYPE_CHECKING:
