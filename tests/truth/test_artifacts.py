@@ -293,11 +293,11 @@ def test_damaged_weights_are_not_exported(template: Done, tmp_path: Path) -> Non
     with kept(weights, config), of_0_1_0(template.uri):
         tensors = safetensors.torch.load_file(weights)
         safetensors.torch.save_file({k: torch.full_like(v, torch.nan) for k, v in tensors.items()}, weights)
-        with pytest.raises(WorkbenchError, match="not finite"):
+        with pytest.raises(WorkbenchError, match="NaN or infinite"):
             export_run(template.uri, template.run, tmp_path / "out")
         for torn in (b"{}", b"[]", b'{"levels": '):
             config.write_bytes(torn)
-            with pytest.raises(WorkbenchError, match=r"fuser/config\.json of run .* is damaged"):
+            with pytest.raises(WorkbenchError, match=r"fuser/config\.json of run"):
                 export_run(template.uri, template.run, tmp_path / "out")
 
 

@@ -28,7 +28,7 @@ from fusion_workbench.models.loaded import load_model
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
 from fusion_workbench.modules.language.decoder import Decoder
 from fusion_workbench.runner.experiment import Experiment
-from fusion_workbench.schema.names import Artifact
+from fusion_workbench.schema.names import Artifact, Tag
 from fusion_workbench.study.prepare import prepare
 from fusion_workbench.study.progress import Display
 
@@ -222,7 +222,10 @@ def test_connector_files_that_are_not_whole(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
-    """A finished study on a planted encoder: MLflow, the run of a cell, and the run's artifacts."""
+    """A finished study on a planted encoder: MLflow, the run of a cell, and the run's artifacts.
+
+    Without checksums, as 0.1.0 wrote it: with them it is refused before anybody looks what is in the files.
+    """
     from mlflow.tracking import MlflowClient
 
     from fusion_workbench.config.study import load_study
@@ -235,12 +238,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
     client = MlflowClient(tracking_uri=result.tracking_uri)
     experiment = client.get_run(result.run_id).info.experiment_id
     run = client.search_runs([experiment], "tags.`workbench.phase` = 'final'")[0].info
+    for tag in [tag for tag in client.get_run(run.run_id).data.tags if tag.startswith(Tag.SHA256)]:
+        client.delete_tag(run.run_id, tag)
     return result.tracking_uri, run.run_id, Path(run.artifact_uri.removeprefix("file://"))
 
 
 @case(
     Kind.INPUT,
-    "fuser/config.json of a run is cut, {}, [], or lacks what a connector is built from",
+    "fuser/config.json of a run without checksums is cut, {}, [], or lacks what a connector is built from",
     "workbench export refuses, naming the file, the run and the first value; no folder is left",
 )
 @pytest.mark.parametrize(
@@ -266,7 +271,7 @@ def test_an_export_of_a_damaged_config(text: str, says: str, study: tuple[str, s
 
 @case(
     Kind.WEIGHTS,
-    "weights that a run keeps are NaN, or not those of its fuser, projector and heads",
+    "weights that a run without checksums keeps are NaN, or not those of its fuser, projector and heads",
     "workbench export and load_connector refuse, naming the file and the first such weight",
 )
 def test_an_export_of_damaged_weights(study: tuple[str, str, Path], tmp_path: Path) -> None:
