@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.runner.variant_files import phase_of, read_variant
+from fusion_workbench.schema.checksums import fits, from_tags
 from fusion_workbench.schema.dependencies import TrackedDependencies, combined
 from fusion_workbench.schema.names import Artifact, LedgerState, Tag, closing_status, scores_file
 from fusion_workbench.study.changes import ENVIRONMENTS_FACT, NUMERICS_FACT
@@ -27,6 +27,7 @@ from fusion_workbench.study.ledger import Ledger, LedgerEntry
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.record import keeps_results
 from fusion_workbench.study.tracking import Tracker, default_uri
+from fusion_workbench.system.checksums import sha256_of
 from fusion_workbench.system.mlflow_database import ARTIFACTS, DATABASE, artifact_folder, sqlite_path
 from fusion_workbench.system.mlflow_uri import without_password
 from fusion_workbench.system.scratch import scratch_folder
@@ -219,21 +220,28 @@ class Restorer:
             self.told.append(f"{_runs(len(self._lost))} {_were(self._lost)} not in {where}; written there again")
 
     def _describe_again(self, was: str, run_id: str) -> None:
-        """What the rows were trained on, as the former parent run ``was`` says it; 0.1.0 kept it there alone."""
-        place: Path | None = self.parts.workspace / ARTIFACTS / was / "artifacts"
-        client = None
-        for client in (self.tracker.client, *self._former):
-            if (run := _run_of(client, was)) is not None:
-                place = artifact_folder(client.tracking_uri, was, str(run.info.artifact_uri))
-                break
+        """What the former parent run ``was`` kept and this start has not written yet: what the rows were trained on,
+        which of a study of 0.1.0 stands there alone, and steps that are taken once."""
+        place, sums = self.parts.workspace / ARTIFACTS / was / "artifacts", {}
         with scratch_folder("restore") as scratch:
-            for name in (Artifact.ENCODER, Artifact.SOURCE):
-                file = place / name if place is not None else scratch / name
-                if place is None and client is not None:
-                    with suppress(Exception):  # every artifact store has its own way to say that there is none
-                        client.download_artifacts(was, str(name), str(scratch))
-                if file.is_file():
-                    self.tracker.client.log_artifact(run_id, str(file))
+            for client in (self.tracker.client, *self._former):
+                if (run := _run_of(client, was)) is not None:
+                    sums = from_tags(run.data.tags)
+                    here = artifact_folder(client.tracking_uri, was, str(run.info.artifact_uri))
+                    if here is None:
+                        with suppress(Exception):  # every artifact store has its own way to say that there is none
+                            client.download_artifacts(was, "", str(scratch))
+                    place = here or scratch
+                    break
+            written = from_tags(self.tracker.client.get_run(run_id).data.tags)
+            names = sorted(file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file())
+            left = [name for name in names if name not in written]
+            whole = [name for name in left if name in sums and fits(sums[name], sha256_of(place / name))]
+            if whole:
+                self.tracker.log_files(run_id, {name: place / name for name in whole})
+            for name in left:
+                if name not in sums:  # of 0.1.0, or of a database that is lost: nothing is made to say it is whole
+                    self.tracker.client.log_artifact(run_id, str(place / name), name.rpartition("/")[0] or None)
 
     def _write_again(self, lost: Lost, parent: str, trainer: JobTrainer) -> None:
         entry = lost.entry
@@ -304,8 +312,7 @@ def _whole(entry: LedgerEntry, folder: Path) -> bool:
 
 def _is(path: Path, sha: str) -> bool:
     try:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest() == sha
+        return sha256_of(path) == sha
     except OSError:
         return False
 
