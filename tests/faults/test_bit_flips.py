@@ -45,7 +45,7 @@ def test_no_flipped_bit_of_outcomes_is_read(tmp_path: Path) -> None:
     tags = {str(Tag.PARENT): "parent"} | to_tags({scores_file("test"): sha256_of(whole)})
     info = SimpleNamespace(run_id="run", artifact_uri=(tmp_path / "run").as_uri())
     run = SimpleNamespace(info=info, data=SimpleNamespace(tags=tags))
-    client = SimpleNamespace(get_run=lambda run_id: run)
+    client = SimpleNamespace(get_run=lambda run_id: run, tracking_uri="http://127.0.0.1:1")
     artifacts = Artifacts(client, [run], tmp_path)  # type: ignore[arg-type, list-item]
     tasks = {name: Task(name) for name in ("read", "digit")}
 
