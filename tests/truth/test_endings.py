@@ -109,16 +109,16 @@ def at(patch: pytest.MonkeyPatch, owner: Any, name: str, number: signal.Signals,
 
 def _owners() -> dict[str, tuple[Any, str, int]]:
     """Moments of a study: the function during which it is stopped, and at which call of it."""
-    from optuna.storages.journal import JournalFileBackend
     from sqlalchemy.orm import Session
 
     from fusion_workbench.reports.render import report
+    from fusion_workbench.sweeps.journal import _Backend
 
     return {
         "preparing": (preparing, "load_encoder", 1),
         "encoding": (VisionEncoder, "encode", 2),
         "storing": (FeatureStore, "build", 1),
-        "telling Optuna": (JournalFileBackend, "append_logs", 2),
+        "telling Optuna": (_Backend, "append_logs", 2),
         "starting a run": (MlflowClient, "create_run", 2),
         "an open transaction of MLflow": (Session, "commit", 30),
         "training": (FusionBank, "_step", 3),
