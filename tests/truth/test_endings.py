@@ -283,7 +283,7 @@ def test_an_error_that_a_stop_became(
     owner: str, sweep: Command, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fusion_workbench.modules.fusion.average import Average
-    from fusion_workbench.runner import experiment
+    from fusion_workbench.study.prepare import Parts
 
     def broken(*args: Any) -> None:
         try:
@@ -292,7 +292,7 @@ def test_an_error_that_a_stop_became(
             raise AttributeError("'NoneType' object has no attribute 'flags'")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((experiment, "variant") if owner == "options" else (Average, "forward")), broken)
+        patch.setattr(*((Parts, "variant") if owner == "options" else (Average, "forward")), broken)
         assert sweep() == (130, f"stopped; {GOES_ON}\n")
     assert set(statuses(mlflow_uri)) == {"KILLED"}
     assert sweep("--no-report")[0] == 0
