@@ -121,7 +121,7 @@ def pair(folder: Path, checkpoint: Path | str = "") -> None:
     """Train in two processes."""
     folder.mkdir()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, __file__, folder, checkpoint], timeout=400, env=environment, check=True)
+    subprocess.run([sys.executable, __file__, folder, checkpoint], timeout=3600, env=environment, check=True)
 
 
 @pytest.fixture(scope="module")

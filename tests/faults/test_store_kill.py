@@ -90,7 +90,7 @@ def assert_whole(folder: Path) -> None:
 
 def run(scenario: str, folder: Path) -> None:
     command = [sys.executable, __file__, scenario, str(folder)]
-    subprocess.run(command, check=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, timeout=3600, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 # --- killed -------------------------------------------------------------------------------------------------

@@ -68,16 +68,13 @@ def test_kill_anywhere_then_the_same_command(
     workspace = tmp_path / "workspace"
     draw = random.Random(kills)
     committed: dict[tuple[str, str], str] = {}
-    start_up = 0.0
     for _ in range(kills):
-        began = time.monotonic()
         with subprocess.Popen(
             command(file, workspace), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         ) as process:
             before = len(committed)
-            while process.poll() is None and len(done_rows(workspace)) <= before and time.monotonic() - began < 90:
+            while process.poll() is None and len(done_rows(workspace)) <= before:
                 time.sleep(0.05)  # until something new is committed: then anywhere after
-            start_up = max(start_up, time.monotonic() - began)
             time.sleep(draw.random())
             os.killpg(process.pid, signal.SIGKILL)
         now = done_rows(workspace)

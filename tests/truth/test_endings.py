@@ -214,7 +214,9 @@ main()
 
 
 def process(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=300, **options)
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=False, timeout=3600, **options
+    )
 
 
 @case(
@@ -464,7 +466,7 @@ def test_an_exit_that_is_not_ours(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_standard_output(shell: str, status: int | None, said: str) -> None:
     command = f"{sys.executable} -m fusion_workbench studies {shell}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=3600)
     assert done.stderr == said
     assert done.returncode in ((status,) if status is not None else (0, 1))
 
@@ -485,7 +487,7 @@ def test_sigterm_ends_a_real_process(tiny_dinov2: Path, mlflow_uri: str, tmp_pat
             if line.startswith("encoded"):  # then it trains, without an end
                 break
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=3600)
     assert (process.returncode, err) == (143, f"stopped by SIGTERM; {GOES_ON}\n")
     found = statuses(mlflow_uri)
     assert found["KILLED"] >= 1

@@ -35,7 +35,7 @@ def compiled(tex: str, folder: Path) -> str:
     )
     (folder / "doc.tex").write_text(document, encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "doc.tex"]
-    result = subprocess.run(command, cwd=folder, capture_output=True, timeout=120, check=False)
+    result = subprocess.run(command, cwd=folder, capture_output=True, timeout=3600, check=False)
     log = result.stdout.decode("latin-1")
     assert result.returncode == 0, log[-2000:]
     return log

@@ -328,7 +328,7 @@ def test_mlflow_serves_it_from_another_folder(trained: Any, tmp_path: Path) -> N
         "numpy.save('tokens.npy', tokens)\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=3600, check=False
     )
     assert result.returncode == 0, result.stderr
     with torch.no_grad():
