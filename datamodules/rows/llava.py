@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusion_workbench.assets.fetch import sha256
 from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.datamodules.rows.files import RowEntry, read_entries
 from fusion_workbench.datamodules.rows.quarantine import LISTED, Quarantine
@@ -17,6 +16,7 @@ from fusion_workbench.datamodules.rows.source import LocatedRow, RowOptions, Row
 from fusion_workbench.datamodules.rows.unread import UnreadKeys
 from fusion_workbench.datamodules.sources.base import SPLITS, register_source
 from fusion_workbench.datamodules.transforms import Pixels, load_image
+from fusion_workbench.system.checksums import sha256_of
 
 _THREADS = 8  # that look at images: the time goes by waiting for the disk
 _RUN = 64  # images that one of them takes at once
@@ -95,7 +95,7 @@ class Llava(RowSource):
 
     def digest(self, key: str) -> str:
         try:
-            return f"{key}|{sha256(self.folder.path(key))}"
+            return f"{key}|{sha256_of(self.folder.path(key))}"
         except BadRow as bad:
             raise WorkbenchError(f"{bad.detail}; it was when the rows were read.") from None
         except OSError as error:

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from fusion_workbench.assets.fetch import sha256
 from fusion_workbench.assets.manifest import MANIFEST
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.sources.base import SPLITS, Source
+from fusion_workbench.system.checksums import sha256_of
 
 
 class DrawnOptions(Protocol):
@@ -88,7 +88,7 @@ def content_of(fingerprint: str, folders: Iterable[Path]) -> str:
     sha = hashlib.sha256(fingerprint.encode())
     for path in sorted(path for folder in folders for path in folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
-            sha.update(f"{path.parent.name}/{path.name} {sha256(path)}".encode())
+            sha.update(f"{path.parent.name}/{path.name} {sha256_of(path)}".encode())
     return sha.hexdigest()
 
 

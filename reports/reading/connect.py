@@ -56,7 +56,7 @@ def find_study(client: MlflowClient, uri: str, study: str, experiment: str | Non
             known = ", ".join(sorted(experiments.values())) or "none"
             raise WorkbenchError(f"MLflow at {without_password(uri)} has no experiment '{experiment}'. Known: {known}.")
         experiments = {key: name for key, name in experiments.items() if name == experiment}
-    parents = list(_search(client, list(experiments), f"tags.`{Tag.KIND}` = '{RunKind.STUDY}'"))
+    parents = list(search_runs(client, list(experiments), f"tags.`{Tag.KIND}` = '{RunKind.STUDY}'"))
     found = [run for run in parents if run.info.run_id == study]
     found = found or [run for run in parents if study in (_tag(run, Tag.STUDY_ID), _tag(run, Tag.STUDY))]
     if not found:
@@ -72,10 +72,13 @@ def find_study(client: MlflowClient, uri: str, study: str, experiment: str | Non
 def children(client: MlflowClient, parent: MlflowRun) -> list[MlflowRun]:
     """Every child run, oldest first."""
     where = f"tags.`{Tag.PARENT}` = '{parent.info.run_id}'"
-    return sorted(_search(client, [parent.info.experiment_id], where), key=lambda run: int(run.info.start_time or 0))
+    return sorted(
+        search_runs(client, [parent.info.experiment_id], where), key=lambda run: int(run.info.start_time or 0)
+    )
 
 
-def _search(client: MlflowClient, experiments: list[str], where: str) -> Iterator[MlflowRun]:
+def search_runs(client: MlflowClient, experiments: list[str], where: str) -> Iterator[MlflowRun]:
+    """Every run that fits, page by page."""
     token: str | None = None
     while experiments:
         page = client.search_runs(experiments, where, max_results=1000, page_token=token)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from fusion_workbench.config.limits import MOST_REPLICATES
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import MOST_LAYERS
-from fusion_workbench.core.parse import parse_yaml
+from fusion_workbench.core.parse import parse_json, parse_yaml
 from fusion_workbench.reports.reading.records import Run
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, natural_key
 from fusion_workbench.reports.statistics.intervals import quotient_shares
@@ -52,8 +51,8 @@ def run_of(raw: MlflowRun, parent_status: str) -> Run:
 def _words(text: str) -> dict[str, str]:
     """A JSON object of words; empty for anything else."""
     try:
-        plain = json.loads(text) if text else {}
-    except (ValueError, RecursionError):
+        plain = parse_json(text) if text else {}
+    except ValueError:
         return {}
     return {str(key): str(value) for key, value in plain.items()} if isinstance(plain, Mapping) else {}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.core.parse import parse_json
 from fusion_workbench.system.files import read_small
 
 _MOST_BYTES = 10_000_000_000  # of a table of scores, which is read whole
@@ -92,16 +93,16 @@ def _numbered(values: Sequence[Any], path: Path) -> Iterator[tuple[int, Mapping[
 def _whole(text: str) -> dict[str, Any] | None:
     """The file as one object; None where it is none."""
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 
 
 def _is_json(words: str) -> bool:
     try:
-        json.loads(words)
-    except (ValueError, RecursionError):
+        parse_json(words)
+    except ValueError:
         return False
     return True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.system.checksums import sha256_of
 from fusion_workbench.system.files import SCRATCH
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def fetch(wheel: Wheel, folder: Path, show: FetchProgress | None = None) -> Path
     """
     show = show or FetchProgress(False)
     path = folder / wheel.filename
-    if path.is_file() and sha256(path) == wheel.sha256:
+    if path.is_file() and sha256_of(path) == wheel.sha256:
         return path
     scratch = folder / f"{SCRATCH}{wheel.name}-{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -79,7 +79,7 @@ def fetch(wheel: Wheel, folder: Path, show: FetchProgress | None = None) -> Path
         with show.step(f"fetching {wheel.name} {wheel.version} ({size})", wheel.bytes) as moved:
             _download(wheel, scratch, moved)
         wheels = sorted((scratch / "out").glob("*.whl"))
-        got = sha256(wheels[0]) if len(wheels) == 1 else "no single file"
+        got = sha256_of(wheels[0]) if len(wheels) == 1 else "no single file"
         if got != wheel.sha256:
             raise WorkbenchError(
                 f"the package registry's {wheel.name} {wheel.version} is not the file that was pinned: its "
@@ -90,12 +90,6 @@ def fetch(wheel: Wheel, folder: Path, show: FetchProgress | None = None) -> Path
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return path
-
-
-def sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(wheel: Wheel, scratch: Path, moved: Callable[[int], None]) -> None:

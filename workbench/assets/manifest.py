@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from fusion_workbench.assets.fetch import sha256
 from fusion_workbench.assets.table import Asset
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.parse import parse_json
+from fusion_workbench.system.checksums import sha256_of
 from fusion_workbench.system.files import read_small, sync
 
 AssetState = Literal["ready", "missing", "altered"]
@@ -72,7 +72,7 @@ def _inspect_file(path: Path, entry: ManifestEntry, thorough: bool) -> str:
             return f"was altered ({stat.st_size} bytes, not {entry.bytes})"
         if stat.st_mtime_ns == entry.mtime_ns and not thorough:
             return ""
-        if sha256(path) != entry.sha256:
+        if sha256_of(path) != entry.sha256:
             return "was altered (its sha256 is not the recorded one)"
     except FileNotFoundError:
         return "is gone"
@@ -95,7 +95,7 @@ def seal(folder: Path, asset: Asset) -> None:
         path.chmod(0o644)  # safetensors writes for its owner alone; a folder of assets may be shared
         sync(path)
         stat = path.stat()
-        files[path.name] = ManifestEntry(sha256(path), stat.st_size, stat.st_mtime_ns)
+        files[path.name] = ManifestEntry(sha256_of(path), stat.st_size, stat.st_mtime_ns)
     hashes = {name: entry.sha256 for name, entry in files.items()}
     differ = [name for name, pin in asset.pins.items() if hashes.get(name) != pin]
     if differ or (asset.digest and digest(hashes) != asset.digest):

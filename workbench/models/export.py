@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.parse import parse_json
 from fusion_workbench.core.text import slug
 from fusion_workbench.models.cards import connector_card
 from fusion_workbench.models.connector import CARD, CONFIG, HEADS, SCHEMA, WEIGHTS, load_parts, read_connector_config
@@ -155,8 +156,8 @@ def _trained(path: Path, run_id: str) -> dict[str, Any]:
     """``fuser/config.json`` of a run. Raises WorkbenchError for one that is damaged."""
     where = f"{Artifact.FUSER_CONFIG} of run {run_id}"
     try:
-        trained = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        trained = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise WorkbenchError(f"{where} cannot be read as JSON ({first_line(error)}); it is damaged.") from None
     check_config(trained, TRAINED, where)
     return dict(trained)

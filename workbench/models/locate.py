@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 from fusion_workbench.core.errors import WorkbenchError, first_line, nearest
 from fusion_workbench.models.files import CONFIG
-from fusion_workbench.schema.checksums import fits, from_tags
+from fusion_workbench.schema.checksums import from_tags, is_whole
 from fusion_workbench.schema.names import Phase, RunStatus, Tag
 from fusion_workbench.study.tracking import existing_uri
-from fusion_workbench.system.checksums import sha256_of
 from fusion_workbench.system.mlflow_database import artifact_folder
 from fusion_workbench.system.scratch import scratch_folder
 
@@ -152,7 +151,7 @@ def _check(client: MlflowClient, run_id: str, path: str, found: Path) -> None:
     own = {name: sha for name, sha in sums.items() if name == path or name.startswith(f"{path}/")}
     for name, sha in own.items():
         file = found if name == path else found / name.removeprefix(f"{path}/")
-        if not (file.is_file() and fits(sha, sha256_of(file))):
+        if not is_whole(file, sha):
             state = "does not have the sha256 that was recorded with it" if file.is_file() else "is missing"
             raise WorkbenchError(
                 f"{name} of run {run_id} {state}, so it is not used; restore it, or run the same workbench sweep: it "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from fusion_workbench.schema.names import Artifact, RunStatus, Tag
+from fusion_workbench.schema.names import OPEN, Artifact, RunStatus, Tag
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.plan_log import write_plan
 from fusion_workbench.study.tracking import Tracker
@@ -42,5 +42,4 @@ class AsBefore:
             ledger.remember("plan", self.plan)
             write_plan(ledger, tracker, run_id)
         tracker.set_tags(run_id, self.tags)
-        ended = self.status in (RunStatus.FINISHED, RunStatus.KILLED, RunStatus.FAILED)
-        tracker.close(run_id, RunStatus(self.status) if ended else RunStatus.KILLED)
+        tracker.close(run_id, RunStatus.KILLED if self.status in OPEN else RunStatus(self.status))

@@ -8,17 +8,15 @@ nobody and moves no number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusion_workbench.reports.reading.connect import children
-from fusion_workbench.schema.checksums import fits, from_tags
+from fusion_workbench.schema.checksums import from_tags, is_whole
 from fusion_workbench.schema.names import Artifact, RunStatus, Status
 from fusion_workbench.study.ledger import Ledger, LedgerEntry
 from fusion_workbench.study.tracking import Tracker, to_json
-from fusion_workbench.system.checksums import sha256_of
 from fusion_workbench.system.mlflow_database import artifact_folder
 
 if TYPE_CHECKING:
@@ -29,8 +27,9 @@ if TYPE_CHECKING:
 Row = tuple[LedgerEntry, str, Path]  # with the name of its MLflow run, and the folder of that run's artifacts
 
 _SHOWN = 3  # runs that are named, of those that are trained again
-# Artifacts of the parent run that are made once, and the fact in the ledger that says so.
+# Artifacts of the parent run that say what the rows are trained on; the experiment writes them.
 _DESCRIBED = (Artifact.ENCODER, Artifact.SOURCE, Artifact.TASKS, Artifact.LANGUAGE_MODEL)
+# Those that are made once, and the fact in the ledger that says so.
 _ONCE = {Artifact.SIMILARITY: "similarity", Artifact.IMPORTANCE: "importance", "look/": "look"}
 
 
@@ -74,10 +73,11 @@ def mend(ledger: Ledger, tracker: Tracker, run_id: str, display: Display) -> boo
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         named = ", ".join(map(str, found[:_SHOWN]))
         display.say(f"damaged files; {len(found)} finished {_runs(found)} trained again: {named}{more}")
-    wrong, made_again = _damaged_of_study(ledger, tracker, run_id)
+    parent = tracker.client.get_run(run_id)
+    recorded = from_tags(parent.data.tags)
+    wrong, made_again = _damaged_of_study(ledger, tracker, parent, recorded)
     for path in made_again:
         display.say(f"{path} of the study's run is damaged and is made again")
-    recorded = from_tags(tracker.client.get_run(run_id).data.tags)
     return Artifact.SOURCE not in recorded or any(path in _DESCRIBED for path in wrong)
 
 
@@ -91,7 +91,7 @@ def damaged(rows: Sequence[Row]) -> list[Damage]:
     found = []
     for entry, name, folder in rows:
         for path, sha in _weighty(entry).items():
-            if not _has(folder / path, sha):
+            if not is_whole(folder / path, sha):
                 found.append(Damage(entry, name, path, not (folder / path).exists()))
                 break
     return found
@@ -99,7 +99,7 @@ def damaged(rows: Sequence[Row]) -> list[Damage]:
 
 def _finished(ledger: Ledger, tracker: Tracker, run_id: str) -> list[Row]:
     """Finished rows whose run MLflow has, with its name and its folder on this machine."""
-    runs = {str(run.info.run_id): run for run in children(tracker.client, tracker.client.get_run(run_id))}
+    runs = {str(run.info.run_id): run for run in tracker.child_runs(run_id)}
     found = []
     for entry in ledger.entries():
         run = runs.get(str(entry.run_id))
@@ -116,15 +116,15 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.is_file() else 0
 
 
-def _damaged_of_study(ledger: Ledger, tracker: Tracker, run_id: str) -> tuple[list[str], list[str]]:
+def _damaged_of_study(
+    ledger: Ledger, tracker: Tracker, parent: MlflowRun, sums: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
     """Damaged artifacts of the parent run, and those of them that no start writes again by itself: what has to happen
     for it is done."""
-    run = tracker.client.get_run(run_id)
-    folder = _folder(tracker, run)
+    folder = _folder(tracker, parent)
     if folder is None or not folder.is_dir():
         return [], []
-    sums = from_tags(run.data.tags)
-    wrong = [path for path, sha in sorted(sums.items()) if not any(_has(folder / path, one) for one in sha.split())]
+    wrong = [path for path, sha in sorted(sums.items()) if not is_whole(folder / path, sha)]
     made_again = []
     for path in wrong:
         _make_way(folder / path, sums[path])
@@ -133,7 +133,7 @@ def _damaged_of_study(ledger: Ledger, tracker: Tracker, run_id: str) -> tuple[li
             ledger.remember(fact, None)
             made_again.append(path)
         elif path == Artifact.CONTENDERS and (entries := ledger.fact("contenders")) is not None:
-            tracker.log_files(run_id, {Artifact.CONTENDERS: to_json(entries)})
+            tracker.log_files(str(parent.info.run_id), {Artifact.CONTENDERS: to_json(entries)})
             made_again.append(path)
     return wrong, made_again
 
@@ -144,20 +144,13 @@ def _make_way(place: Path, sha: str) -> None:
         return
     aside = place.with_name(f"{place.name}.folder")
     place.rename(aside)
-    if _has(aside / place.name, sha):
+    if is_whole(aside / place.name, sha):
         (aside / place.name).rename(place)
 
 
 def _folder(tracker: Tracker, run: MlflowRun) -> Path | None:
     """Where a run's artifacts are on this machine; None where a server keeps them."""
     return artifact_folder(tracker.uri, str(run.info.run_id), str(run.info.artifact_uri))
-
-
-def _has(file: Path, sha: str) -> bool:
-    try:
-        return fits(sha, sha256_of(file))
-    except OSError:
-        return False
 
 
 def _be(number: int) -> str:

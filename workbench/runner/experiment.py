@@ -123,8 +123,6 @@ class Experiment:
             try:
                 with self.display.step("reconciling ledger, MLflow and Optuna"):
                     self._open()
-                    kind, run_id = trainer_of(self.parts), self.run_id
-                    self.trainer = kind(self.parts, self.tracker, self.ledger, run_id, self.display)
                     journal = folder / "optuna.journal"
                     planner = Planner(self.parts.space, self.study.search, journal, self._optuna_name())
                     if planner.told:
@@ -285,8 +283,8 @@ class Experiment:
             self.tracker.log_params(self.run_id, flat(to_track(self.study)))
         self.tracker.log_files(self.run_id, {Artifact.STUDY: to_yaml(self.study)})
         self.plan = register_plan(self.study, self.ledger, self.tracker, self.run_id)
-        kind = trainer_of(parts)
-        restorer.write(self.run_id, kind(parts, self.tracker, self.ledger, self.run_id, self.display))
+        self.trainer = trainer_of(parts)(parts, self.tracker, self.ledger, self.run_id, self.display)
+        restorer.write(self.run_id, self.trainer)
         for line in (*self.tracker.told, *restorer.told):
             self.display.say(line)
         undescribed = mend(self.ledger, self.tracker, self.run_id, self.display)
@@ -298,7 +296,7 @@ class Experiment:
 
     def _describe(self) -> None:
         """The artifacts of the parent run that say what rows are trained on; those of earlier rows stand until then."""
-        self.tracker.log_files(self.run_id, study_files(self.parts) | trainer_of(self.parts).study_files(self.parts))
+        self.tracker.log_files(self.run_id, study_files(self.parts) | self.trainer.study_files(self.parts))
 
     def _optuna_name(self) -> str:
         """Optuna's name of the study: another where code has changed, so that the cells of a plug-in are tried anew."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.runner.variant_files import phase_of, read_variant
-from fusion_workbench.schema.checksums import fits, from_tags
+from fusion_workbench.schema.checksums import from_tags, is_whole
 from fusion_workbench.schema.dependencies import TrackedDependencies, combined
 from fusion_workbench.schema.names import Artifact, LedgerState, Tag, closing_status, scores_file
 from fusion_workbench.study.changes import ENVIRONMENTS_FACT, NUMERICS_FACT
@@ -27,7 +27,6 @@ from fusion_workbench.study.ledger import Ledger, LedgerEntry
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.record import keeps_results
 from fusion_workbench.study.tracking import Tracker, default_uri
-from fusion_workbench.system.checksums import sha256_of
 from fusion_workbench.system.mlflow_database import ARTIFACTS, DATABASE, artifact_folder, sqlite_path
 from fusion_workbench.system.mlflow_uri import without_password
 from fusion_workbench.system.scratch import scratch_folder
@@ -236,7 +235,7 @@ class Restorer:
             written = from_tags(self.tracker.client.get_run(run_id).data.tags)
             names = sorted(file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file())
             left = [name for name in names if name not in written]
-            whole = [name for name in left if name in sums and fits(sums[name], sha256_of(place / name))]
+            whole = [name for name in left if name in sums and is_whole(place / name, sums[name])]
             if whole:
                 self.tracker.log_files(run_id, {name: place / name for name in whole})
             for name in left:
@@ -303,18 +302,11 @@ def _rows(client: MlflowClient, run: MlflowRun) -> list[tuple[int, dict[str, flo
 def _whole(entry: LedgerEntry, folder: Path) -> bool:
     """Whether a folder holds what the ledger remembers of the run's artifacts; of 0.1.0, what a report needs."""
     if entry.files:
-        return all(_is(folder / name, sha) for name, sha in entry.files.items())
+        return all(is_whole(folder / name, sha) for name, sha in entry.files.items())
     needed: list[str] = [Artifact.VARIANT]
     if keeps_results(phase_of(entry.replicate), entry.status):
         needed += [scores_file("test")]
     return all((folder / name).is_file() for name in needed)
-
-
-def _is(path: Path, sha: str) -> bool:
-    try:
-        return sha256_of(path) == sha
-    except OSError:
-        return False
 
 
 def _says(run: MlflowRun, entry: LedgerEntry) -> bool:

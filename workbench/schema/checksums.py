@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from fusion_workbench.schema.names import Tag
+from fusion_workbench.system.checksums import sha256_of
 
 _MOST = 4000  # characters of a tag; MLflow takes 5,000 to 8,000, by its version
 
@@ -54,3 +56,11 @@ def is_of_sums(tag: str) -> bool:
 def fits(recorded: str, sha: str) -> bool:
     """Whether a file of ``sha`` is one that was recorded."""
     return sha in recorded.split()
+
+
+def is_whole(file: Path, recorded: str) -> bool:
+    """Whether a file can be read and is one that was recorded."""
+    try:
+        return fits(recorded, sha256_of(file))
+    except OSError:
+        return False

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.stopping import uninterrupted
+from fusion_workbench.reports.reading.connect import search_runs
 from fusion_workbench.schema.checksums import from_tags, is_of_sums, to_tags
 from fusion_workbench.schema.names import TRACKING_SCHEMA, RunKind, RunStatus, Tag
 from fusion_workbench.study.patient_client import PatientClient
@@ -252,16 +253,7 @@ class Tracker:
 
     def child_runs(self, parent: str) -> list[MlflowRun]:
         """Every child of a study."""
-        runs: list[MlflowRun] = []
-        token: str | None = None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment_id], f"tags.`{Tag.PARENT}` = '{parent}'", max_results=1000, page_token=token
-            )
-            runs += page
-            token = page.token
-            if not token:
-                return runs
+        return list(search_runs(self.client, [self.experiment_id], f"tags.`{Tag.PARENT}` = '{parent}'"))
 
 
 def _told(uri: str, what: str, error: BaseException) -> str:

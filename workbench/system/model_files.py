@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.parse import parse_json
+from fusion_workbench.system.checksums import sha256_of
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -37,8 +38,8 @@ def weight_files(model: str, revision: str | None) -> list[Path]:
     found = model_files(model, revision, [_WEIGHTS]) or model_files(model, revision, [_INDEX])
     if [path.name for path in found] == [_INDEX]:
         try:
-            shards = sorted({str(shard) for shard in json.loads(found[0].read_bytes())["weight_map"].values()})
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            shards = sorted({str(shard) for shard in parse_json(found[0].read_bytes())["weight_map"].values()})
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise WorkbenchError(f"{found[0]} cannot be read ({type(error).__name__}).") from None
         return model_files(model, revision, shards)
     return found or sorted(Path(model).glob("*.safetensors") if Path(model).is_dir() else ())
@@ -48,8 +49,7 @@ def content_hash(paths: Sequence[Path]) -> str:
     """sha256 over names and contents of files, every byte read. Raises WorkbenchError."""
 
     def line(path: Path) -> str:
-        with path.open("rb") as file:
-            return f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return f"{path.name} {sha256_of(path)}"
 
     try:
         with ThreadPoolExecutor(8, "hash") as pool:

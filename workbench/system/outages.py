@@ -38,7 +38,7 @@ def outage_reason(error: BaseException) -> str:
             text = found[1].strip().lower()
         else:
             text = "no answer in time" if "timed out" in text.lower() else "no answer"
-    text = re.sub(r"(\w+://[^\s:/@]+):[^\s@]*@", r"\1:…@", text).rstrip(".")
+    text = without_password(text).rstrip(".")
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_workbench.core.errors import WorkbenchError, first_line
+from fusion_workbench.core.parse import parse_json
 
 CONFIG = "config.json"
 MOST_BLOCKS = 10_000  # an order of magnitude above the deepest that anybody trained
@@ -119,8 +120,8 @@ def _plain(folder: Path, what: str) -> Mapping[str, Any]:
     if not path.is_file():
         raise WorkbenchError(f"{what}: the folder holds no {CONFIG}; it must be a transformers model folder.")
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        plain = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise WorkbenchError(f"{what}: its {CONFIG} cannot be read as JSON ({first_line(error)}).") from None
     if not isinstance(plain, dict):
         raise WorkbenchError(

