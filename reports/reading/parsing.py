@@ -12,6 +12,7 @@ from fusion_workbench.core.parse import parse_json, parse_yaml
 from fusion_workbench.reports.reading.records import Run
 from fusion_workbench.reports.statistics.example_scores import ExampleScores, natural_key
 from fusion_workbench.reports.statistics.intervals import quotient_shares
+from fusion_workbench.schema.checksums import of_metrics
 from fusion_workbench.schema.dependencies import TrackedDependencies
 from fusion_workbench.schema.names import Artifact, Phase, Status, Tag, fresh_replicate, statistic_column
 from fusion_workbench.schema.records import Cell, Task, number
@@ -45,7 +46,20 @@ def run_of(raw: MlflowRun, parent_status: str) -> Run:
         environment=_words(tags.get(Tag.ENVIRONMENT, "")),
         code=_words(tags.get(Tag.CODE, "")),
         error=str(tags.get(Tag.ERROR, "")),
+        altered=of_metrics(raw.data.metrics) != tags.get(Tag.METRICS, of_metrics(raw.data.metrics)),
     )
+
+
+def altered_metrics(runs: Sequence[Run]) -> list[str]:
+    """A note where MLflow's metrics of runs are not those that the study wrote there."""
+    found = [run.run_id for run in runs if run.altered]
+    if not found:
+        return []
+    of = f"run {found[0]}" if len(found) == 1 else f"{len(found)} runs, such as {found[0]},"
+    return [
+        f"The metrics of {of} in MLflow are not those that the study wrote there: numbers on validation, of cost and "
+        "of training are others, or missing. workbench sweep, on the same study, writes them there again."
+    ]
 
 
 def _words(text: str) -> dict[str, str]:

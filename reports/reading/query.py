@@ -18,6 +18,7 @@ from fusion_workbench.reports.reading.language import ShownQuestions, read_answe
 from fusion_workbench.reports.reading.layers import Inside, read_importance, read_inside, read_similarity
 from fusion_workbench.reports.reading.outcomes import Disagreements, read_outcomes
 from fusion_workbench.reports.reading.parsing import (
+    altered_metrics,
     cell_of_run,
     encoder_info_of,
     fresh_of,
@@ -105,6 +106,7 @@ class _Reader:
         chosen = {c.cell.id: c.cell for c in contenders} | {cell.id: cell for cell in cells}
         searched = {r.cell: cell_of_run(r) for r in runs} | chosen
         kept = self._latest(runs, {cell.id: cell.chosen_lr for cell in chosen.values()})
+        self.notes += altered_metrics(kept)
         known = self.own.json(Artifact.TASKS, {})
         language = self.own.part(Artifact.LANGUAGE_MODEL, LanguageModel.read)
         kept, scored = self._example_scores(

@@ -49,6 +49,7 @@ class Run:
     environment: Mapping[str, str] = field(default_factory=dict)  # versions and hardware, in words
     code: Mapping[str, str] = field(default_factory=dict)  # strategy → hash of a plug-in's code
     error: str = ""  # what it broke off with, and where
+    altered: bool = False  # whether its metrics in MLflow are not those that the study wrote there
 
 
 @dataclass(frozen=True)

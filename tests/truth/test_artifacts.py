@@ -18,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 from cases import Kind, case
+from mlflow.tracking import MlflowClient
 from rich.console import Console
 from tiny_models import build_model, save_language
 
@@ -33,7 +34,7 @@ from fusion_workbench.reports.reading.query import read_study
 from fusion_workbench.reports.reading.records import StudyRecord
 from fusion_workbench.reports.render.tables import provenance
 from fusion_workbench.runner.experiment import Experiment, StudyResult
-from fusion_workbench.schema.names import Artifact, Status, scores_file
+from fusion_workbench.schema.names import Artifact, Status, is_own_metric, scores_file
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.prepare import prepare
 from fusion_workbench.study.progress import Display
@@ -225,12 +226,60 @@ def test_metrics_that_the_scores_do_not_give(template: Done) -> None:
     with metric_moved(template.uri, "test/digit/accuracy", runs[:1]):
         record = template.read()
     assert record.counts() == {Status.FINISHED: 3, Status.UNREADABLE: 1}
-    assert re.fullmatch(rf"{TEST} of run {runs[0]} gives .* for the run's test/digit/accuracy, which .*", *record.notes)
+    altered, note = record.notes
+    assert altered.startswith(f"The metrics of run {runs[0]} in MLflow are not those that the study wrote there")
+    assert re.fullmatch(rf"{TEST} of run {runs[0]} gives .* for the run's test/digit/accuracy, which .*", note)
     with metric_moved(template.uri, "test/digit/accuracy", runs):
         record = template.read()
     assert record.counts() == {Status.FINISHED: 4}
-    (note,) = record.notes
+    altered, note = record.notes
+    assert altered.startswith(f"The metrics of 4 runs, such as {runs[0]}, in MLflow are not those")
     assert note.startswith("The metric of task 'digit' on test is not the mean of its examples' scores")
+
+
+def change_metrics(uri: str, statement: str) -> None:
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database, database:
+        for table in ("metrics", "latest_metrics"):
+            assert database.execute(statement.format(table=table)).rowcount
+
+
+@case(
+    Kind.ARTIFACTS,
+    "MLflow's metrics of a study's runs are deleted, or one on validation, of cost or of convergence is another",
+    "the report tells it, export asks for a cell; the same sweep writes them again from the ledger and trains nothing",
+)
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM {table}",
+        "DELETE FROM {table} WHERE key = 'val/digit/accuracy'",
+        "UPDATE {table} SET value = value + 0.01 WHERE key = 'val/objective'",
+        "UPDATE {table} SET value = 2 * value WHERE key = 'cost/flops_per_image'",
+        "UPDATE {table} SET value = 1 - value WHERE key = 'converged'",
+    ],
+)
+def test_metrics_that_the_study_did_not_write(template: Done, tmp_path: Path, statement: str) -> None:
+    with kept(Path(template.uri.removeprefix("sqlite:///"))):
+        change_metrics(template.uri, statement)
+        record = template.read()
+        assert record.notes[0].startswith("The metrics of 4 runs, such as "), record.notes
+        with pytest.raises(WorkbenchError, match="The recommended cell is chosen by them; name one with whole:CELL"):
+            export_run(template.uri, "whole", tmp_path / "out")
+        result, said = template.sweep()
+        assert (result.trained, result.kept) == (0, 4)
+        assert "the metrics of 4 runs were not in MLflow as the study wrote them; written there again\n" in said
+        again = template.read()
+        assert again.notes == ()
+        assert {run.run_id: run.metrics for run in again.runs} == {r.run_id: r.metrics for r in template.record.runs}
+        assert "metrics" not in template.sweep()[1]
+
+
+def test_metrics_that_somebody_adds_are_no_matter(template: Done) -> None:
+    assert {name for run in template.record.runs for name in run.metrics if not is_own_metric(name)} == set()
+    with kept(Path(template.uri.removeprefix("sqlite:///"))):
+        MlflowClient(template.uri).log_metric(template.run, "human/score", 0.5)
+        assert template.read().notes == ()
+        assert "metrics" not in template.sweep()[1]
 
 
 @case(

@@ -53,12 +53,15 @@ def locate(uri: str, target: str, experiment: str | None = None) -> Located:
     """
     from fusion_workbench.reports.analysis.comparison import Analysis
     from fusion_workbench.reports.reading.connect import connect
+    from fusion_workbench.reports.reading.parsing import altered_metrics
     from fusion_workbench.reports.reading.query import read_study
 
     client = connect(uri)
     if not _is_run(target):
         name, _, label = target.partition(":")
         analysis = Analysis(read_study(uri, name, experiment))
+        if not label and (altered := altered_metrics(analysis.record.runs)):
+            raise WorkbenchError(f"{altered[0]} The recommended cell is chosen by them; name one with {name}:CELL.")
         run_id, cell = _replicate(analysis, label)
         return Located(client, run_id, analysis, cell)
     tags = _tags(client, target)

@@ -9,6 +9,7 @@ start begins anew with what is missing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class Restorer:
         self.known_run = str(parent.info.run_id) if parent is not None else None
         self._kept: list[tuple[LedgerEntry, str]] = []  # rows whose run is here under another id
         self._deleted: list[str] = []  # runs that were deleted in MLflow and are there still
+        self._altered: list[LedgerEntry] = []  # rows whose run is here with other metrics, or without them
         self._lost: list[Lost] = []
         if gone := self._look():
             self._refuse(gone, retrain_lost)
@@ -129,7 +131,9 @@ class Restorer:
         twins = {(_tag(r, Tag.VARIANT), _tag(r, Tag.REPLICATE)): r for r in here.values() if _ended(r)}
         gone = []
         for entry in done:
-            if entry.run_id in here:
+            if (run := here.get(str(entry.run_id))) is not None:
+                if _ended(run) and _other_metrics(run, entry):
+                    self._altered.append(entry)
                 continue
             twin = twins.get((entry.variant, entry.replicate))
             if twin is not None and _says(twin, entry):
@@ -203,6 +207,9 @@ class Restorer:
             self.tracker.client.restore_run(deleted)
         for entry, here in self._kept:
             self.ledger.move(entry.variant, entry.replicate, here)
+        for entry in self._altered:
+            self.tracker.log_metrics(str(entry.run_id), [(trainer.units, entry.result)])
+            self.tracker.close_done(str(entry.run_id), str(entry.status), entry.result)
         for lost in self._lost:
             self._write_again(lost, run_id, trainer)
         uri, experiment = self._place()
@@ -213,6 +220,12 @@ class Restorer:
         where = f"experiment '{experiment}' of MLflow at {without_password(self.tracker.uri)}"
         if self._deleted:
             self.told.append(f"{_runs(len(self._deleted))} {_were(self._deleted)} deleted in MLflow; restored")
+        if self._altered:
+            one = len(self._altered) == 1
+            self.told.append(
+                f"the metrics of {_runs(len(self._altered))} {'was' if one else 'were'} not in MLflow as the study "
+                "wrote them; written there again"
+            )
         if self._kept:
             self.told.append(f"{_runs(len(self._kept))} of before {_were(self._kept)} found in {where}")
         if self._lost:
@@ -275,7 +288,7 @@ class Restorer:
             else:  # of 0.1.0: nobody knows whether they are what was written, so nothing is made to say so
                 self.tracker.client.log_artifacts(run_id, str(folder))
         self.ledger.move(entry.variant, entry.replicate, run_id)
-        self.tracker.close(run_id, closing_status(entry.status), entry.status)
+        self.tracker.close_done(run_id, str(entry.status), entry.result)
 
     def _origin(self) -> dict[Tag, str]:
         """What every row was trained under, by the ledger; of a mixture nobody knows under which one was."""
@@ -313,6 +326,16 @@ def _says(run: MlflowRun, entry: LedgerEntry) -> bool:
     """Whether a run ended as the ledger says, with the same numbers."""
     metrics = run.data.metrics
     return _tag(run, Tag.STATUS) == entry.status and all(metrics.get(k) == v for k, v in entry.result.items())
+
+
+def _other_metrics(run: MlflowRun, entry: LedgerEntry) -> bool:
+    """Whether MLflow's metrics of a run are not those that the ledger has; others that the user added are no matter."""
+    known = run.data.metrics
+    return any(
+        key not in known or not math.isclose(known[key], value, rel_tol=1e-8)
+        for key, value in entry.result.items()
+        if math.isfinite(value)
+    )
 
 
 def _ended(run: MlflowRun) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusion_workbench.schema.names import OPEN, LedgerState, RunStatus, closing_status
+from fusion_workbench.schema.names import OPEN, LedgerState, RunStatus
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.tracking import Tracker
 
@@ -32,7 +32,7 @@ def reconcile(ledger: Ledger, tracker: Tracker, run_id: str, retry_failed: bool 
         if entry is None:
             tracker.close(child, RunStatus.KILLED)
         else:
-            tracker.close(child, closing_status(entry.status), entry.status)
+            tracker.close_done(child, str(entry.status), entry.result)
     for entry in entries:
         again = retry_failed and entry.state == LedgerState.DONE and not entry.finished
         if entry.state == LedgerState.RUNNING or again:

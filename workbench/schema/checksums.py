@@ -1,4 +1,4 @@
-"""sha256 of a run's artifacts, kept as tags of the run: what a reader holds the files against.
+"""sha256 of a run's artifacts and metrics, kept as tags of the run: what a reader holds files and numbers against.
 
 One tag would soon be longer than MLflow takes, so there are as many as it needs: ``workbench.sha256``,
 ``workbench.sha256.1``, …, each a JSON object of paths. While a file is replaced its tag holds both sums, separated by a
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
-from fusion_workbench.schema.names import Tag
+from fusion_workbench.schema.names import Tag, is_own_metric
 from fusion_workbench.system.checksums import sha256_of
 
+_INFINITE = 1e308  # MLflow's databases keep the largest float for it
 _MOST = 4000  # characters of a tag; MLflow takes 5,000 to 8,000, by its version
 
 
@@ -64,3 +66,15 @@ def is_whole(file: Path, recorded: str) -> bool:
         return fits(recorded, sha256_of(file))
     except OSError:
         return False
+
+
+def of_metrics(metrics: Mapping[str, float]) -> str:
+    """16 hex digits over the finite last values of the metrics that a study writes, to nine significant digits.
+
+    What others add to a run, and what MLflow measures of the machine, does not count.
+
+    Args:
+        metrics: name → last value.
+    """
+    known = sorted((k, v) for k, v in metrics.items() if is_own_metric(k) and abs(v) < _INFINITE)
+    return sha256("\n".join(f"{key}={value:.9g}" for key, value in known).encode()).hexdigest()[:16]

@@ -42,6 +42,7 @@ class Tag(StrEnum):
     PHASE = "workbench.phase"
     REPLICATE = "workbench.replicate"
     STATUS = "workbench.outcome"  # a Status: what became of it
+    METRICS = "workbench.metrics"  # 16 hex digits over the last values of its metrics; see schema/checksums.py
     ERROR = "workbench.error"  # what it broke off with, and where; of those that failed or ran out of memory
 
     DEPENDENCIES = "workbench.dependencies"  # 12 hex digits over the fingerprints that it was trained under
@@ -213,6 +214,14 @@ class CostMetric(StrEnum):
     THROUGHPUT = "cost/samples_per_second"
     PEAK_MEMORY = "cost/peak_memory_mb"
     MFU = "cost/mfu"  # model FLOP utilisation
+
+
+_OWN_METRICS = ("train/", "val/", "test/", "control/", GATE, "attention_share/", COST)  # how the others begin
+
+
+def is_own_metric(name: str) -> bool:
+    """Whether a metric is one that a study writes, not one that was added to its run."""
+    return name.startswith(_OWN_METRICS) or name in ("lr", FALLING, CONVERGED, GATES_OPENED)
 
 
 def task_metric(task: str, metric: str) -> str:

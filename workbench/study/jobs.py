@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_workbench.core import stopping
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.text import printable
-from fusion_workbench.schema.names import SEARCH_REPLICATE, LedgerState, Phase, RunStatus, Tag, closing_status
+from fusion_workbench.schema.names import SEARCH_REPLICATE, LedgerState, Phase, RunStatus, Tag
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.tracking import Tracker
@@ -131,7 +131,7 @@ class JobTrainer(ABC):
         result = {key: value for key, value in last.items() if math.isfinite(value)} | dict(metrics)
         with stopping.uninterrupted():
             self.ledger.finish(job.variant.id, job.replicate, status, result, sums)
-            self.tracker.close(run_id, closing_status(status), status)
+            self.tracker.close_done(run_id, status, result)
         self.trained += 1
 
     def objective(self, job: Job) -> float | None:

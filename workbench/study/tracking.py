@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.stopping import uninterrupted
 from fusion_workbench.reports.reading.connect import search_runs
-from fusion_workbench.schema.checksums import from_tags, is_of_sums, to_tags
-from fusion_workbench.schema.names import TRACKING_SCHEMA, RunKind, RunStatus, Tag
+from fusion_workbench.schema.checksums import from_tags, is_of_sums, of_metrics, to_tags
+from fusion_workbench.schema.names import TRACKING_SCHEMA, RunKind, RunStatus, Tag, closing_status
 from fusion_workbench.study.patient_client import PatientClient
 from fusion_workbench.system.checksums import sha256_of
 from fusion_workbench.system.mlflow_database import DATABASE, opening, relocate, sqlite_path, sqlite_uri
@@ -180,8 +180,9 @@ class Tracker:
 
     def set_tags(self, run_id: str, tags: Mapping[Tag, str]) -> None:
         """Set or replace tags."""
-        for key, value in _plain(tags).items():
-            self.client.set_tag(run_id, key, value)
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in _plain(tags).items()])
 
     # --- variant-replicates -------------------------------------------------------------------------------------
 
@@ -212,6 +213,11 @@ class Tracker:
         if status is not None:
             self.set_tags(run_id, {Tag.STATUS: status})
         self.client.set_terminated(run_id, status=str(run_status))
+
+    def close_done(self, run_id: str, status: str, result: Mapping[str, float]) -> None:
+        """As :meth:`close`, of a variant-replicate that the ledger has: ``result``, the last value of every metric."""
+        self.set_tags(run_id, {Tag.STATUS: status, Tag.METRICS: of_metrics(result)})
+        self.client.set_terminated(run_id, status=str(closing_status(status)))
 
     def close_broken(self, run_ids: Sequence[str], run_status: RunStatus) -> None:
         """As :meth:`close`, where something went wrong already: what can be reached is closed, nothing is raised.

@@ -32,13 +32,13 @@ STUDY = """
 name: reads
 question: Which layers does a frozen language model read?
 encoder: {{name: "planted:depth=4,dim=16,signal=1+3,strength=8.0", image_size: 8}}
-source: {{name: planted_questions, options: {{train: 640, val: 24, test: 60}}}}
+source: {{name: planted_questions, options: {{train: 640, val: 24, test: 90}}}}
 tasks: [first, second]
 strategies: [{{name: deep_only}}, {{name: concat}}]
 selections: [{{levels: [1], query: 3}}]
 single_layers: [2]
 baselines: false
-replicates: 3
+replicates: 2
 plan: {{confirm: []}}
 search: {{learning_rates: [0.01]}}
 training: {{batch_size: 16, projector: mlp2x_gelu}}
@@ -46,7 +46,7 @@ language_model:
   name: {language}
   weights: float32
   max_new_tokens: 2
-  stages: [{{name: align, epochs: 4}}]
+  stages: [{{name: align, epochs: 6}}]
 tracking: {{uri: "{uri}"}}
 """
 
@@ -123,8 +123,8 @@ def means(study: tuple[StudyResult, Parts, str]) -> dict[str, dict[str, float]]:
 def test_it_reads_the_planted_layers_and_no_other(study: tuple[StudyResult, Parts, str]) -> None:
     found = means(study)
     both, second, noise = found["concat 1→3"], found["deep_only →3"], found["deep_only →2"]
-    assert min(both["test/first/exact_match"], both["test/second/exact_match"]) > 0.7
-    assert second["test/second/exact_match"] > 0.7
+    assert min(both["test/first/exact_match"], both["test/second/exact_match"]) > 0.6
+    assert second["test/second/exact_match"] > 0.6
     assert second["test/first/exact_match"] < 0.55
     assert max(noise["test/first/exact_match"], noise["test/second/exact_match"]) < 0.55
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from fusion_workbench.config.study import StudyConfig, study_from_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.runner.experiment import Experiment, StudyResult
+from fusion_workbench.schema.names import is_own_metric
 from fusion_workbench.study.ledger import Ledger
 from fusion_workbench.study.prepare import Parts, prepare
 from fusion_workbench.study.progress import Display
@@ -77,6 +78,7 @@ def test_a_study_from_end_to_end(text: str, tmp_path: Path) -> None:
         assert 0 <= metrics["test/position/exact_match"] <= 1
         assert {"control/blank/digit", "control/shuffled/position", "val/objective"} <= set(metrics)
         assert metrics["cost/samples_per_second"] > 0
+        assert all(is_own_metric(name) for name in metrics)
         folder = Path(
             download_artifacts(run_id=child.info.run_id, tracking_uri=result.tracking_uri, dst_path=str(tmp_path / "a"))
         )
