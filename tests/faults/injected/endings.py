@@ -271,7 +271,11 @@ def _quoted(name: str) -> str:
 
 
 def _to(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "W").rename(folder / name) and None
+    def inject(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "W").rename(folder / name)
+
+    return inject
 
 
 def _same_copy(folder: Path) -> None:

@@ -196,7 +196,8 @@ def judge(outcome: Outcome, study: Study, status: int | None, text: str, workspa
         return outcome.blame(Verdict.SILENT, f"{command}: accepted")
     match = re.search(r"trained (\d+), kept (\d+)", text)
     if match and not fault.fresh:
-        outcome.lost = max(outcome.lost, int(match[1]) - fault.retrained)
+        asked_for = 2 if "replicates=3" in command else 0  # another replicate of both cells
+        outcome.lost = max(outcome.lost, int(match[1]) - asked_for - fault.retrained)
     report = workspace / "reports" / study.name / "report.json"
     if command.split()[0] not in ("report", "sweep") or "--no-report" in command or not report.is_file():
         return None
