@@ -297,7 +297,7 @@ def _environment(name: str, value: str | None) -> Callable[[], None]:
 
 
 def _leave_no_folder() -> None:
-    place = Path("gone")
+    place = Path("gone").absolute()
     place.mkdir()
     os.chdir(place)
     place.rmdir()
