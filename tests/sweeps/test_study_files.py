@@ -86,7 +86,11 @@ def test_the_papers_layers_come_back_on_an_encoder_of_24_blocks() -> None:
         published,
     ]
     assert selections("dense_connector", "sci") == [((8, 16), 24)]
-    assert selections("shallow_middle_deep", "concat")[:2] == [((3,), 18), ((3, 18), 23)]
+    assert selections("shallow_middle_deep", "concat") == [((18,), 23), ((3, 18), 23)]
+    halves = [tuple(range(2, 11, 2)), tuple(range(14, 23, 2))]  # of each twelve layers five, the query never twice
+    grouped = [((*halves[0],), 23), ((*halves[1],), 23), ((*halves[0], *halves[1]), 23)]
+    assert selections("shallow_middle_deep", "dci") == grouped
+    assert selections("shallow_middle_deep", "mmfuser") == [((18,), 23), ((3, 18), 23), *grouped]
     assert [len(levels) for levels, _ in selections("how_many_layers", "mmfuser")] == [1, 2, 3, 5, 11]
 
 
