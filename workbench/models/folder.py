@@ -48,6 +48,7 @@ from fusion_workbench.models.weights import (
     language_path,
     lora_options,
     read_lora,
+    save_tokenizer,
     write_lora,
 )
 from fusion_workbench.schema.model_config import CHAT, LORA, MODEL, check_config
@@ -249,7 +250,7 @@ def load_parts(
 def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, info: ModelInfo) -> dict[str, Any]:
     decoder = model.decoder
     write_tensors(made / CONNECTOR, model.connector.state_dict())
-    decoder.tokenizer.save_pretrained(made / TOKENIZER)
+    save_tokenizer(decoder.tokenizer, made / TOKENIZER)
     language: dict[str, Any] = {
         "name": full_name(info.language),
         "revision": info.revision,
@@ -266,7 +267,7 @@ def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, info:
         language["lora"] = lora_options(decoder)
     if info.kept == "own":
         decoder.model.save_pretrained(made / LANGUAGE)
-        decoder.tokenizer.save_pretrained(made / LANGUAGE)
+        save_tokenizer(decoder.tokenizer, made / LANGUAGE)
     if info.own_encoder:
         shutil.copytree(encoder.name, made / ENCODER)
     place = ENCODER if info.own_encoder else full_name(encoder.name)

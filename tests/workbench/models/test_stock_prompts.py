@@ -59,6 +59,9 @@ def test_prompts_there_and_back(system: str | None, language: Path, tiny_clip: P
     image = picture(tmp_path)
     built, encoder, described = build_model(tiny_clip, language, projector_norm=False)
     save_model(built, tmp_path / "ours", encoder, replace(described, system=system))
+    loaded = load_model(tmp_path / "ours", "cpu").model.decoder.tokenizer
+    for text in ("</s>USER: what", "a</s> b</s>\nc"):
+        assert loaded(text)["input_ids"] == built.decoder.tokenizer(text)["input_ids"]
     ours = our_ids(tmp_path / "ours", image)
     to_llava(tmp_path / "ours", tmp_path / "stock")
     assert stock_ids(tmp_path / "stock", image) == ours
