@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
@@ -68,6 +69,7 @@ class AblationDataModule(L.LightningDataModule):
         eval_batch_size: of validation and test; ``batch_size`` by default.
         num_workers: processes that fetch batches. The store needs none; live images may gain.
         chat: makes ids of conversations; the source is then a :class:`ConversationSource`.
+        tokens: folder where the ids of conversations are kept for the next process; None: nowhere.
         group_by_length: make training batches of conversations of about one length
             (:class:`LengthGroupedOrder`).
 
@@ -86,6 +88,7 @@ class AblationDataModule(L.LightningDataModule):
         num_workers: int = 0,
         chat: Chat | None = None,
         group_by_length: bool = False,
+        tokens: Path | None = None,
     ) -> None:
         super().__init__()
         if group_by_length and chat is None:
@@ -98,6 +101,7 @@ class AblationDataModule(L.LightningDataModule):
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
         self.chat = chat
+        self.tokens = tokens
         self.group_by_length = group_by_length
         self._splits: dict[str, SplitBatches | ConversationBatches] = {}
         self._training: TrainingLoader | None = None
@@ -146,16 +150,6 @@ class AblationDataModule(L.LightningDataModule):
         """How many training conversations lose their end to ``chat.max_length``."""
         return self._conversations("train").truncated
 
-    def prompts(self, split: str, numbers: Sequence[int]) -> Batch:
-        """What answers are generated from, padded on the left: the batch as above, without ``labels``.
-
-        Live images are not encoded yet: pass the batch through :meth:`on_after_batch_transfer`.
-
-        Args:
-            numbers: of conversations in ``source.conversations(split)``.
-        """
-        return self._conversations(split).prompts(numbers)
-
     # --- inside -------------------------------------------------------------------------------------------------
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -176,7 +170,7 @@ class AblationDataModule(L.LightningDataModule):
                 if not isinstance(self.source, ConversationSource):
                     raise ValueError("a chat needs a source of conversations")
                 truncated = split == "train"
-                self._splits[split] = ConversationBatches(self.source, split, self.chat, fetch, truncated)
+                self._splits[split] = ConversationBatches(self.source, split, self.chat, fetch, truncated, self.tokens)
         return self._splits[split]
 
     def _conversations(self, split: str) -> ConversationBatches:

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TYPE_CHECKING
+from importlib.metadata import version
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, NamedTuple
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.tokens import IGNORE, IMAGE_ID
 from fusion_workbench.datamodules.conversations.base import ASSISTANT, IMAGE, USER, Conversation, Turn
-from fusion_workbench.datamodules.conversations.chat_template import CLOSE, OPEN, ChatTemplate, Piece
+from fusion_workbench.datamodules.conversations.chat_template import (
+    CLOSE,
+    OPEN,
+    ChatTemplate,
+    Piece,
+    beginning_id,
+)
+from fusion_workbench.system.checksums import sha256_of
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 _PICTURE = f"{OPEN}image{CLOSE}"
 _LITERAL = re.compile(f"{OPEN}literal(\\d+){CLOSE}")
 _ANY_ANSWER = Turn("assistant", "answer")
+CHAT, PLAIN = "chat", "plain"
+_TOGETHER = 1024  # conversations that are tokenised at once
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,19 @@ class Encoded:
         return self.input_ids.count(IMAGE_ID)
 
 
+class _Border(NamedTuple):
+    """The end of a piece of the rendered text, within one of the chunks that are tokenised one by one.
+
+    ``special``: where the last special token before it begins in the chunk, 0 where there is none; ``stretch``: the
+    text from there on; ``last``: whether it is the chunk's own end.
+    """
+
+    chunk: int
+    special: int
+    stretch: str
+    last: bool
+
+
 class Chat:
     """Turns conversations into ids by a tokenizer and its chat template (:class:`ChatTemplate`).
 
@@ -54,15 +79,23 @@ class Chat:
     Words are words: text of a special token inside a turn (``<|im_end|>`` typed by a user) is tokenised as the
     characters it is made of, and so is ``<image>`` in an answer or in a conversation without images.
 
+    In LLaVA's forms (``form="plain"``, and templates of the form ``v1``) the texts on both sides of an image are
+    tokenised apart, as LLaVA's ``tokenizer_image_token`` does: SentencePiece begins each with the mark of a word's
+    beginning. Everywhere else an image is a token within the text, as it is to transformers' ``LlavaProcessor``. With
+    most tokenizers that is the same.
+
     Args:
         tokenizer: of the language model; a copy is worked with.
         max_length: positions that a training example may take, an image counted as ``tokens_per_image``.
         tokens_per_image: positions of an image.
         system: see :class:`ChatTemplate`.
+        form: ``chat``; or ``plain``, LLaVA's form for captions (arXiv 2304.08485, section 4.2): the image alone is the
+            prompt, the answer and a line break are taught, the words of the question are dropped.
+        images_apart: whether texts on both sides of an image are tokenised apart; None: as above.
 
     Raises:
         WorkbenchError: as :class:`ChatTemplate`; (from ``encode`` and ``prompt``) the conversation has another
-            number of ``<image>`` words than images.
+            number of ``<image>`` words than images, or in the plain form more than one image and one exchange.
     """
 
     def __init__(
@@ -71,6 +104,8 @@ class Chat:
         max_length: int,
         tokens_per_image: int,
         system: str | None = None,
+        form: str = CHAT,
+        images_apart: bool | None = None,
     ) -> None:
         from tokenizers import AddedToken
 
@@ -82,7 +117,32 @@ class Chat:
         self._tokenizer.add_tokens([AddedToken(_PICTURE, special=True, normalized=False)], special_tokens=True)
         self._picture = self._tokenizer.convert_tokens_to_ids(_PICTURE)
         self.template = ChatTemplate(self._tokenizer, system)
+        self._beginning = beginning_id(self._tokenizer)
+        self._apart = images_apart
+        self.form = form
+        self._specials = {i for i, token in self._tokenizer.added_tokens_decoder.items() if token.special}
         self._controls = re.compile(f"{self.template.special.pattern}|[{OPEN}{CLOSE}]")
+
+    def adapted(self, *, form: str | None = None, tokens_per_image: int | None = None) -> Chat:
+        """The same with another form, or another number of tokens an image."""
+        other = copy.copy(self)
+        other.form = form or self.form
+        other.tokens_per_image = tokens_per_image or self.tokens_per_image
+        return other
+
+    def fingerprint(self) -> str:
+        """sha256 over all that the ids of a conversation depend on, but for its words."""
+        tokenizer = self._tokenizer
+        fast = tokenizer.is_fast
+        made_of = tokenizer.backend_tokenizer.to_str() if fast else [tokenizer.get_vocab(), str(tokenizer.init_kwargs)]
+        versions = [version(name) for name in ("transformers", "tokenizers")]
+        form = [self.form, self.images_apart, self._head, self.template.text, self.template.system]
+        return sha256_of(json.dumps([type(tokenizer).__name__, made_of, tokenizer.special_tokens_map, form, versions]))
+
+    @property
+    def images_apart(self) -> bool:
+        """Whether the texts on both sides of an image are tokenised apart."""
+        return (self.form == PLAIN or self.template.v1) if self._apart is None else self._apart
 
     # --- conversations to ids -----------------------------------------------------------------------------------
 
@@ -90,14 +150,19 @@ class Chat:
         """The whole conversation, however long."""
         literal: list[str] = []
         pieces = self._pieces(conversation, conversation.turns, literal)
-        ids: list[int] = []
-        labels: list[int] = []
-        prompt = 0
-        for stop, piece in zip(self._ids_up_to(pieces, literal), pieces, strict=True):
-            prompt = len(ids) if piece.in_loss else prompt
-            ids = stop
-            labels += ids[len(labels) :] if piece.in_loss else [IGNORE] * (len(ids) - len(labels))
-        return Encoded(tuple(ids), tuple(labels), prompt)
+        return _encoded(pieces, self._ids_up_to(pieces, literal))
+
+    def encode_all(self, conversations: Iterable[Conversation]) -> Iterator[Encoded]:
+        """:meth:`encode` of each, many at a time and each text tokenised once.
+
+        ``encode`` tokenises what comes before each border anew. Here the whole is tokenised, and of what comes before a
+        border only the stretch since the last special token: tokenizers split there before anything else, so what
+        is before it has the ids that it has in the whole. Where the stretch alone has other ids than within the whole,
+        and where words are special tokens' texts, ``encode`` does the conversation.
+        """
+        together = iter(conversations)
+        while some := list(islice(together, _TOGETHER)):
+            yield from self._encode_some(some)
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """The ids of everything before the last answer, which is not looked at and may be missing."""
@@ -143,15 +208,72 @@ class Chat:
         ended = self._tokenizer.convert_tokens_to_ids(self.template.end())
         return tuple(dict.fromkeys(i for i in (ended, self._tokenizer.eos_token_id) if isinstance(i, int)))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The words of an answer, up to the first id that ends it."""
-        stops = set(self.stop_ids)
-        end = next((place for place, i in enumerate(ids) if i in stops), len(ids))
-        words = self._tokenizer.decode([i for i in ids[:end] if i >= 0], skip_special_tokens=True)
-        assert isinstance(words, str)
-        return words.strip()
-
     # --- inside -------------------------------------------------------------------------------------------------
+
+    def _encode_some(self, conversations: Sequence[Conversation]) -> Iterator[Encoded]:
+        rendered: list[tuple[list[Piece], list[_Border], list[str]] | None] = []
+        for conversation in conversations:
+            literal: list[str] = []
+            pieces = self._pieces(conversation, conversation.turns, literal)
+            simple = not literal and self._tokenizer.is_fast
+            rendered.append((pieces, *self._borders(pieces)) if simple else None)
+        chunks = [chunk for each in rendered if each is not None for chunk in each[2] if chunk]
+        stretches = {b.stretch for each in rendered if each is not None for b in each[1] if b.stretch}
+        whole = iter(self._together(chunks))
+        alone = {text: ids.ids for text, ids in zip(stretches, self._together(list(stretches)), strict=True)}
+        for conversation, each in zip(conversations, rendered, strict=True):
+            stops = None
+            if each is not None:
+                stops = self._stops(each[1], [next(whole) if chunk else None for chunk in each[2]], alone)
+            yield self.encode(conversation) if each is None or stops is None else _encoded(each[0], stops)
+
+    def _together(self, texts: list[str]) -> list[Encoding]:
+        if not texts:
+            return []
+        tokenised = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+        assert tokenised.encodings is not None  # a fast tokenizer's
+        return list(tokenised.encodings)
+
+    def _borders(self, pieces: Sequence[Piece]) -> tuple[list[_Border], list[str]]:
+        """Where each piece ends, and the chunks that are tokenised one by one."""
+        chunks = self._chunks("".join(piece.text for piece in pieces))
+        gap = len(_PICTURE) if self.images_apart else 0
+        starts = [0, *accumulate(len(chunk) + gap for chunk in chunks)][:-1]
+        borders, end, number = [], 0, 0
+        for piece in pieces:
+            end += len(piece.text)
+            while number + 1 < len(chunks) and starts[number + 1] <= end:
+                number += 1
+            within = chunks[number][: end - starts[number]]
+            special = max((match.start() for match in self.template.special.finditer(within)), default=0)
+            borders.append(_Border(number, special, within[special:], len(within) == len(chunks[number])))
+        return borders, chunks
+
+    def _stops(
+        self, borders: Sequence[_Border], chunks: Sequence[Encoding | None], alone: Mapping[str, list[int]]
+    ) -> list[list[int]] | None:
+        """What :meth:`_ids_up_to` gives; None where the ids before a border are not those that they are alone."""
+        whole: list[int] = [] if self._head is None else [self._head]
+        begins: list[int] = []
+        for number, chunk in enumerate(chunks):
+            whole += [IMAGE_ID] * bool(number)
+            begins.append(len(whole))
+            whole += [IMAGE_ID if i == self._picture else i for i in chunk.ids] if chunk is not None else []
+        stops = []
+        for border in borders:
+            chunk, stop = chunks[border.chunk], begins[border.chunk]
+            if border.last and chunk is not None:
+                stop += len(chunk.ids)
+            elif border.stretch:
+                at = chunk.char_to_token(border.special) if chunk is not None and border.special else 0
+                own = alone[border.stretch]
+                if at is None or chunk is None or chunk.ids[at : at + len(own)] != own:
+                    return None
+                if border.special and own[0] not in self._specials:  # nothing is split there
+                    return None
+                stop += at + len(own)
+            stops.append(whole[:stop])
+        return stops
 
     def _pieces(self, conversation: Conversation, turns: Sequence[Turn], literal: list[str]) -> list[Piece]:
         where = conversation.origin or f"conversation '{conversation.id}'"
@@ -168,22 +290,53 @@ class Chat:
             shows = turn.role == USER and conversation.images
             parts = turn.text.strip().split(IMAGE) if shows else [turn.text.strip()]
             words.append(_PICTURE.join(self._controls.sub(kept, part) for part in parts))
+        if self.form == PLAIN:
+            if len(conversation.images) != 1 or [turn.role for turn in turns] != [USER, ASSISTANT]:
+                raise WorkbenchError(
+                    f"{where}: template: plain is for one image and one exchange, and here are "
+                    f"{len(conversation.images)} images and {len(turns)} turns; use template: chat."
+                )
+            return [Piece(_PICTURE, False), Piece(f"{words[1]}\n", True)]
         return self.template.pieces([turn.role for turn in turns], words, where)
 
     def _ids_up_to(self, pieces: Sequence[Piece], literal: Sequence[str]) -> list[list[int]]:
         """The ids of the text up to the end of each piece; each list begins with the one before it."""
+        head = [] if self._head is None else [self._head]
         stops: list[list[int]] = [[]]
         for piece, text in zip(pieces, accumulate(piece.text for piece in pieces), strict=True):
             before, ids = stops[-1], self._ids(text, literal)
             stops.append(ids if ids[: len(before)] == before else before + self._ids(piece.text, literal))
-        return stops[1:]
+        return [head + ids for ids in stops[1:]]
+
+    @property
+    def _head(self) -> int | None:
+        """What stands before the text and is no part of it."""
+        return self._beginning if self.form == PLAIN else self.template.beginning
 
     def _ids(self, text: str, literal: Sequence[str]) -> list[int]:
         ids: list[int] = []
-        for number, part in enumerate(_LITERAL.split(text)):  # text, number of a literal, text, …
-            if number % 2:
-                part = literal[int(part)]
-            if part:
-                encoded = self._tokenizer(part, add_special_tokens=False, split_special_tokens=bool(number % 2))
-                ids += [IMAGE_ID if i == self._picture else i for i in encoded["input_ids"]]
+        for number, chunk in enumerate(self._chunks(text)):
+            ids += [IMAGE_ID] * bool(number)
+            for place, part in enumerate(_LITERAL.split(chunk)):  # text, number of a literal, text, …
+                if place % 2:
+                    part = literal[int(part)]
+                if part:
+                    encoded = self._tokenizer(part, add_special_tokens=False, split_special_tokens=bool(place % 2))
+                    ids += [IMAGE_ID if i == self._picture else i for i in encoded["input_ids"]]
         return ids
+
+    def _chunks(self, text: str) -> list[str]:
+        """What is tokenised as a text of its own."""
+        return text.split(_PICTURE) if self.images_apart else [text]
+
+
+def _encoded(pieces: Sequence[Piece], stops: Sequence[list[int]]) -> Encoded:
+    """Ids and labels by the ids up to the end of each piece."""
+    ids: list[int] = []
+    labels: list[int] = []
+    prompt = 0
+    for stop, piece in zip(stops, pieces, strict=True):
+        prompt = len(ids) if piece.in_loss else prompt
+        ids = stop
+        labels += ids[len(labels) :] if piece.in_loss else [IGNORE] * (len(ids) - len(labels))
+    return Encoded(tuple(ids), tuple(labels), prompt)

@@ -13,9 +13,17 @@ from fusion_workbench.datamodules.conversations.base import ASSISTANT
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# For tokenizers without a template of their own, in the form of LLaVA's "v1": the end token closes each answer.
-PLAIN = (
-    "{{ beginning }}{% for message in messages %}"
+# By this name of `system`: LLaVA-1.5's words and form, whatever template a tokenizer has.
+VICUNA_V1 = "vicuna_v1"
+VICUNA_V1_WORDS = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+# For tokenizers without a template of their own, in the form of LLaVA's "v1": the end token closes each answer. The
+# beginning token is no part of the text: some tokenizers (SentencePiece with `legacy: false`) would read what follows
+# it as the middle of a text.
+V1 = (
+    "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
     "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' + message['content'] + eos_token }}"
     "{% elif message['content'] %}{{ message['content'] + ' ' }}{% endif %}"
@@ -35,7 +43,7 @@ class Piece:
 
 
 class ChatTemplate:
-    """The tokenizer's own chat template, or :data:`PLAIN` where it has none.
+    """The tokenizer's own chat template, or :data:`V1` where it has none.
 
     The template is rendered once for each shape of conversation, with marks instead of the turns' words: what
     stands between the marks is the template's. So no marker string is ever searched for, and templates that treat
@@ -45,23 +53,33 @@ class ChatTemplate:
     Args:
         tokenizer: fast or slow.
         system: None: what the template says by itself; words: a system turn with them; "": an empty system turn,
-            or none where the template takes none.
+            or none where the template takes none; :data:`VICUNA_V1`: LLaVA-1.5's words, in the form of :data:`V1`.
+
+    Attributes:
+        text: the template.
+        v1: whether that is :data:`V1`.
+        beginning: id that stands before the rendered text and is no part of it; None: there is none, or the template
+            writes it.
 
     Raises:
-        WorkbenchError: no template and no end token; (from ``pieces``) the template refuses the conversation,
-            changes its words, or ends an answer with no special token.
+        WorkbenchError: no template, or :data:`VICUNA_V1`, and no end token; (from ``pieces``) the template refuses the
+            conversation, changes its words, or ends an answer with no special token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> None:
         self.tokenizer = tokenizer
         self.name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
-        self.plain = not tokenizer.chat_template
-        if self.plain and tokenizer.eos_token is None:
+        self.v1 = system == VICUNA_V1 or not tokenizer.chat_template
+        if self.v1 and tokenizer.eos_token is None:
+            lacks = "no end token, which system: vicuna_v1 ends answers with" if tokenizer.chat_template else ""
             raise WorkbenchError(
-                f"the tokenizer {self.name} has neither a chat template nor an end token; give it one."
+                f"the tokenizer {self.name} has {lacks or 'neither a chat template nor an end token'}; give it one."
             )
+        self.text = V1 if self.v1 else str(tokenizer.get_chat_template())
+        self.beginning = beginning_id(tokenizer) if self.v1 else None
         self.special = special_pattern(tokenizer)
-        self.system: tuple[str, ...] = () if system is None else (system,)
+        words = VICUNA_V1_WORDS if system == VICUNA_V1 else system
+        self.system: tuple[str, ...] = () if words is None else (words,)
         if system == "" and not self._takes_system():
             self.system = ()
         self._frames: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {}
@@ -135,12 +153,7 @@ class ChatTemplate:
         messages = [{"role": "system", "content": text} for text in self.system]
         messages += [{"role": role, "content": text} for role, text in zip(roles, words, strict=True)]
         try:
-            if self.plain:
-                rendered = self.tokenizer.apply_chat_template(
-                    messages, chat_template=PLAIN, tokenize=False, beginning=_beginning(self.tokenizer)
-                )
-            else:
-                rendered = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            rendered = self.tokenizer.apply_chat_template(messages, chat_template=self.text, tokenize=False)
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             message = " ".join(str(error).split())
             raise WorkbenchError(
@@ -164,7 +177,7 @@ def _filled(between: Sequence[str], words: Sequence[str]) -> str:
     return "".join(part for pair in zip(between, [*words, ""], strict=True) for part in pair)
 
 
-def _beginning(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The beginning token, if the tokenizer would put it before any text."""
+def beginning_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The beginning token's id, if the tokenizer would put it before any text."""
     ids: list[int] = tokenizer("a")["input_ids"]
-    return str(tokenizer.bos_token) if tokenizer.bos_token_id in ids[:1] else ""
+    return ids[0] if tokenizer.bos_token_id in ids[:1] else None

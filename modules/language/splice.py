@@ -26,7 +26,6 @@ class Spliced:
         labels: int64 ``[B, S]``; -100 at padding and image tokens.
         visual: bool ``[B, S]``, where image tokens stand.
         source: int64 ``[B, S]``, which of the ``N·T'`` image tokens stands there; -1: none.
-        truncated: bool ``[B]``, rows that lost something at the end.
     """
 
     inputs_embeds: Tensor
@@ -35,7 +34,6 @@ class Spliced:
     labels: Tensor
     visual: Tensor
     source: Tensor
-    truncated: Tensor
 
     def pack(self, values: Tensor) -> Tensor:
         """``[N, T', width] → [V, width]``: the values of the image tokens that stand in the batch, in its order."""
@@ -58,12 +56,8 @@ def splice(
     embed: Callable[[Tensor], Tensor],
     *,
     side: Side = "right",
-    max_length: int = 0,
 ) -> Spliced:
     """Replace every image word by the tokens of its image.
-
-    Rows are truncated on the right at ``max_length``, never within an image: a row ends before the first image that
-    does not fit whole, and what follows that image is left out too.
 
     Args:
         input_ids: int64 ``[B, L]``, with ``IMAGE_ID`` where an image stands; padded on either side.
@@ -72,10 +66,9 @@ def splice(
         tokens: ``[N, T', width]``, the images in the order of their words, row by row; N may be 0.
         embed: word embeddings, ``int64 [P] → [P, width]``.
         side: where rows are padded: right in training, left in generation.
-        max_length: tokens of a row; 0: no limit.
 
     Raises:
-        WorkbenchError: there are more or fewer images than image words, or no room for one image.
+        WorkbenchError: there are more or fewer images than image words.
     """
     rows, columns = input_ids.shape
     number, per_image, width = tokens.shape
@@ -85,19 +78,14 @@ def splice(
         raise WorkbenchError(f"the batch has {int(is_image.sum())} image words and {number} images.")
 
     spans = torch.where(is_image, per_image, 1) * there  # [B, L] tokens that a place takes
-    ends = spans.cumsum(1)
-    kept = there & (ends <= max_length) if max_length else there
-    starts = ends - spans
-    lengths = (spans * kept).sum(1)
-    truncated = lengths < spans.sum(1)
-    if bool(((lengths == 0) & truncated).any()):
-        raise WorkbenchError(f"max_length is {max_length}, and an image takes {per_image} tokens: a row is left empty.")
+    starts = spans.cumsum(1) - spans
+    lengths = spans.sum(1)
     length = int(lengths.max()) if rows else 0
     if side == "left":
         starts = starts + (length - lengths).unsqueeze(1)
 
-    # Every kept place, as often as it has tokens, with the row and the column of each.
-    place = kept.flatten().nonzero().squeeze(1)
+    # Every place, as often as it has tokens, with the row and the column of each.
+    place = there.flatten().nonzero().squeeze(1)
     span = spans.flatten()[place]
     first = (span.cumsum(0) - span).repeat_interleave(span)
     place = place.repeat_interleave(span)
@@ -126,7 +114,6 @@ def splice(
         labels=new_labels,
         visual=source >= 0,
         source=source,
-        truncated=truncated,
     )
 
 

@@ -37,7 +37,6 @@ class VisionLanguageModel(L.LightningModule):
         grid: rows and columns of the encoder's tokens.
         recipe: how the parts are trained; by default as MMFuser's first stage.
         layers: what the first axis of the features holds; by default the layers that the connector uses.
-        max_length: tokens of a row, images included; 0: no limit (:func:`modules.language.splice.splice`).
 
     Raises:
         WorkbenchError: the connector uses a layer that is not among ``layers``.
@@ -51,14 +50,12 @@ class VisionLanguageModel(L.LightningModule):
         recipe: Recipe = MMFUSER_LLAVA,
         *,
         layers: Sequence[int] | None = None,
-        max_length: int = 0,
     ) -> None:
         super().__init__()
         self.add_module("adapter", connector)  # its name in the state dict, as in checkpoints of 0.1
         self.decoder = decoder
         self.grid = grid
         self.recipe = recipe
-        self.max_length = max_length
         held = tuple(connector.uses if layers is None else layers)
         if missing := [layer for layer in connector.uses if layer not in held]:
             raise WorkbenchError(f"the connector reads layers {missing}, and the features hold {list(held)}.")
@@ -97,7 +94,6 @@ class VisionLanguageModel(L.LightningModule):
             given.tokens,
             self.decoder.embed,
             side=side,
-            max_length=self.max_length,
         )
         if batch["features"].shape[1] == 0 and self.device_mesh is not None and torch.is_grad_enabled():
             # Else the backward pass of text alone would skip frozen blocks that other devices gather together.

@@ -23,6 +23,7 @@ from fusion_workbench.reports.analysis.image_dependence import (
 from fusion_workbench.reports.reading.language import ShownQuestions, plain_text
 from fusion_workbench.reports.reading.ranking import Measure
 from fusion_workbench.reports.words.wording import SYMBOLS, count, pvalue, signed
+from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import NO_IMAGE_KINDS, Verdict
 
 _QUESTION, _ANSWER = 160, 80  # letters that are shown
@@ -95,7 +96,17 @@ def _model(analysis: Analysis) -> str:
     inside = f", {model.depth} blocks" if model.depth else ""
     wide = f" of width {model.width}" if model.depth and model.width else ""
     stages = f"; trained in {', then '.join(model.stages)}" if model.stages else ""
-    return f"{model.name}{size}{inside}{wide}{stages}"
+    return f"{model.name}{size}{inside}{wide}{stages}{_lengths(model)}"
+
+
+def _lengths(model: LanguageModel) -> str:
+    """What was cut or left out of each stage's conversations for its length; nothing where all fit."""
+    told = [
+        f"of the {count(total)} conversations of {stage} {count(cut)} were cut and {count(left_out)} left out"
+        for stage, (total, cut, left_out) in zip(model.stages, model.lengths, strict=False)
+        if cut or left_out
+    ]
+    return f"; for their length {'; '.join(told)}" if told else ""
 
 
 def _order(analysis: Analysis) -> Sequence[Measure]:

@@ -50,6 +50,7 @@ class Version:
 # - a key has another name: add new → old to `renamed` of the newest version.
 VERSIONS: dict[int, Version] = {
     1: Version(),  # workbench 0.1.0
+    2: Version(Changes(added={"language_model.stages[].template": "chat"})),  # workbench 0.2.0
 }
 
 

@@ -10,6 +10,7 @@ from fusion_workbench.core.errors import WorkbenchError, nearest
 
 FROZEN, LORA, FULL = "frozen", "lora", "full"
 TRAINS = (FROZEN, LORA, FULL)
+TEMPLATES = ("chat", "plain")
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 PARALLEL = ("auto", "ddp", "fsdp")
 WEIGHTS = ("auto", "float32", "bf16")
@@ -29,6 +30,7 @@ class StageConfig:
 
     name: str = "train"
     source: StageSourceConfig | None = None  # null: the study's
+    template: str = "chat"  # chat; plain: the image, then its caption, as LLaVA's first stage
     language_model: str = FROZEN  # frozen, lora or full
     connector: bool = True  # whether fuser and projector train
     epochs: int = 1
@@ -59,7 +61,7 @@ class LanguageConfig:
 
     name: str = "assets:language-model"  # assets:language-model, a folder, or a Hugging Face name
     revision: str | None = None  # commit of a Hugging Face name
-    system: str | None = ""  # the system's words; null: those of the model's own template
+    system: str | None = ""  # the system's words; null: those of the model's own template; vicuna_v1: LLaVA-1.5's
     attention: str = "sdpa"  # or eager, flash_attention_2
     weights: str = "auto"  # of a frozen model: auto is bf16 where the hardware gains from it
     projector_norm: bool = True  # tokens normalised before the projector; LLaVA's own has none
@@ -106,6 +108,7 @@ def check_language(config: LanguageConfig, where: str) -> None:
 
 def _check_stage(stage: StageConfig, key: str, one_of: Any, where: str) -> None:
     one_of(f"{key}.language_model", stage.language_model, TRAINS)
+    one_of(f"{key}.template", stage.template, TEMPLATES)
     if stage.warmup >= 1:
         raise WorkbenchError(
             f"{where}: language_model.{key}.warmup is {stage.warmup}; it is a share of the steps, below 1."

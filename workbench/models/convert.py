@@ -42,12 +42,15 @@ _FLATTEN = """\
 {%- set flat.words = '' -%}
 {%- if message['content'] is string -%}{%- set flat.words = message['content'] -%}
 {%- else -%}{%- for part in message['content'] -%}
-{%- set flat.words = flat.words + ('<image>\\n' if part['type'] == 'image' else part['text']) -%}
+{%- set flat.words = flat.words + ('<image>SPACE\\n' if part['type'] == 'image' else part['text']) -%}
 {%- endfor -%}{%- endif -%}
 {%- set flat.turns = flat.turns + [{'role': message['role'], 'content': flat.words | trim}] -%}
 {%- endfor -%}
 {%- set messages = flat.turns -%}
 """
+
+
+_FLATTENED = _FLATTEN.splitlines(keepends=True)[-1]  # the last line of it; the language model's template follows
 
 
 def to_llava(folder: Path, out: Path, encoder: str | None = None, language: str | None = None) -> str:
@@ -71,7 +74,13 @@ def to_llava(folder: Path, out: Path, encoder: str | None = None, language: str 
         )
     tokenizer = model.decoder.tokenizer
     rows, columns = vision.grid()
-    chat = Chat(tokenizer, config["chat"]["max_length"], rows * columns, config["chat"]["system"])
+    chat = Chat(
+        tokenizer,
+        config["chat"]["max_length"],
+        rows * columns,
+        config["chat"]["system"],
+        images_apart=config["chat"].get("images_apart"),
+    )
     tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
     stock: Any = to_stock(
         vision, connector.fuser, connector.projector, model.decoder, tokenizer.convert_tokens_to_ids(IMAGE)
@@ -118,7 +127,7 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
         _saved_tower(parts.tower, processor, tower)
         encoder = VisionEncoder(str(tower), image_size=0, precision="float32")
         decoder = Decoder(parts.language, tokenizer, "float32", str(folder))
-        _drop_processor_template(tokenizer, system)
+        system = _drop_processor_template(tokenizer, system)
         selection = Selection(tuple(sorted(parts.fuser.selection.levels)), parts.fuser.selection.query)
         connector = ConnectorConfig(
             strategy=parts.strategy,
@@ -136,6 +145,7 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
             str(folder),
             kept="own",
             system=system,
+            images_apart=_images_apart(folder, tokenizer, system),
             padding="square" if processor.get("do_pad") else "crop",
             background=[int(255 * value) for value in processor["image_mean"]],
             own_encoder=True,
@@ -185,7 +195,7 @@ def from_connector_file(
             f"{file} gives tokens of {published.width} channels, and {language} reads {decoder.width}; it was made for "
             "another language model."
         )
-    _drop_processor_template(decoder.tokenizer, system)
+    system = _drop_processor_template(decoder.tokenizer, system)
     strategy, options = _strategy(published.strategy, expected, published.options)
     config = ConnectorConfig(
         strategy=strategy,
@@ -233,15 +243,56 @@ def _save(connector: FusedConnector, decoder: Any, encoder: VisionEncoder, out: 
     save_model(VisionLanguageModel(connector, decoder, encoder.grid()), out, encoder, info)
 
 
-def _drop_processor_template(tokenizer: Any, system: str | None) -> None:
-    """Let go of a chat template that is a processor's (it takes lists, not words), so that LLaVA's own form is used."""
+def _drop_processor_template(tokenizer: Any, system: str | None) -> str | None:
+    """Let go of a chat template that is a processor's (it takes lists, not words), so that LLaVA's own form is used.
+
+    Of one that :func:`to_llava` wrote the language model's own template stays. Returns the system's words: ``system``,
+    or where that is None those that were written there.
+    """
     from fusion_workbench.datamodules.conversations.base import ASSISTANT, USER, Conversation, Turn
     from fusion_workbench.datamodules.conversations.chat import Chat
+    from fusion_workbench.datamodules.conversations.chat_template import V1
 
+    head, written, own = str(tokenizer.chat_template or "").partition(_FLATTENED)
+    begins, ends = _FLATTEN.split("SYSTEM")[:2]
+    if written and head.startswith(begins):
+        words = head.removeprefix(begins).split(ends)[0]
+        tokenizer.chat_template = None if own.strip() == V1 else own
+        return json.loads(words) if system is None and words != "none" else system
     try:
         Chat(tokenizer, 64, 1, system).prompt(Conversation("", (Turn(USER, "a"), Turn(ASSISTANT, "b"))))
     except WorkbenchError:
         tokenizer.chat_template = None
+    return system
+
+
+def _marks_beginnings(tokenizer: Any) -> bool:
+    """Whether a text of its own begins with a mark that it has not after an image."""
+    text = "\na"
+    within = tokenizer(f"{IMAGE}{text}", add_special_tokens=False)["input_ids"][1:]
+    return bool(within != tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _images_apart(folder: Path, tokenizer: Any, system: str | None) -> bool | None:
+    """How a stock model's own processor tokenises the texts on both sides of an image; None: it does not matter."""
+    from transformers import LlavaProcessor
+
+    from fusion_workbench.datamodules.conversations.base import ASSISTANT, USER, Conversation, Turn
+    from fusion_workbench.datamodules.conversations.chat import Chat
+
+    asked = Conversation("", (Turn(USER, f"{IMAGE}\na"), Turn(ASSISTANT, "b")), (0,))
+    apart, within = (Chat(tokenizer, 64, 1, system, images_apart=each).prompt(asked) for each in (True, False))
+    if apart == within:
+        return None
+    content = [{"type": "image"}, {"type": "text", "text": "a"}]
+    try:
+        processor: Any = LlavaProcessor.from_pretrained(folder)
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        ids = processor.tokenizer(text)["input_ids"]
+    except (OSError, ValueError, KeyError, TypeError, ImportError):  # no processor, or one without a template
+        return False
+    image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    return bool(ids == [image if i < 0 else i for i in apart])
 
 
 def _saved_tower(tower: Any, processor: Mapping[str, Any], folder: Path) -> None:
@@ -253,8 +304,6 @@ def _processor(encoder: VisionEncoder, tokenizer: Any, chat: Chat, images: Mappi
     from transformers import LlavaProcessor
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-    from fusion_workbench.datamodules.conversations.chat_template import PLAIN
-
     size = encoder.image_size
     assert isinstance(size, int)
     image_processor = LlavaImageProcessorPil(
@@ -262,7 +311,9 @@ def _processor(encoder: VisionEncoder, tokenizer: Any, chat: Chat, images: Mappi
     )
     system = chat.template.system
     words = json.dumps(system[0], ensure_ascii=False) if system else "none"
-    template = tokenizer.chat_template or PLAIN.replace("{{ beginning }}", "")
+    # SentencePiece begins a text with the mark of a word's beginning; to the processor, what follows an image is none.
+    space = " " if chat.images_apart and _marks_beginnings(tokenizer) else ""
+    flatten = _FLATTEN.replace("SYSTEM", words).replace("SPACE", space)
     processor: Any = LlavaProcessor
     return processor(
         image_processor=image_processor,
@@ -270,7 +321,7 @@ def _processor(encoder: VisionEncoder, tokenizer: Any, chat: Chat, images: Mappi
         patch_size=encoder.patch,
         vision_feature_select_strategy="default" if encoder.prefix_tokens else "full",
         num_additional_image_tokens=encoder.prefix_tokens,
-        chat_template=_FLATTEN.replace("SYSTEM", words) + template,
+        chat_template=flatten + chat.template.text,
         image_token=IMAGE,
     )
 

@@ -48,9 +48,10 @@ from fusion_workbench.models.weights import (
     language_path,
     lora_options,
     read_lora,
+    save_tokenizer,
     write_lora,
 )
-from fusion_workbench.schema.model_config import LORA, MODEL, check_config
+from fusion_workbench.schema.model_config import CHAT, LORA, MODEL, check_config
 from fusion_workbench.system.files import atomic_folder, explain_writing
 from fusion_workbench.system.hardware import default_device
 from fusion_workbench.version import __version__
@@ -80,6 +81,7 @@ class ModelInfo:
         kept: what of the language model is written: ``named`` nothing, ``lora`` the low-rank updates, ``own`` all.
         system: the system prompt; see :class:`datamodules.conversations.chat.ChatTemplate`.
         max_length: positions of a training example.
+        images_apart: see :class:`datamodules.conversations.chat.Chat`.
         padding: how an image becomes a square, one of :data:`datamodules.transforms.PADDINGS`.
         background: of a padded one, red, green, blue.
         own_encoder: the encoder's folder is copied into the model's; for one that is nowhere else.
@@ -92,6 +94,7 @@ class ModelInfo:
     kept: SavedWeights = "named"
     system: str | None = ""
     max_length: int = 2048
+    images_apart: bool | None = None
     padding: str = "square"
     background: Sequence[int] = CLIP_MEAN
     own_encoder: bool = False
@@ -140,6 +143,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     check_config(config, MODEL, str(folder / CONFIG))
     if config["language"]["kept"] == "lora":
         check_config(config, LORA, str(folder / CONFIG))
+    check_config({"chat": {"images_apart": None, **config["chat"]}}, CHAT, str(folder / CONFIG))  # 0.1.0 wrote none
     return config
 
 
@@ -246,7 +250,7 @@ def load_parts(
 def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, info: ModelInfo) -> dict[str, Any]:
     decoder = model.decoder
     write_tensors(made / CONNECTOR, model.connector.state_dict())
-    decoder.tokenizer.save_pretrained(made / TOKENIZER)
+    save_tokenizer(decoder.tokenizer, made / TOKENIZER)
     language: dict[str, Any] = {
         "name": full_name(info.language),
         "revision": info.revision,
@@ -263,7 +267,7 @@ def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, info:
         language["lora"] = lora_options(decoder)
     if info.kept == "own":
         decoder.model.save_pretrained(made / LANGUAGE)
-        decoder.tokenizer.save_pretrained(made / LANGUAGE)
+        save_tokenizer(decoder.tokenizer, made / LANGUAGE)
     if info.own_encoder:
         shutil.copytree(encoder.name, made / ENCODER)
     place = ENCODER if info.own_encoder else full_name(encoder.name)
@@ -283,7 +287,7 @@ def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, info:
         "layers": list(model.connector.uses),
         "encoder": {**encoder.encoder_info(), "encoder": place},
         "language": language,
-        "chat": {"system": info.system, "max_length": info.max_length},
+        "chat": {"system": info.system, "max_length": info.max_length, "images_apart": info.images_apart},
         "images": {"padding": info.padding, "background": list(info.background)},
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "origin": dict(info.origin),

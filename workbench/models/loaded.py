@@ -70,7 +70,13 @@ class LoadedModel:
         self.config = config
         rows, columns = encoder.grid()
         chat = config["chat"]
-        self.chat = Chat(model.decoder.tokenizer, chat["max_length"], rows * columns, chat["system"])
+        self.chat = Chat(
+            model.decoder.tokenizer,
+            chat["max_length"],
+            rows * columns,
+            chat["system"],
+            images_apart=chat.get("images_apart"),  # of folders of 0.1.0 unsaid
+        )
         model.decoder.ends = self.chat.stop_ids
 
     def answer(

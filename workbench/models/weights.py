@@ -100,3 +100,16 @@ def base_weights(decoder: Decoder) -> dict[str, Tensor]:
         for name, value in decoder.model.state_dict().items()
         if ".lora_" not in name
     }
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer with its ``legacy``, which transformers leaves out.
+
+    Without, one of SentencePiece's would give other ids after every special token once it is read again.
+    """
+    tokenizer.save_pretrained(folder)
+    legacy = getattr(tokenizer, "legacy", None)
+    if isinstance(legacy, bool):
+        file = folder / "tokenizer_config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) | {"legacy": legacy}
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")

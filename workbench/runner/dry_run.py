@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fusion_workbench.config.history import defaults_before, newest, path_of, places
@@ -11,8 +12,12 @@ from fusion_workbench.config.study import to_dict
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fusion_workbench.config.language import StageConfig
     from fusion_workbench.config.study import StudyConfig
     from fusion_workbench.study.prepare import Parts
+    from fusion_workbench.sweeps.space import Cell
+
+_SAMPLE = 20_000  # conversations of a stage that a plan looks at: a minute at the most
 
 
 def _unpinned(parts: Parts) -> str:
@@ -30,12 +35,39 @@ def _steps(parts: Parts) -> str:
         return f"{steps} steps of {training.batch_size} images each"
     from fusion_workbench.study.language_parts import stage_steps
 
-    stages = zip(parts.language.config.stages, stage_steps(parts.study, parts.language), strict=True)
+    language = parts.language
+    stages = zip(language.config.stages, stage_steps(parts.study, language, sample=_SAMPLE), strict=True)
     return ", then ".join(
-        f"{steps} steps of {stage.accumulate * (stage.batch_size or training.batch_size)} conversations "
+        f"{'' if _counted(parts, stage) else 'about '}{steps} steps of "
+        f"{stage.accumulate * (stage.batch_size or training.batch_size)} conversations "
         f"({stage.name}, language model {stage.language_model})"
         for stage, steps in stages
     )
+
+
+def _counted(parts: Parts, stage: StageConfig) -> bool:
+    """Whether every conversation of a stage was looked at."""
+    assert parts.language is not None
+    lengths = parts.language.lengths(stage, sample=_SAMPLE)
+    return lengths.seen == lengths.total
+
+
+def _lengths(parts: Parts, cells: Sequence[Cell]) -> list[str]:
+    """What is cut and left out for its length: a line for each stage, and one for each strategy that has less room."""
+    language = parts.language
+    assert language is not None
+    from fusion_workbench.study.language_parts import stage_steps
+
+    longer = {language.tokens_per_image(cell): cell for cell in cells}
+    longer.pop(language.chat.tokens_per_image, None)
+    lines = []
+    for place, stage in enumerate(language.config.stages):
+        lines.append((stage.name, language.lengths(stage, sample=_SAMPLE).words()))
+        for tokens, cell in sorted(longer.items()):
+            steps = stage_steps(parts.study, language, cell, _SAMPLE)[place]
+            if words := language.lengths(stage, cell, _SAMPLE).words():
+                lines.append((f"{stage.name}, {cell.strategy} of {tokens} tokens an image", f"{words}; {steps} steps"))
+    return [f"  lengths    {name}: {words}" for name, words in lines if words]
 
 
 def _begun(study: StudyConfig) -> str:
@@ -83,6 +115,8 @@ def show_plan(console: Console, parts: Parts) -> None:
     if parts.language is not None:
         millions = parts.language.parameters / 1e6
         console.print(f"  language   {parts.language.config.name}, {millions:,.0f} M parameters", highlight=False)
+        for line in _lengths(parts, planner.finalists()):
+            console.print(line, highlight=False, markup=False)
     if study.plan.confirm:
         many = " or ".join(map(str, study.plan.confirm))
         console.print(

@@ -15,6 +15,8 @@ class LanguageModel:
     Attributes:
         parameters: of the language model alone; None where it was not logged, likewise width and depth.
         stages: of the training, in order, by name.
+        lengths: of each stage how many conversations there are, are cut and are left out for their length; none where
+            that was not logged.
         probes: the study of probes of the same cells; empty where the study names none.
         controls: whether the no-image baselines were evaluated too: blank and shuffled images.
     """
@@ -27,6 +29,7 @@ class LanguageModel:
     stages: tuple[str, ...] = ()
     probes: str = ""
     controls: bool = True
+    lengths: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def display_name(self) -> str:
@@ -73,6 +76,7 @@ class LanguageModel:
             width=_whole(plain.get("width")),
             depth=_whole(plain.get("depth")),
             stages=tuple(_stage(stage, number) for number, stage in enumerate(stages, 1)),
+            lengths=_lengths(stages),
             probes=str(plain.get("probes") or ""),
             controls=bool(plain.get("controls", True)),
         )
@@ -80,6 +84,13 @@ class LanguageModel:
 
 def _stage(stage: Any, number: int) -> str:
     return str(stage.get("name") or f"stage {number}") if isinstance(stage, Mapping) else str(stage)
+
+
+def _lengths(stages: Sequence[Any]) -> tuple[tuple[int, int, int], ...]:
+    keys = ("conversations", "cut", "left_out")
+    if not all(isinstance(stage, Mapping) and all(isinstance(stage.get(key), int) for key in keys) for stage in stages):
+        return ()
+    return tuple((stage["conversations"], stage["cut"], stage["left_out"]) for stage in stages)
 
 
 def _whole(value: Any) -> int | None:

@@ -90,6 +90,7 @@ MODEL: Mapping[str, Kind] = {
     "images.padding": NAME,
     "images.background": BYTES,
 }
+CHAT: Mapping[str, Kind] = {"chat.images_apart": FLAG.or_none()}
 LORA: Mapping[str, Kind] = {
     "language.lora": TABLE,
     "language.lora.rank": COUNT,

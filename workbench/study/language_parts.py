@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,32 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.tasks import Task
     from fusion_workbench.sweeps.space import Cell
 
+TOKENS = "tokens"  # folder of the workspace
 TITLES = {"read": "reading", "count": "counting", "position": "position", "digit": "digit", "answer": "answers"}
+
+
+@dataclass(frozen=True)
+class StageLengths:
+    """Of a stage's ``total`` conversations ``seen`` were looked at; ``cut`` of these lose their end to ``max_length``,
+    and ``left_out`` are not trained on at all.
+    """
+
+    total: int
+    seen: int
+    cut: int
+    left_out: int
+
+    @property
+    def kept(self) -> int:
+        """How many are trained on; where only some were seen, about so many."""
+        return round(self.total * (self.seen - self.left_out) / max(1, self.seen))
+
+    def words(self) -> str:
+        """In words; none where nothing is cut or left out."""
+        if not (self.cut or self.left_out):
+            return ""
+        of = f"{self.seen:,} conversations" + (f" drawn from {self.total:,}" if self.seen < self.total else "")
+        return f"of {of} {self.cut:,} are cut to max_length and {self.left_out:,} left out"
 
 
 @dataclass
@@ -41,6 +66,7 @@ class LanguageParts(CellModels):
         sources, features: of each stage by name; the study's own unless the stage has one.
         dim, grid: channels of the encoder, and rows and columns of its tokens.
         projector: its kind.
+        tokens: folder of the conversations' ids.
     """
 
     config: LanguageConfig
@@ -55,6 +81,9 @@ class LanguageParts(CellModels):
     dim: int
     grid: tuple[int, int]
     projector: str
+    tokens: Path
+    per_image: dict[Any, int] = field(default_factory=dict)  # asked before
+    counted: dict[Any, StageLengths] = field(default_factory=dict)
 
     @property
     def measured(self) -> Sequence[Task | AnswerTask]:
@@ -84,6 +113,44 @@ class LanguageParts(CellModels):
             grid=self.grid,
             projector_norm=self.config.projector_norm,
         )
+
+    def tokens_per_image(self, cell: Cell) -> int:
+        """Tokens of an image in the decoder's input: those of the grid, and what the strategy appends to them."""
+        import torch
+
+        kind = (cell.strategy, len(cell.selection.levels), str(cell.options))
+        if kind not in self.per_image:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                connector = self.build(cell)
+                one = torch.zeros(len(connector.uses), 1, self.grid[0] * self.grid[1], self.dim)
+                self.per_image[kind] = connector(one, self.grid).tokens.shape[1]
+        return self.per_image[kind]
+
+    def chat_of(self, stage: StageConfig, cell: Cell) -> Chat:
+        """What makes the ids that a stage trains a cell on."""
+        return self.chat.adapted(form=stage.template, tokens_per_image=self.tokens_per_image(cell))
+
+    def lengths(self, stage: StageConfig, cell: Cell | None = None, sample: int = 0) -> StageLengths:
+        """How many of a stage's conversations are trained on, and how many are cut or left out for their length.
+
+        Args:
+            cell: that is trained; None: one that gives a token for each cell of the grid.
+            sample: look at so many where there are more, evenly spread; 0: at all, which are tokenised once and kept.
+        """
+        from fusion_workbench.datamodules.conversations.tokenised import tokenise, tokenised_split
+
+        per_image = self.tokens_per_image(cell) if cell is not None else self.chat.tokens_per_image
+        source, key = self.sources[stage.name], (stage.name, per_image, sample)
+        if key not in self.counted:
+            chat, conversations = self.chat.adapted(form=stage.template), source.conversations("train")
+            total = len(conversations)
+            if 0 < sample < total:
+                tokens = tokenise((conversations[place * total // sample] for place in range(sample)), chat)
+            else:
+                tokens = tokenised_split(source, "train", chat, self.tokens)
+            fitted = tokens.fitted(chat.max_length, per_image)
+            self.counted[key] = StageLengths(total, len(tokens), fitted.cut, fitted.left_out)
+        return self.counted[key]
 
     def decoder(self) -> Decoder:
         """The language model, frozen; loaded anew at every call, since training may change it."""
@@ -192,6 +259,7 @@ def prepare_language(
         encoder.dim,
         grid,
         study.training.projector,
+        workspace / TOKENS,
     )
 
 
@@ -305,11 +373,11 @@ def stage_rates(study: StudyConfig, stage: StageConfig, lr: float) -> Mapping[st
     }
 
 
-def stage_steps(study: StudyConfig, language: LanguageParts) -> list[int]:
-    """Optimizer steps of each stage."""
+def stage_steps(study: StudyConfig, language: LanguageParts, cell: Cell | None = None, sample: int = 0) -> list[int]:
+    """Optimizer steps of each stage; ``cell`` and ``sample`` as in :meth:`LanguageParts.lengths`."""
     steps = []
     for stage in language.config.stages:
-        size = len(language.sources[stage.name].conversations("train"))
+        size = language.lengths(stage, cell, sample).kept
         batches = size // ((stage.batch_size or study.training.batch_size) * study.training.devices)
         steps.append(stage.epochs * max(1, -(-batches // stage.accumulate)))
     return steps

@@ -14,7 +14,7 @@ from fusion_workbench.study.language_parts import stage_steps
 from fusion_workbench.study.record import variant_file
 from fusion_workbench.system.scratch import scratch_folder
 from fusion_workbench.training import language_record
-from fusion_workbench.training.language_record import child_files, child_params, final_metrics
+from fusion_workbench.training.language_record import child_files, child_params, final_metrics, length_params
 
 if TYPE_CHECKING:
     from fusion_workbench.study.prepare import Parts
@@ -35,6 +35,7 @@ class LanguageTrainer(JobTrainer):
     """Jobs as :class:`training.language_training.LanguageRun`."""
 
     unit = "steps"
+    _told = False  # what is cut and left out
 
     @classmethod
     def study_files(cls, parts: Parts) -> dict[str, str | bytes]:
@@ -46,7 +47,18 @@ class LanguageTrainer(JobTrainer):
         return sum(stage_steps(self.study, self.parts.language))
 
     def params(self, job: Job) -> dict[str, Any]:
-        return child_params(self.study, job.variant, job.replicate)
+        assert self.parts.language is not None
+        return child_params(self.study, job.variant, job.replicate) | length_params(self.parts.language, job.variant)
+
+    def train(self, jobs: Sequence[Job], phase: str) -> None:
+        language = self.parts.language
+        assert language is not None
+        if not self._told:
+            self._told = True
+            for stage in language.config.stages:
+                if words := language.lengths(stage).words():
+                    self.display.say(f"{stage.name}: {words}")
+        super().train(jobs, phase)
 
     def train_group(
         self, jobs: Sequence[Job], run_ids: Sequence[str], phase: str, advance: Callable[[int], None]

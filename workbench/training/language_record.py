@@ -26,6 +26,7 @@ from fusion_workbench.study.record import finite, keeps_results, training_metric
 from fusion_workbench.study.tracking import to_json
 
 if TYPE_CHECKING:
+    from fusion_workbench.study.language_parts import LanguageParts
     from fusion_workbench.sweeps.space import Variant
     from fusion_workbench.training.evaluation import SplitPredictions
     from fusion_workbench.training.language_training import LanguageRun
@@ -47,7 +48,10 @@ def study_files(parts: Parts) -> dict[str, str | bytes]:
             "epochs": stage.epochs,
             "batch_size": stage.batch_size or parts.study.training.batch_size,
             "accumulate": stage.accumulate,
-            "conversations": len(language.sources[stage.name].conversations("train")),
+            "template": stage.template,
+            "conversations": language.lengths(stage).total,
+            "cut": language.lengths(stage).cut,
+            "left_out": language.lengths(stage).left_out,
             "rates": dict(stage_rates(parts.study, stage, 1.0)),
         }
         for stage in config.stages
@@ -76,6 +80,16 @@ def child_params(study: StudyConfig, variant: Variant, replicate: str) -> dict[s
         params |= {f"{stage.name}.lr_{part}": rate for part, rate in stage_rates(study, stage, variant.lr).items()}
         params[f"{stage.name}.language_model"] = stage.language_model
         params[f"{stage.name}.epochs"] = stage.epochs
+    return params
+
+
+def length_params(language: LanguageParts, variant: Variant) -> dict[str, int]:
+    """What of each stage's conversations a run is trained on; strategies that append tokens have room for less."""
+    params = {}
+    for stage in language.config.stages:
+        lengths = language.lengths(stage, variant.cell)
+        params[f"{stage.name}.conversations"] = lengths.kept
+        params |= {f"{stage.name}.cut": lengths.cut, f"{stage.name}.left_out": lengths.left_out}
     return params
 
 

@@ -94,7 +94,8 @@ class LanguageRun:
         stages = self.language.config.stages
         if torch.cuda.is_available():  # else the most that any run before this one took
             torch.cuda.reset_peak_memory_stats()
-        for place, (stage, steps) in enumerate(zip(stages, stage_steps(self.study, self.language), strict=True)):
+        counts = stage_steps(self.study, self.language, self.job.variant.cell)
+        for place, (stage, steps) in enumerate(zip(stages, counts, strict=True)):
             if self.model.device_mesh is not None:
                 self._rebuild(stages[:place])
             self._arrange(stage)
@@ -238,7 +239,8 @@ class LanguageRun:
             layers=self.layers,
             batch_size=stage.batch_size or self.study.training.batch_size,
             order_seed=seed_of("order", self.job.replicate, stage.name),
-            chat=self.language.chat,
+            chat=self.language.chat_of(stage, self.job.variant.cell),
+            tokens=self.language.tokens,
             group_by_length=self.language.config.group_by_length,
         )
 
@@ -332,7 +334,7 @@ class _Recorder(L.Callback):
         self._batches += 1
         self.run.samples += len(batch["index"])
         words, images = int(batch["attention_mask"].sum()), batch["features"].shape[1]
-        positions = words + images * (self.run.language.chat.tokens_per_image - 1)
+        positions = words + images * (self.run.language.tokens_per_image(self.run.job.variant.cell) - 1)
         self.run.flops_seen += positions * flops_per_position(
             self.run.language.parameters, self.run.model.decoder.trains
         )

@@ -102,24 +102,9 @@ def test_a_batch(make: Make, vision: VisionEncoder, live: bool) -> None:
 
 @pytest.mark.parametrize("live", [False, True])
 def test_a_batch_of_text_alone(make: Make, live: bool) -> None:
-    data = make(live=live)
-    batch = data.on_after_batch_transfer(data.prompts("val", [0, 3]), 0)
+    data = make(live=live, eval_batch_size=1)
+    batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     assert batch["features"].shape == (2, 0, PER_IMAGE, 32)
-
-
-def test_prompts(make: Make) -> None:
-    data = make(eval_batch_size=4)
-    conversations = data.source.conversations("test")
-    batch = data.prompts("test", [4, 1, 5])
-    assert batch["index"].tolist() == [4, 1, 5]
-    assert (batch["input_ids"] == IMAGE_ID).sum(1).tolist() == [1, 1, 2]
-    for row, number in enumerate([4, 1, 5]):
-        prompt = data.chat.prompt(conversations[number])
-        assert batch["input_ids"][row][batch["attention_mask"][row]].tolist() == prompt
-        assert batch["input_ids"][row, -len(prompt) :].tolist() == prompt
-    numbers = list(range(len(conversations)))
-    batches = [data.prompts("test", numbers[start : start + 4]) for start in range(0, len(numbers), 4)]
-    assert torch.cat([batch["index"] for batch in batches]).tolist() == numbers
 
 
 def test_workers_make_the_same_batches(make: Make) -> None:
@@ -153,7 +138,7 @@ def test_mistakes(make: Make) -> None:
     with pytest.raises(ValueError, match="only conversations can be grouped"):
         make(chat=None, group_by_length=True)
     with pytest.raises(ValueError, match="without a chat"):
-        make(chat=None).prompts("val", [0])
+        _ = make(chat=None).left_out
     with pytest.raises(ValueError, match="needs a source of conversations"):
         make(source=TinySource()).train_dataloader()
 

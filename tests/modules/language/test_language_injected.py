@@ -18,13 +18,13 @@ from fusion_workbench.modules.language.vlm import VisionLanguageModel
 TURNS = [("What is <image>?", "a cat"), ("And <image> or <image>?", "two"), ("No picture?", "none")]
 
 
-def model_of(strategy: str, family: str = "llama", max_length: int = 0) -> VisionLanguageModel:
+def model_of(strategy: str, family: str = "llama") -> VisionLanguageModel:
     decoder = tiny_decoder(family)
     config = ConnectorConfig(
         strategy, Selection((1, 2), 3), dim=DIM, width=decoder.width, depth=decoder.depth, output_rms=0.3
     )
     connector = seeded_connector(config, 0)
-    return VisionLanguageModel(connector, decoder, GRID, layers=LAYERS, max_length=max_length)
+    return VisionLanguageModel(connector, decoder, GRID, layers=LAYERS)
 
 
 def losses(model: VisionLanguageModel, batch: dict[str, Tensor]) -> Tensor:

@@ -63,7 +63,6 @@ def test_image_words_become_image_tokens() -> None:
     ]
     assert spliced.position_ids[2].tolist()[:4] == [0, 1, 2, 3]
     assert spliced.pack(images(3))[:, 0].tolist() == [1000, 1001, 1002, 1010, 1011, 1012, 1020, 1021, 1022]
-    assert not spliced.truncated.any()
 
 
 @pytest.mark.parametrize("given_side", ["left", "right"])
@@ -73,21 +72,6 @@ def test_left_fills_up_on_the_left(given_side: str) -> None:
     assert shown(spliced) == [[5, 1000, 1001, 1002], [7, 8]]
     assert spliced.attention_mask.tolist() == [[True] * 4, [False, False, True, True]]
     assert spliced.position_ids[1].tolist() == [0, 0, 0, 1]
-
-
-def test_truncation_never_cuts_an_image() -> None:
-    ids, mask = batch([[5, I, 6], [7, 8, I, 9], [1, 2, 3, 4]])
-    spliced = splice(ids, mask, ids.clone(), images(2), embed, max_length=4)
-    assert shown(spliced) == [[5, 1000, 1001, 1002], [7, 8], [1, 2, 3, 4]]
-    assert spliced.truncated.tolist() == [True, True, False]
-    assert spliced.pack(images(2))[:, 0].tolist() == [1000, 1001, 1002]
-
-
-def test_an_image_that_is_cut_off_keeps_the_next_row_s_image_in_place() -> None:
-    ids, mask = batch([[7, 8, I], [I, 9]])
-    spliced = splice(ids, mask, None, images(2), embed, max_length=4)
-    assert shown(spliced) == [[7, 8], [1010, 1011, 1012, 9]]
-    assert spliced.pack(images(2))[:, 0].tolist() == [1010, 1011, 1012]
 
 
 def test_text_alone() -> None:
@@ -101,8 +85,6 @@ def test_wrong_numbers_are_said() -> None:
     ids, mask = batch([[5, I]])
     with pytest.raises(WorkbenchError, match="1 image words and 2 images"):
         splice(ids, mask, None, images(2), embed)
-    with pytest.raises(WorkbenchError, match="max_length is 2, and an image takes 3"):
-        splice(*batch([[I, 5]]), None, images(1), embed, max_length=2)
 
 
 def test_gradients_reach_tokens_and_words() -> None:

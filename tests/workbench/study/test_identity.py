@@ -403,10 +403,11 @@ def test_the_version_is_found_by_the_ledger(tmp_path: Path) -> None:
         assert as_begun(make, tmp_path).schema == later  # a folder alone is no study
         begin(first, tmp_path)
         assert as_begun(make, tmp_path).schema == 1
-        named = as_begun(lambda schema: study_from_yaml(WRITTEN["least"], "x", ["schema=2"], schema=schema), tmp_path)
-        assert named.schema == 2  # who names the version begins anew
-        begin(named, tmp_path, schema=2)
-        assert as_begun(make, tmp_path).schema == 2
+        asked = [f"schema={later}"]
+        named = as_begun(lambda schema: study_from_yaml(WRITTEN["least"], "x", asked, schema=schema), tmp_path)
+        assert named.schema == later  # who names the version begins anew
+        begin(named, tmp_path, schema=later)
+        assert as_begun(make, tmp_path).schema == later
 
 
 def test_versions_that_differ_in_the_plan_alone_are_told_apart_by_the_ledger(tmp_path: Path) -> None:
@@ -422,8 +423,10 @@ def test_versions_that_differ_in_the_plan_alone_are_told_apart_by_the_ledger(tmp
 
 
 def test_a_study_that_an_earlier_version_would_refuse_is_new(tmp_path: Path) -> None:
+    known = newest()
+
     def make(schema: int) -> StudyConfig:
-        if schema == 1:
+        if schema <= known:
             raise WorkbenchError("no such thing yet")
         return study_from_yaml(WRITTEN["least"], "x", schema=schema)
 
