@@ -92,6 +92,7 @@ def test_the_page_stands_alone(html: str) -> None:
     page = Page(html)
     assert page.loads == []
     place = r"http://127\.0\.0\.1:5000/#/experiments/\d+/runs/[0-9a-f]{32}|data:text/csv;charset=utf-8,[^<>\"\s]+"
+    place += r"|https://arxiv\.org/abs/\d{4}\.\d{5}|https://github\.com/[\w./-]+/blob/[0-9a-f]{7,40}/[\w./-]+(\?plain=1)?(#L\d+(-L\d+)?)?"
     assert [link for link in page.links if not re.fullmatch(place, link)] == []
     assert len(page.ids) == len(set(page.ids))
     assert {target[1:] for target in page.targets} <= set(page.ids)
