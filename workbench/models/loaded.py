@@ -18,7 +18,7 @@ from fusion_workbench.datamodules.conversations.batches import padded_prompts
 from fusion_workbench.datamodules.conversations.chat import Chat
 from fusion_workbench.datamodules.rows.rows import BadRow, place_images
 from fusion_workbench.datamodules.transforms import pixels, squared
-from fusion_workbench.models.folder import load_parts
+from fusion_workbench.models.folder import images_of, load_parts
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
@@ -172,7 +172,7 @@ class LoadedModel:
     def _load_image(self, picture: Picture) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """An image as a square of the encoder's size."""
         array = pixels(picture)
-        size, how = self.encoder.image_size, self.config["images"]
+        size, how = self.encoder.image_size, images_of(self.config)
         if not isinstance(size, int):
             raise WorkbenchError(f"the encoder reads {size} px, and only squares can be asked about.")
         try:

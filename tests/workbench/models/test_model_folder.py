@@ -16,6 +16,7 @@ from tiny_models import build_model, picture, save_language
 from torch import nn
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.transforms import load_image, squared
 from fusion_workbench.models.files import CARD, CONFIG
 from fusion_workbench.models.folder import CONNECTOR, read_model_config, save_model, what_to_save
 from fusion_workbench.models.loaded import LoadedModel, load_model
@@ -179,6 +180,26 @@ def test_a_folder_of_something_else_is_not_replaced(tiny_clip: Path, language: P
     with pytest.raises(WorkbenchError, match="is no model folder, so it is not replaced"):
         save_model(model, tmp_path / "mine", encoder, described)
     assert (tmp_path / "mine" / "thesis.tex").exists()
+def test_the_crop_of_an_old_folder_is_what_it_was_trained_with(saved: Path, tmp_path: Path) -> None:
+    path = picture(tmp_path, size=(45, 91))
+    config = json.loads((saved / CONFIG).read_text())
+    del config["sha256"]  # as in folders of before 0.2
+
+    def read(schema: int, padding: str, **origin: str) -> np.ndarray[Any, Any]:
+        images = config["images"] | {"padding": padding}
+        (saved / CONFIG).write_text(json.dumps(config | {"schema": schema, "images": images, "origin": origin}))
+        return load_model(saved, "cpu")._load_image(path)
+
+    clip, before = (squared(load_image(path), 56, padding, []) for padding in ("crop", "crop_then_resize"))
+    assert not np.array_equal(clip, before)
+    assert np.array_equal(read(2, "crop", study="tiny"), clip)
+    assert np.array_equal(read(1, "crop", study="tiny"), before)
+    assert np.array_equal(read(1, "crop", **{"converted from": "stock LLaVA x"}), clip)  # which was never trained here
+    assert np.array_equal(read(2, "crop_then_resize", study="tiny"), before)
+    with pytest.raises(WorkbenchError, match=r"images\.padding is 'corp'\. Did you mean 'crop'"):
+        read(2, "corp")
+
+
 
 
 def test_answers_do_not_depend_on_who_is_asked_beside(saved: Path, tmp_path: Path) -> None:
