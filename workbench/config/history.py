@@ -54,6 +54,7 @@ VERSIONS: dict[int, Version] = {
     1: Version(),  # workbench 0.1.0
     2: Version(  # workbench 0.2.0, under work
         study=Changes(
+            added={"training.num_workers": None},
             redefined={
                 "source.options.padding": {"crop": "crop_then_resize"},
                 "language_model.stages[].source.options.padding": {"crop": "crop_then_resize"},

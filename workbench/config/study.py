@@ -125,6 +125,7 @@ class TrainingConfig:
     devices: int = 1
     bank_size: int = 16  # variants trained side by side; never changes a result
     live: bool = False  # encode every batch anew instead of reading the feature store
+    num_workers: int | None = None  # processes that load batches; null: 4 for live images on a GPU, else none
 
 
 @dataclass
@@ -258,8 +259,8 @@ def _begin_under(config: Any, written: set[KeyPath], schema: int, where: str) ->
         for place, holder in places(config, path_of(key)):
             if not any(known[: len(place)] == place for known in written):
                 holder[place[-1]] = copy.deepcopy(value)
-
     keep_meaning(config, config.schema)
+
 
 def _check_keys(raw: Any, schema: type, where: str, prefix: str = "") -> None:
     """Unknown keys of a YAML mapping, found before OmegaConf sees it, so that the nearest right one can be named."""
