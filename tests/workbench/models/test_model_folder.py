@@ -88,6 +88,13 @@ def test_lora_is_kept_as_peft_does(tiny_clip: Path, language: Path, tmp_path: Pa
     loaded = load_model(folder, "cpu")
     assert loaded.model.decoder.trains == "lora"
     assert_same(model, loaded.model)
+    written = safetensors.torch.load_file(folder / "language_model" / "adapter_model.safetensors")
+    held = {name: value for name, value in model.decoder.model.state_dict().items() if ".lora_" in name}
+    assert written.keys() == {
+        f"base_model.model.{name.replace('.default.', '.')}" for name in held
+    }  # as 0.1 wrote them
+    for name, value in held.items():
+        assert torch.equal(written[f"base_model.model.{name.replace('.default.', '.')}"], value)
 
     theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(language), folder / "language_model")
     ids = torch.tensor([[4, 5, 6]])
@@ -173,13 +180,6 @@ def test_damage_is_named(saved: Path, tmp_path: Path) -> None:
         load_model(saved, "cpu")
 
 
-def test_a_folder_of_something_else_is_not_replaced(tiny_clip: Path, language: Path, tmp_path: Path) -> None:
-    model, encoder, described = build_model(tiny_clip, language)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(WorkbenchError, match="is no model folder, so it is not replaced"):
-        save_model(model, tmp_path / "mine", encoder, described)
-    assert (tmp_path / "mine" / "thesis.tex").exists()
 def test_the_crop_of_an_old_folder_is_what_it_was_trained_with(saved: Path, tmp_path: Path) -> None:
     path = picture(tmp_path, size=(45, 91))
     config = json.loads((saved / CONFIG).read_text())
@@ -200,6 +200,13 @@ def test_the_crop_of_an_old_folder_is_what_it_was_trained_with(saved: Path, tmp_
         read(2, "corp")
 
 
+def test_a_folder_of_something_else_is_not_replaced(tiny_clip: Path, language: Path, tmp_path: Path) -> None:
+    model, encoder, described = build_model(tiny_clip, language)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(WorkbenchError, match="is no model folder, so it is not replaced"):
+        save_model(model, tmp_path / "mine", encoder, described)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
 def test_answers_do_not_depend_on_who_is_asked_beside(saved: Path, tmp_path: Path) -> None:
@@ -227,6 +234,22 @@ def test_likelihoods(saved: Path, tmp_path: Path) -> None:
     logits = loaded.model(loaded._batch([loaded._prompt([image], QUESTION)]))[0][0, -1].log_softmax(-1)
     token = loaded.chat.encode(loaded._conversation([image], QUESTION, "k")).input_ids[-2]
     assert loaded.log_likelihood([image], QUESTION, "k")[0] == pytest.approx(logits[token].item(), abs=1e-5)
+
+
+def test_likelihoods_do_not_depend_on_who_is_asked_beside(saved: Path, tmp_path: Path) -> None:
+    loaded = load_model(saved, "cpu")
+    one, two = picture(tmp_path, "a.png"), picture(tmp_path, "b.png", 1)
+    said = loaded.answer([[one]], [QUESTION], 5)[0]
+    images = [[one], [], [one, two], [two], [one]]
+    questions = [QUESTION, "a longer thing about nothing", "<image> or <image>?", QUESTION, QUESTION]
+    answers = [said, "k", "yes and no", "k", "no"]
+    alone = [loaded.log_likelihood(*asked) for asked in zip(images, questions, answers, strict=True)]
+    for size in (2, 3, 5):
+        together = loaded.log_likelihoods(images, questions, answers, size)
+        assert [likelihood for likelihood, _ in together] == pytest.approx([value for value, _ in alone], abs=1e-4)
+        assert [greedy for _, greedy in together] == [greedy for _, greedy in alone]
+    assert alone[0][1]
+    assert len({value for value, _ in alone}) == 5
 
 
 def test_what_cannot_be_asked(saved: Path, tmp_path: Path) -> None:
