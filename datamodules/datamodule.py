@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ from fusion_workbench.datamodules.order import EpochBatches, EpochOrder, LengthG
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.chat import Chat
     from fusion_workbench.datamodules.sources.base import Source
+
+
+WORKERS = 4  # of live images, as LLaVA's dataloader_num_workers
 
 
 class SplitBatches(Dataset[Batch]):
@@ -67,7 +71,9 @@ class AblationDataModule(L.LightningDataModule):
         batch_size: of training, in each process.
         order_seed: decides the order of training.
         eval_batch_size: of validation and test; ``batch_size`` by default.
-        num_workers: processes that fetch batches. The store needs none; live images may gain.
+        num_workers: processes that fetch batches, in each process that trains; they change no batch. None: for live
+            images on a GPU, which would wait for them, :data:`WORKERS` or as many as there are CPUs to spare; none for
+            the store, whose rows are mapped memory, and none where the CPU itself trains.
         chat: makes ids of conversations; the source is then a :class:`ConversationSource`.
         tokens: folder where the ids of conversations are kept for the next process; None: nowhere.
         group_by_length: make training batches of conversations of about one length
@@ -85,7 +91,7 @@ class AblationDataModule(L.LightningDataModule):
         batch_size: int,
         order_seed: int,
         eval_batch_size: int | None = None,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         chat: Chat | None = None,
         group_by_length: bool = False,
         tokens: Path | None = None,
@@ -118,7 +124,7 @@ class AblationDataModule(L.LightningDataModule):
             spoken = self._conversations("train")
             order = LengthGroupedOrder(spoken.lengths, spoken.text_only, self.batch_size * processes, self.order_seed)
         batches = EpochBatches(order, self.batch_size, rank, processes)
-        self._training = TrainingLoader(examples, batches, self.num_workers, self._resumption)
+        self._training = TrainingLoader(examples, batches, self._workers(), self._resumption)
         return self._training
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -157,9 +163,14 @@ class AblationDataModule(L.LightningDataModule):
         return self.features.complete(batch, self.layers)
 
     def _loader(self, split: str, batch_size: int) -> DataLoader[Batch]:
-        return DataLoader(
-            self._split(split), batch_size=batch_size, num_workers=self.num_workers, collate_fn=keep_batch
-        )
+        return DataLoader(self._split(split), batch_size=batch_size, num_workers=self._workers(), collate_fn=keep_batch)
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        if self.features.store is not None or self.trainer is None or self.trainer.strategy.root_device.type != "cuda":
+            return 0
+        return max(0, min(WORKERS, (os.cpu_count() or 1) // self.trainer.world_size - 1))
 
     def _split(self, split: str) -> SplitBatches | ConversationBatches:
         if split not in self._splits:

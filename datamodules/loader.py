@@ -71,7 +71,7 @@ class TrainingLoader:
             num_workers=self._num_workers,
             collate_fn=keep_batch,
         )
-        for number, batch in enumerate(loader, first + 1):
+        for number, batch in enumerate(_told_in_one_line(loader), first + 1):
             self._place = (epoch, number)
             yield batch
 
@@ -97,6 +97,17 @@ class TrainingLoader:
             "order_seed": order.seed,
             "batch_size": self.sampler.batch_size * self.sampler.world_size,
         }
+
+
+def _told_in_one_line(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """The batches; what a worker cannot read is said as it is without workers, where torch adds a traceback."""
+    try:
+        yield from loader
+    except WorkbenchError as error:
+        before, name, told = str(error).rpartition(f"{WorkbenchError.__name__}: ")
+        if before.startswith("Caught ") and name:
+            raise WorkbenchError(told.strip()) from None
+        raise
 
 
 def keep_batch(batch: Any) -> Any:

@@ -16,6 +16,7 @@ from fusion_workbench.core.errors import WorkbenchError
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 CLIP_MEAN = (122, 116, 104)  # of CLIP's preprocessing, in whole numbers of 255: what LLaVA-1.5 pads with
 WIDEST = 20_000  # px, the longer side of what is padded to a square: 1.2 GB of memory
+NARROWEST = 3_000  # the longer side over the shorter of what is resized before it is cropped: 1.0 GB at 336 px
 # Pillow's own lines about large images and odd metadata, with its paths: what is wrong in earnest is an error of ours.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -111,22 +112,26 @@ def squared(image: Pixels, size: int, padding: str, background: Sequence[int]) -
         background: red, green, blue of what a padded image does not cover.
 
     Raises:
-        WorkbenchError: a side too long to be padded to a square; a strip of few pixels would fill the memory.
+        WorkbenchError: a side too long to be padded to a square, or too long a strip to be cropped; few pixels would
+            fill the memory.
     """
+    if fault := too_long(image.shape[0], image.shape[1], padding):
+        raise WorkbenchError(f"{fault}.")
     return PADDINGS[padding](image, size, background)
 
 
 def too_long(height: int, width: int, padding: str) -> str:
     """Why an image cannot become a square in the way ``padding``; empty where it can."""
-    if padding != "square" or max(height, width) <= WIDEST:
-        return ""
-    return f"an image of {height:,} × {width:,} px is too long to be padded to a square (at most {WIDEST:,}); crop it"
+    what, long, short = f"an image of {height:,} × {width:,} px is", max(height, width), min(height, width)
+    if padding == "square" and long > WIDEST:
+        return f"{what} too long to be padded to a square (at most {WIDEST:,}); crop it"
+    if padding == "crop" and long > NARROWEST * short:
+        return f"{what} too narrow to be resized and cropped (at most {NARROWEST:,} : 1); cut it out of its file"
+    return ""
 
 
 def _padded(image: Pixels, size: int, background: Sequence[int]) -> Pixels:
     height, width = image.shape[:2]
-    if fault := too_long(height, width, "square"):
-        raise WorkbenchError(f"{fault}.")
     side = max(height, width)
     if height == width:  # nothing to pad, and a large one need not be held twice
         return _resized(image, size)
@@ -140,13 +145,30 @@ def _resized(image: Pixels, size: int) -> Pixels:
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
-# How an image becomes a square: all of it on a background (LLaVA-1.5's image_aspect_ratio "pad"), its largest centred
-# square (CLIP's preprocessing), or all of it out of proportion.
+def _cropped(image: Pixels, size: int) -> Pixels:
+    """CLIP's preprocessing (``CLIPImageProcessor``): the shorter side resized to ``size``, then the middle cut out.
+
+    The longer side is rounded down, and so is where the middle begins.
+    """
+    height, width = image.shape[:2]
+    short, long = sorted((height, width))
+    longer = int(size * long / short)
+    columns, rows = (size, longer) if height > width else (longer, size)
+    resized = Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC)
+    left, top = (columns - size) // 2, (rows - size) // 2
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+# How an image becomes a square: all of it on a background (LLaVA-1.5's image_aspect_ratio "pad"), its middle (CLIP's
+# preprocessing, LLaVA's "square"), or all of it out of proportion. Last what 0.1.0 called "crop", for what it trained.
 PADDINGS: Mapping[str, Callable[[Pixels, int, Sequence[int]], Pixels]] = {
     "square": _padded,
-    "crop": lambda image, size, background: fit(image, size),
+    "crop": lambda image, size, background: _cropped(image, size),
     "stretch": lambda image, size, background: _resized(image, size),
+    "crop_then_resize": lambda image, size, background: fit(image, size),
 }
+# The same in fingerprints of images, which do not move with a name: what were other pixels has another word.
+HASHED_PADDINGS: Mapping[str, str] = {"crop": "resize, crop", "crop_then_resize": "crop"}
 
 
 def fit(image: Pixels, size: int | tuple[int, int]) -> Pixels:

@@ -207,7 +207,7 @@ def look_at(path: Path, verify: str, padding: str) -> ImageFacts | None:
         BadRow: it is not what its name says, or too long for ``padding``.
     """
     facts = VERIFY[verify](path)
-    if facts is None and padding == "square":
+    if facts is None and padding in ("square", "crop"):
         facts = _head(path)
     if facts is not None:
         check_shape(facts, padding, f"image {path}")

@@ -18,7 +18,7 @@ from fusion_workbench.datamodules.rows.held_out import components, hold_out
 from fusion_workbench.datamodules.rows.quarantine import overlap
 from fusion_workbench.datamodules.rows.rows import ConversationRow
 from fusion_workbench.datamodules.sources.base import SPLITS, Array
-from fusion_workbench.datamodules.transforms import CLIP_MEAN, PADDINGS, Pixels, squared
+from fusion_workbench.datamodules.transforms import CLIP_MEAN, HASHED_PADDINGS, PADDINGS, Pixels, squared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +111,8 @@ class RowSource(ConversationSource):
 
     def _hashed(self, images: Iterable[str]) -> str:
         """sha256 over how images are brought to size, and what stands for each."""
-        how = f"{self.version}|{self.rows.size}|{self.rows.padding}|{self.rows.background}"
+        padding = HASHED_PADDINGS.get(self.rows.padding, self.rows.padding)
+        how = f"{self.version}|{self.rows.size}|{padding}|{self.rows.background}"
         sha = hashlib.sha256(how.encode())
         for image in images:
             sha.update(f"\n{image}".encode())

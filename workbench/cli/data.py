@@ -73,7 +73,8 @@ def check(
     padding: Annotated[
         str,
         typer.Option(
-            "--padding", help="How images become squares: square (padded; none longer than 20,000 px), crop, stretch."
+            "--padding",
+            help="How images become squares: square (padded; none longer than 20,000 px), crop (CLIP's), stretch.",
         ),
     ] = "square",
     bad_rows: Annotated[

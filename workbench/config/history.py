@@ -30,6 +30,7 @@ class Changes:
     renamed: Mapping[str, str] = field(default_factory=dict)  # new name → old name
     added: Mapping[str, Any] = field(default_factory=dict)  # key → the value that means "as before"
     changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # key → (default before, default since)
+    redefined: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # key → word → today's word for the same
 
 
 NONE = Changes()
@@ -47,10 +48,19 @@ class Version:
 # - a key, or an option of a strategy, is new: add it to `added` of the newest version, with the value that means "as
 #   before"; where its default is another one, add (as before, default) to `changed` as well;
 # - a default is another one: add (before, since) to `changed` of a *new* version, unless the newest is unreleased;
-# - a key has another name: add new → old to `renamed` of the newest version.
+# - a key has another name: add new → old to `renamed` of the newest version;
+# - a word that a key may have means something else: add word → the new word for what it meant to `redefined`.
 VERSIONS: dict[int, Version] = {
     1: Version(),  # workbench 0.1.0
-    2: Version(Changes(added={"language_model.stages[].template": "chat"})),  # workbench 0.2.0
+    2: Version(  # workbench 0.2.0, under work
+        study=Changes(
+            added={"language_model.stages[].template": "chat", "training.num_workers": None},
+            redefined={
+                "source.options.padding": {"crop": "crop_then_resize"},
+                "language_model.stages[].source.options.padding": {"crop": "crop_then_resize"},
+            },
+        ),
+    ),
 }
 
 
@@ -68,10 +78,11 @@ def changes_after(version: int, strategy: str = "") -> list[Changes]:
 def as_version_1(plain: Mapping[str, Any], strategy: str = "") -> dict[str, Any]:
     """What version 1 would have written for ``plain``, a configuration or a strategy's options: what is hashed.
 
-    Later keys are absent while they are neutral, and all keys have their first names. ``plain`` itself is left alone.
+    Later keys are absent while they are neutral, all keys have their first names, and a word that meant something else
+    is not what it was. ``plain`` itself is left alone.
     """
     every = changes_after(0, strategy)
-    if not any(changes.added or changes.renamed for changes in every):  # of thousands of cells, mostly
+    if not any(changes.added or changes.renamed or changes.redefined for changes in every):  # mostly, of cells
         return dict(plain)
     first: dict[str, Any] = copy.deepcopy(dict(plain))
     for changes in reversed(every):
@@ -80,9 +91,26 @@ def as_version_1(plain: Mapping[str, Any], strategy: str = "") -> dict[str, Any]
                 name = path_of(key)[-1]
                 if name in holder and _alike(holder[name], neutral):
                     del holder[name]
+        for key, words in changes.redefined.items():
+            before = {word: f"{word} (redefined)" for word in words} | {now: word for word, now in words.items()}
+            _say_otherwise(first, key, before)
         for new, old in changes.renamed.items():
             move(first, path_of(new), path_of(old))
     return first
+
+
+def keep_meaning(plain: Any, version: int) -> None:
+    """Say in today's words, in place, what a study file that was begun under ``version`` says in the words of then."""
+    for changes in changes_after(version):
+        for key, words in changes.redefined.items():
+            _say_otherwise(plain, key, words)
+
+
+def _say_otherwise(plain: Any, key: str, words: Mapping[str, str]) -> None:
+    for _, holder in places(plain, path_of(key)):
+        value = holder.get(path_of(key)[-1])
+        if isinstance(value, str) and value in words:
+            holder[path_of(key)[-1]] = words[value]
 
 
 def defaults_before(version: int, strategy: str = "") -> dict[str, Any]:

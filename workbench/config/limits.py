@@ -42,6 +42,7 @@ LIMITS: dict[str, Limits] = {
     "training.batch_size": Limits(1, 1_000_000, _HELD),
     "training.bank_size": Limits(1, 10_000, _HELD),
     "training.devices": Limits(1, 10_000, "no machine has so many"),
+    "training.num_workers": Limits(0, 1_000, "each is a process"),
     "training.head_hidden": Limits(1, 1_000_000, _WIDE),
     "training.width": Limits(0, 1_000_000, _WIDE),
     "training.weight_decay": _FINITE,

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fusion_workbench.config.aliases import rename_keys
-from fusion_workbench.config.history import VERSIONS, KeyPath, defaults_before, newest, path_of, places
+from fusion_workbench.config.history import VERSIONS, KeyPath, defaults_before, keep_meaning, newest, path_of, places
 from fusion_workbench.config.language import (
     LanguageConfig,
     LoraSettings,
@@ -125,6 +125,7 @@ class TrainingConfig:
     devices: int = 1
     bank_size: int = 16  # variants trained side by side; never changes a result
     live: bool = False  # encode every batch anew instead of reading the feature store
+    num_workers: int | None = None  # processes that load batches; null: 4 for live images on a GPU, else none
 
 
 @dataclass
@@ -245,7 +246,10 @@ def _note(written: set[KeyPath], path: KeyPath, value: Any) -> None:
 
 
 def _begin_under(config: Any, written: set[KeyPath], schema: int, where: str) -> None:
-    """Give ``config`` the defaults of a version of the schema, its own or ``schema``, for all that is not written."""
+    """Give ``config`` the defaults of a version of the schema, its own or ``schema``, for all that is not written.
+
+    Words that meant something else then are said as today.
+    """
     config.schema = config.schema if ("schema",) in written else schema
     if config.schema not in VERSIONS:
         raise WorkbenchError(
@@ -255,6 +259,7 @@ def _begin_under(config: Any, written: set[KeyPath], schema: int, where: str) ->
         for place, holder in places(config, path_of(key)):
             if not any(known[: len(place)] == place for known in written):
                 holder[place[-1]] = copy.deepcopy(value)
+    keep_meaning(config, config.schema)
 
 
 def _check_keys(raw: Any, schema: type, where: str, prefix: str = "") -> None:

@@ -18,7 +18,15 @@ from fusion_workbench.models.connector_files import (
     write_connector_file,
 )
 from fusion_workbench.models.files import check_sums
-from fusion_workbench.models.folder import ModelInfo, load_parts, read_connector, read_model_config, save_model
+from fusion_workbench.models.folder import (
+    STOCK,
+    ModelInfo,
+    images_of,
+    load_parts,
+    read_connector,
+    read_model_config,
+    save_model,
+)
 from fusion_workbench.models.weights import language_path
 from fusion_workbench.system.files import atomic_folder, explain_writing, scratch_beside
 from fusion_workbench.system.pretrained import load_pretrained
@@ -72,6 +80,12 @@ def to_llava(folder: Path, out: Path, encoder: str | None = None, language: str 
             f"this model has no stock LLaVA form: {config['adapter']['strategy']} adds to hidden states inside the "
             "language model, and stock LLaVA does not."
         )
+    images = images_of(config)
+    if images["padding"] not in _SQUARES:
+        raise WorkbenchError(
+            "this model has no stock LLaVA form: its images are cropped before they are resized, as 0.1 did "
+            f"({images['padding']}), and stock processors resize first."
+        )
     tokenizer = model.decoder.tokenizer
     rows, columns = vision.grid()
     chat = Chat(
@@ -87,8 +101,21 @@ def to_llava(folder: Path, out: Path, encoder: str | None = None, language: str 
     )
     with explain_writing(out, _ELSEWHERE), atomic_folder(out) as made:
         stock.save_pretrained(made)
-        _processor(vision, tokenizer, chat, config["images"]).save_pretrained(made)
-    return f"written: {out}, for transformers.LlavaForConditionalGeneration.from_pretrained"
+        _processor(vision, tokenizer, chat, images).save_pretrained(made)
+    return f"written: {out}, for transformers.LlavaForConditionalGeneration.from_pretrained" + _other_border(
+        vision, images
+    )
+
+
+def _other_border(encoder: VisionEncoder, images: Mapping[str, Any]) -> str:
+    """What transformers does otherwise: it pads with the encoder's mean colour, whatever the training did."""
+    theirs = [int(255 * value) for value in encoder.mean]
+    if images["padding"] != "square" or list(images["background"]) == theirs:
+        return ""
+    return (
+        f"; images that are not square differ at their borders: transformers pads with {theirs}, and this model was "
+        f"trained with {list(images['background'])}"
+    )
 
 
 def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
@@ -126,6 +153,7 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
         tower = scratch / "encoder"
         _saved_tower(parts.tower, processor, tower)
         encoder = VisionEncoder(str(tower), image_size=0, precision="float32")
+        padding = _padding(processor, encoder.image_size, f"--from-llava: {folder}")
         decoder = Decoder(parts.language, tokenizer, "float32", str(folder))
         system = _drop_processor_template(tokenizer, system)
         selection = Selection(tuple(sorted(parts.fuser.selection.levels)), parts.fuser.selection.query)
@@ -146,10 +174,10 @@ def from_llava(folder: Path, out: Path, system: str | None = None) -> str:
             kept="own",
             system=system,
             images_apart=_images_apart(folder, tokenizer, system),
-            padding="square" if processor.get("do_pad") else "crop",
+            padding=padding,
             background=[int(255 * value) for value in processor["image_mean"]],
             own_encoder=True,
-            origin={"converted from": f"stock LLaVA {folder}"},
+            origin={"converted from": f"{STOCK}{folder}"},
         )
         _save(FusedConnector(parts.fuser, parts.projector), decoder, encoder, out, info)
     return f"written: {out}, the same model as {folder}"
@@ -336,3 +364,27 @@ _SQUARES: Mapping[str, Callable[[int], dict[str, Any]]] = {
     "crop": lambda size: {"do_pad": False, "size": {"shortest_edge": size}, "crop_size": _sides(size)},
     "stretch": lambda size: {"do_pad": False, "size": _sides(size), "do_center_crop": False},
 }
+
+
+def _padding(processor: Mapping[str, Any], size: Any, where: str) -> str:
+    """How a stock processor makes squares, by our name. What it does not say, it does as CLIP's.
+
+    Raises:
+        WorkbenchError: in none of our ways.
+    """
+    shortest = {"shortest_edge": size}
+    resized, cropped = processor.get("size") or shortest, processor.get("do_center_crop", True)
+    plain = processor.get("do_resize", True) and processor.get("resample", 3) == 3
+    if plain and (not cropped or (processor.get("crop_size") or size) in (size, _sides(size))):
+        if processor.get("do_pad") and resized in (size, shortest, _sides(size)):
+            return "square"
+        if not processor.get("do_pad") and resized == _sides(size):
+            return "stretch"
+        if not processor.get("do_pad") and resized in (size, shortest) and cropped:
+            return "crop"
+    keys = ("do_pad", "do_resize", "size", "resample", "do_center_crop", "crop_size")
+    told = {key: processor[key] for key in keys if key in processor}
+    raise WorkbenchError(
+        f"{where}: its processor makes squares of {size} px in a way that has no form here: {told}; known are padded, "
+        "resized and cropped, or stretched images, bicubic."
+    )

@@ -23,8 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.datamodules.transforms import CLIP_MEAN
+from fusion_workbench.core.errors import WorkbenchError, nearest
+from fusion_workbench.datamodules.transforms import CLIP_MEAN, PADDINGS
 from fusion_workbench.models.cards import model_card
 from fusion_workbench.models.connector_files import filled
 from fusion_workbench.models.files import (
@@ -62,9 +62,10 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.language.decoder import Decoder
     from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
-SCHEMA = 1
+SCHEMA = 2  # 2: images.padding crop is CLIP's; of 1, written by 0.1, it was another
 KIND = "vision-language-model"
 CONNECTOR = "adapter.safetensors"
+STOCK = "stock LLaVA "  # begins the origin of a model that was converted from one
 TOKENIZER, LANGUAGE, ENCODER = "tokenizer", "language_model", "encoder"
 
 SavedWeights = Literal["named", "lora", "own"]
@@ -144,7 +145,22 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     if config["language"]["kept"] == "lora":
         check_config(config, LORA, str(folder / CONFIG))
     check_config({"chat": {"images_apart": None, **config["chat"]}}, CHAT, str(folder / CONFIG))  # 0.1.0 wrote none
+    padding = images_of(config)["padding"]
+    if padding not in PADDINGS:
+        raise WorkbenchError(f"{folder / CONFIG}: images.padding is '{padding}'.{nearest(padding, PADDINGS)}")
     return config
+
+
+def images_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How a model's images become squares, in the words of today: ``padding`` and ``background``.
+
+    What 0.1 called crop is kept for what it trained, and not for stock models that it converted.
+    """
+    images: dict[str, Any] = dict(config["images"])
+    stock = str((config.get("origin") or {}).get("converted from", "")).startswith(STOCK)
+    if config["schema"] == 1 and images["padding"] == "crop" and not stock:
+        images["padding"] = "crop_then_resize"
+    return images
 
 
 def is_model_folder(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from fusion_workbench.core.batching import by_length
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.tokens import BENCHMARK_TOKENS, IMAGE
 
@@ -29,8 +30,10 @@ class AnsweringModel(Protocol):
         """What the model says to each question, its most likely words; ``batch_size`` questions at once."""
         ...
 
-    def log_likelihood(self, images: Sequence[Any], question: str, continuation: str) -> tuple[float, bool]:
-        """The natural logarithm of the probability of an answer, and whether the most likely words are this answer."""
+    def log_likelihoods(
+        self, images: Sequence[Sequence[Any]], questions: Sequence[str], continuations: Sequence[str], batch_size: int
+    ) -> list[tuple[float, bool]]:
+        """Natural logarithm of the probability of each answer, and whether the most likely words are this answer."""
         ...
 
 
@@ -109,15 +112,21 @@ class Answering:
         Negative, because lmms-eval takes the smallest for the model's choice (``np.argmin`` in lmms_eval/api/task.py:
         its models return losses). The delimiter in front of a continuation goes, as our models answer without one.
         """
-        likelihoods = []
-        for places in self._progress(([place] for place in range(len(requests))), len(requests)):
-            context, target, *where = requests[places[0]].args
-            images = self._images(where) if where else []
-            document = self._document(*where[1:]) if callable(target) else None
-            continuation = target(document) if callable(target) else str(target)
-            question = match_image_tokens(context[0] if isinstance(context, list) else context, len(images))
-            likelihood, greedy = self.model.log_likelihood(images, question, continuation.strip())
-            likelihoods.append((-likelihood, greedy))
+        arguments = [request.args for request in requests]
+        likelihoods = [(0.0, False)] * len(arguments)
+        together = batches(arguments, [Generation()] * len(arguments), self.batch_size)
+        for places in self._progress(together, len(arguments)):
+            images, questions, continuations = [], [], []
+            for place in places:
+                context, target, *where = arguments[place]
+                images.append(self._images(where) if where else [])
+                document = self._document(*where[1:]) if callable(target) else None
+                continuations.append((target(document) if callable(target) else str(target)).strip())
+                words = context[0] if isinstance(context, list) else context
+                questions.append(match_image_tokens(words, len(images[-1])))
+            found = self.model.log_likelihoods(images, questions, continuations, self.batch_size)
+            for place, (likelihood, greedy) in zip(places, found, strict=True):
+                likelihoods[place] = (-likelihood, greedy)
         return likelihoods
 
     def generate_until_multi_round(self, requests: Sequence[Request]) -> list[str]:
@@ -157,16 +166,12 @@ def match_image_tokens(context: str, images: int) -> str:
 
 
 def batches(asked: Sequence[tuple[Any, ...]], wishes: Sequence[Generation], size: int) -> Iterator[list[int]]:
-    """Places of requests, each once, ``size`` at most together: of one task's split, of like wishes, the longest first.
-
-    The longest first, so that what does not fit into memory fails at once.
-    """
+    """Places of requests, each once, ``size`` at most together: of one task's split, of like wishes, longest first."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, (request, wish) in enumerate(zip(asked, wishes, strict=True)):
         groups.setdefault((wish, *request[4:]), []).append(place)
     for places in groups.values():
-        places.sort(key=lambda place: -len(asked[place][0]))
-        yield from (places[start : start + size] for start in range(0, len(places), size))
+        yield from by_length(places, lambda place: len(asked[place][0]), size)
 
 
 def manifest() -> Any:

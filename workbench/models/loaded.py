@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion_workbench.core.batching import by_length
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.tokens import ANSWER_TOKENS, IGNORE, IMAGE, IMAGE_ID, STREAM_TOKENS
 from fusion_workbench.datamodules.conversations.base import ASSISTANT, USER, Conversation, Turn
@@ -18,7 +19,7 @@ from fusion_workbench.datamodules.conversations.batches import padded_prompts
 from fusion_workbench.datamodules.conversations.chat import Chat
 from fusion_workbench.datamodules.rows.rows import BadRow, place_images
 from fusion_workbench.datamodules.transforms import pixels, squared
-from fusion_workbench.models.folder import load_parts
+from fusion_workbench.models.folder import images_of, load_parts
 from fusion_workbench.modules.encoders.encoder import VisionEncoder
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
@@ -101,11 +102,7 @@ class LoadedModel:
         """
         prompts = [self._prompt(own, words) for own, words in zip(images, questions, strict=True)]
         ordered = [""] * len(prompts)
-        order = sorted(
-            range(len(prompts)), key=lambda place: -len(prompts[place].ids)
-        )  # alike lengths waste no padding
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
+        for places in by_length(range(len(prompts)), lambda place: len(prompts[place].ids), batch_size):
             answers = self.model.generate(self._batch([prompts[place] for place in places]), max_new_tokens)
             for place, words in zip(places, answers, strict=True):
                 ordered[place] = words
@@ -115,7 +112,6 @@ class LoadedModel:
         """The greedy answer to one question in pieces, as they come. Raises WorkbenchError as :meth:`answer`."""
         yield from self.model.stream(self._batch([self._prompt(images, question)]), max_new_tokens)
 
-    @torch.inference_mode()
     def log_likelihood(self, images: Sequence[Picture], question: str, continuation: str) -> tuple[float, bool]:
         """Natural logarithm of the probability that the answer begins with ``continuation``, and whether it is greedy.
 
@@ -124,19 +120,34 @@ class LoadedModel:
         Raises:
             WorkbenchError: as :meth:`answer`; an empty continuation.
         """
-        if not continuation.strip():
-            raise WorkbenchError("the continuation whose likelihood is asked is empty.")
-        encoded = self.chat.encode(self._conversation(images, question, continuation))
-        ids, labels = list(encoded.input_ids), list(encoded.labels)
-        stops = set(self.chat.stop_ids)
-        last = max(place for place, label in enumerate(labels) if label != IGNORE and label not in stops)
-        batch = self._batch([_Prompt(ids[: last + 1], images)])
-        batch["labels"] = torch.tensor([labels[: last + 1]], device=self.model.decoder.device)
-        logits, spliced = self.model(batch)
-        self.model.clear_injected()
-        positions, targets = spliced.positions()
-        chosen = logits.flatten(0, 1)[positions].log_softmax(-1)
-        return float(chosen.gather(1, targets.unsqueeze(1)).sum()), bool((chosen.argmax(-1) == targets).all())
+        return self.log_likelihoods([images], [question], [continuation])[0]
+
+    @torch.inference_mode()
+    def log_likelihoods(
+        self,
+        images: Sequence[Sequence[Picture]],
+        questions: Sequence[str],
+        continuations: Sequence[str],
+        batch_size: int = 16,
+    ) -> list[tuple[float, bool]]:
+        """:meth:`log_likelihood` of many, in their order; ``batch_size`` at once, which moves none but by rounding."""
+        asked = [self._answered(*one) for one in zip(images, questions, continuations, strict=True)]
+        found = [(0.0, False)] * len(asked)
+        for places in by_length(range(len(asked)), lambda place: len(asked[place][0].ids), batch_size):
+            batch = self._batch([asked[place][0] for place in places])
+            length = batch["input_ids"].shape[1]
+            labels = [[IGNORE] * (length - len(own)) + own for own in (asked[place][1] for place in places)]
+            batch["labels"] = torch.tensor(labels, device=self.model.decoder.device)
+            spliced = self.model.spliced(batch)
+            positions, targets = spliced.positions()
+            logits = self.model.decoder(spliced.inputs_embeds, spliced.attention_mask, spliced.position_ids, positions)
+            self.model.clear_injected()
+            chosen = logits.log_softmax(-1)
+            said, best = chosen.gather(1, targets.unsqueeze(1)).squeeze(1), chosen.argmax(-1) == targets
+            rows = positions // spliced.labels.shape[1]
+            for row, place in enumerate(places):
+                found[place] = (float(said[rows == row].sum()), bool(best[rows == row].all()))
+        return found
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -153,6 +164,16 @@ class LoadedModel:
 
     def _prompt(self, images: Sequence[Picture], question: str) -> _Prompt:
         return _Prompt(self.chat.prompt(self._conversation(images, question)), images)
+
+    def _answered(self, images: Sequence[Picture], question: str, continuation: str) -> tuple[_Prompt, list[int]]:
+        """A question with the words of an answer, and as many labels."""
+        if not continuation.strip():
+            raise WorkbenchError("the continuation whose likelihood is asked is empty.")
+        encoded = self.chat.encode(self._conversation(images, question, continuation))
+        ids, labels = list(encoded.input_ids), list(encoded.labels)
+        stops = set(self.chat.stop_ids)
+        last = max(place for place, label in enumerate(labels) if label != IGNORE and label not in stops)
+        return _Prompt(ids[: last + 1], images), labels[: last + 1]
 
     def _batch(self, prompts: Sequence[_Prompt]) -> dict[str, Tensor]:
         """Prompts padded on the left, and the features of their images."""
@@ -178,7 +199,7 @@ class LoadedModel:
     def _load_image(self, picture: Picture) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """An image as a square of the encoder's size."""
         array = pixels(picture)
-        size, how = self.encoder.image_size, self.config["images"]
+        size, how = self.encoder.image_size, images_of(self.config)
         if not isinstance(size, int):
             raise WorkbenchError(f"the encoder reads {size} px, and only squares can be asked about.")
         try:

@@ -44,8 +44,8 @@ def locate(uri: str, target: str, experiment: str | None = None) -> Located:
     Args:
         uri: MLflow database or server.
         target: an MLflow run of a trained variant-replicate; a study's name or id, which stands for its recommended
-            cell; or ``STUDY:CELL`` with a label of the report. Of a cell the first replicate is taken: to take the one
-            with the best score would be to choose on the test set.
+            cell; or ``STUDY:CELL`` as the report calls a cell (``deep_only 12``, ``layer 12 alone``). Of a cell the
+            first replicate is taken: to take the one with the best score would be to choose on the test set.
         experiment: where to look for a study; None: everywhere.
 
     Raises:
@@ -206,9 +206,9 @@ def _replicate(analysis: Analysis, label: str) -> tuple[str, Cell]:
 
     record = analysis.record
     if label:
-        match = next((cell for cell in record.cells if label in (cell.label, cell.id)), None)
+        match = next((cell for cell in record.cells if label in (cell.label, cell.name, cell.id)), None)
         if match is None:
-            hint = nearest(label, [cell.label for cell in record.cells])
+            hint = nearest(label, [name for cell in record.cells for name in dict.fromkeys((cell.label, cell.name))])
             raise WorkbenchError(f"study '{record.name}' has no cell '{label}'.{hint}")
     else:
         match = answer(analysis).cell

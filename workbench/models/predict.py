@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from fusion_workbench.core.batching import by_length
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.datamodules.conversations.base import USER
 from fusion_workbench.datamodules.rows.files import read_entries
@@ -94,7 +95,7 @@ def predict(
     part = out.with_name(f"{out.name}.part")
     done = _kept(part, identity)
     before = len(done)
-    left = sorted((n for n in range(len(questions)) if n not in done), key=lambda n: -len(questions[n].words))
+    left = [n for n in range(len(questions)) if n not in done]
     with explain_writing(out, "name another file"):
         out.parent.mkdir(parents=True, exist_ok=True)
         bar = progress_bar(console, "answers", len(questions), shown=shown, done=before)
@@ -102,7 +103,7 @@ def predict(
             if not before:
                 file.truncate(0)
                 file.write(json.dumps({"identity": identity}) + "\n")
-            for numbers in _batches(left, batch_size):
+            for numbers in by_length(left, lambda n: len(questions[n].words), batch_size):
                 batch = [questions[n] for n in numbers]
                 predictions = model.answer(
                     [q.images for q in batch], [q.words for q in batch], max_new_tokens, batch_size
@@ -210,7 +211,3 @@ def _line(question: QuestionRow, prediction: str) -> str:
     if question.answers:
         row["answers"] = list(question.answers)
     return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (numbers[start : start + size] for start in range(0, len(numbers), size))

@@ -62,12 +62,15 @@ def write_lora(decoder: Decoder, folder: Path) -> None:
     config = decoder.lora_config
     config.base_model_name_or_path = decoder.name
     config.save_pretrained(folder)
-    weights = {
-        f"base_model.model.{name.replace('.default.', '.')}": value
-        for name, value in decoder.model.state_dict().items()
-        if ".lora_" in name
-    }
-    write_tensors(folder / UPDATES, weights)
+    write_tensors(folder / UPDATES, lora_weights(decoder))
+
+
+def lora_weights(decoder: Decoder) -> dict[str, Tensor]:
+    """The low-rank updates themselves, under the names that peft's files have."""
+    from peft import get_peft_model_state_dict
+
+    updates = get_peft_model_state_dict(decoder.model, adapter_name="default", save_embedding_layers=False)
+    return {f"base_model.model.{name}": value for name, value in updates.items()}
 
 
 def lora_options(decoder: Decoder) -> dict[str, Any]:
@@ -81,13 +84,12 @@ def read_lora(decoder: Decoder, path: Path) -> None:
     """Fill the decoder's low-rank updates. Raises WorkbenchError for others than it has, and for what is no number."""
     weights = read_tensors(path)
     check_finite(weights, str(path))
-    own = {name: value for name, value in decoder.model.state_dict().items() if ".lora_" in name}
-    published = {f"base_model.model.{name.replace('.default.', '.')}": name for name in own}
-    for name in sorted(published.keys() ^ weights.keys()):
-        verb = "lacks" if name in published else "holds"
+    own = lora_weights(decoder)
+    for name in sorted(own.keys() ^ weights.keys()):
+        verb = "lacks" if name in own else "holds"
         raise WorkbenchError(f"{path} {verb} {name}: it is of another language model, or of other LoRA options.")
     for name, value in weights.items():
-        target = own[published[name]]
+        target = own[name]
         if target.shape != value.shape:
             raise WorkbenchError(f"{path}: {name} has shape {list(value.shape)}; it should be {list(target.shape)}.")
         target.copy_(value)

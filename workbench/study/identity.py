@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 # What may change without making it another study: it moves no result of any variant-replicate.
 _NOT_OF_STUDY = (
     *("name", "question", "schema", "replicates", "plan", "tracking"),
-    *("training.bank_size", "encoder.batch_size"),
+    *("training.bank_size", "training.num_workers", "encoder.batch_size"),
 )
 # Where a variant is trained, and beside whom, makes it no other.
-_NOT_OF_VARIANT = ("bank_size", "accelerator", "devices", "live")
+_NOT_OF_VARIANT = ("bank_size", "accelerator", "devices", "live", "num_workers")
 # Settings of the training of probes that a stage of a language model has its own of, or none.
 _PROBES_ALONE = ("epochs", "width", "head_hidden", "head_lr_scale", "weight_decay", "warmup")
 # Strategies that a study may train without naming them: baselines and controls.

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion_workbench.core.batching import by_length
 from fusion_workbench.core.errors import code_of
 from fusion_workbench.datamodules.conversations.batches import padded_prompts
 from fusion_workbench.modules.encoders.encoder import height_width
@@ -120,10 +121,8 @@ class Evaluator:
         features = self.parts.features.split(split, self.layers)
         predictions = [""] * len(questions)
         prompts = [self.language.chat.prompt(question) for question in questions]
-        order = sorted(range(len(questions)), key=lambda place: len(prompts[place]))  # alike lengths waste no padding
         size = self.language.config.eval_batch_size
-        for start in range(0, len(order), size):
-            places = order[start : start + size]
+        for places in by_length(range(len(prompts)), lambda place: len(prompts[place]), size):
             rows = [row for place in places for row in shown[place]]
             batch = self._batch([prompts[place] for place in places], self._features(features, rows))
             answers = self.model.generate(batch, self.language.config.max_new_tokens)

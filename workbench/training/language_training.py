@@ -239,6 +239,7 @@ class LanguageRun:
             layers=self.layers,
             batch_size=stage.batch_size or self.study.training.batch_size,
             order_seed=seed_of("order", self.job.replicate, stage.name),
+            num_workers=self.study.training.num_workers,
             chat=self.language.chat_of(stage, self.job.variant.cell),
             tokens=self.language.tokens,
             group_by_length=self.language.config.group_by_length,

@@ -56,6 +56,7 @@ class BankTrainer(JobTrainer):
             batch_size=self.study.training.batch_size,
             order_seed=seed_of("order", jobs[0].replicate),
             eval_batch_size=max(_EVAL_BATCH, self.study.training.batch_size),
+            num_workers=self.study.training.num_workers,
         )
         training = self.study.training
         trainer = L.Trainer(

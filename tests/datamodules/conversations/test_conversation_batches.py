@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -113,6 +114,70 @@ def test_workers_make_the_same_batches(make: Make) -> None:
     for one, other in zip(alone, helped, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_workers_load_the_same_live_images(make: Make) -> None:
+    alone, helped = (list(make(live=True, num_workers=n).train_dataloader()) for n in (0, 2))
+    assert [batch["index"].tolist() for batch in alone] == [batch["index"].tolist() for batch in helped]
+    assert len(alone) == STEPS
+    for one, other in zip(alone, helped, strict=True):
+        assert one.keys() == other.keys() == {"input_ids", "labels", "attention_mask", "images", "index"}
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Broken(TalkSource):
+    """Its images cannot be read."""
+
+    def image(self, split: str, index: int) -> Any:
+        raise WorkbenchError(f"image {index} of {split} is torn.")
+
+
+def test_a_worker_says_what_it_cannot_read_in_one_line(make: Make) -> None:
+    for workers in (0, 2):
+        with pytest.raises(WorkbenchError, match=r"^image \d+ of train is torn\.$"):
+            list(make(live=True, source=Broken(), num_workers=workers).train_dataloader())
+
+
+def test_workers_by_default(make: Make, tmp_path: Path) -> None:
+    """For live images that a GPU waits for."""
+    assert make(live=True).train_dataloader()._num_workers == 0  # no trainer, so no GPU
+    for live, device, cpus, processes, wanted in (
+        (True, "cuda", 16, 1, 4),
+        (True, "cuda", 16, 8, 1),
+        (True, "cuda", 2, 2, 0),
+        (True, "cpu", 16, 1, 0),
+        (False, "cuda", 16, 1, 0),
+    ):
+        data = make(live=live)
+        data.trainer = SimpleNamespace(  # type: ignore[assignment]
+            strategy=SimpleNamespace(root_device=torch.device(device)), world_size=processes
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("os.cpu_count", lambda cpus=cpus: cpus)
+            assert data._workers() == wanted
+        data.num_workers = 3
+        assert data._workers() == 3
+
+
+@pytest.mark.parametrize("stop", [2, 8])
+def test_workers_resume_within_an_epoch(make: Make, tmp_path: Path, stop: int) -> None:
+    """Stopped with two workers, resumed with none and with two: what was left, and the same weights, bitwise."""
+
+    def run(workers: int, ckpt_path: Path | None = None) -> Listener:
+        listener, keep = Listener(), []
+        if ckpt_path is None:
+            keep = [ModelCheckpoint(tmp_path / "kept", "{step}", every_n_train_steps=stop, save_top_k=-1)]
+        fitted = trainer(tmp_path, callbacks=keep, enable_checkpointing=bool(keep), max_epochs=2)
+        data = make(live=True, num_workers=workers)
+        fitted.fit(listener, data, ckpt_path=ckpt_path, weights_only=True)
+        return listener
+
+    whole = run(2)
+    assert whole.heard == run(0).heard
+    for workers in (0, 2):
+        resumed = run(workers, tmp_path / "kept" / f"step={stop}.ckpt")
+        assert resumed.heard == whole.heard[stop:]
+        assert resumed.weight.item() == whole.weight.item()
 
 
 def test_what_is_left_out_is_counted(make: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -19,7 +20,7 @@ from fusion_workbench.datamodules.conversations.base import ConversationSource, 
 from fusion_workbench.datamodules.rows.held_out import components, hold_out
 from fusion_workbench.datamodules.rows.llava import Llava
 from fusion_workbench.datamodules.sources.base import SPLITS
-from fusion_workbench.datamodules.transforms import load_image, squared
+from fusion_workbench.datamodules.transforms import CLIP_MEAN, PADDINGS, load_image, squared
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_origins_are_file_and_line(folder: Path) -> None:
 def test_images_are_squared_as_the_options_say(folder: Path) -> None:
     train = [caption("04.png")]
     kept = load_image(folder / "images" / "04.png")
-    for padding in ("square", "crop", "stretch"):
+    for padding in PADDINGS:
         found = three(folder, train, padding=padding, background=[9, 8, 7])
         assert np.array_equal(found.image("train", 0), squared(kept, 16, padding, [9, 8, 7]))
     with pytest.raises(IndexError):
@@ -112,6 +113,15 @@ def test_a_fingerprint_changes_with_any_byte_and_any_option_that_moves_one(folde
     assert three(folder, train).fingerprint("train") != base
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     assert three(folder, train).fingerprint("train") == base
+
+
+def test_features_of_another_crop_are_not_taken_for_these(folder: Path) -> None:
+    """0.1 cropped first: what it encoded goes by its fingerprint of then, which is crop_then_resize's now."""
+    train = [caption("04.png")]
+    crop, before = (three(folder, train, padding=padding) for padding in ("crop", "crop_then_resize"))
+    assert not np.array_equal(crop.image("train", 0), before.image("train", 0))
+    of_then = f"llava/1|16|crop|{list(CLIP_MEAN)}\n{before.stamp('04.png')}"
+    assert before.fingerprint("train") == hashlib.sha256(of_then.encode()).hexdigest() != crop.fingerprint("train")
 
 
 # --- bad rows -----------------------------------------------------------------------------------------------------

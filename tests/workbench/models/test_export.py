@@ -24,6 +24,7 @@ from fusion_workbench.config.study import study_from_yaml
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.models.connector import CARD, CONFIG, HEADS, WEIGHTS, load_connector, load_images
 from fusion_workbench.models.export import export_run, show
+from fusion_workbench.models.locate import locate
 from fusion_workbench.runner.experiment import Experiment
 from fusion_workbench.study.prepare import Parts, prepare
 from fusion_workbench.study.progress import Display
@@ -196,6 +197,17 @@ def test_a_folder_is_replaced_only_when_told_and_only_if_it_is_one(trained: Any,
 def test_what_cannot_be_exported_is_said(trained: Any, tmp_path: Path, target: str, message: str) -> None:
     with pytest.raises(WorkbenchError, match=message):
         export_run(trained[0], target, None, folder=tmp_path)
+
+
+def test_a_cell_goes_by_each_name_that_the_report_prints(trained: Any) -> None:
+    uri, _, runs = trained
+    query = locate(uri, runs["deep_only", "0"]).cell.query
+    for name in (f"deep_only {query}", f"layer {query} alone"):
+        assert locate(uri, f"leaving:{name}").run_id == runs["deep_only", "0"]
+    with pytest.raises(
+        WorkbenchError, match=rf"has no cell 'layer {query} along'.* Did you mean 'layer {query} alone'"
+    ):
+        locate(uri, f"leaving:layer {query} along")
 
 
 def test_the_studys_own_run_has_no_weights(trained: Any, tmp_path: Path) -> None:

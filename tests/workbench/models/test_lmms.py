@@ -68,8 +68,11 @@ class Echo:
             for question, shown in zip(questions, images, strict=True)
         ]
 
-    def log_likelihood(self, images: Sequence[Any], question: str, continuation: str) -> tuple[float, bool]:
-        return -float(len(continuation)), continuation == "no"
+    def log_likelihoods(
+        self, images: Sequence[Sequence[Any]], questions: Sequence[str], continuations: Sequence[str], batch_size: int
+    ) -> list[tuple[float, bool]]:
+        assert len(images) == len(questions) == len(continuations) <= batch_size
+        return [(-float(len(words)), words == "no") for words in continuations]
 
 
 class Model(Answering, Lmms):
@@ -202,8 +205,9 @@ def test_image_words_are_as_many_as_images_or_none(context: str, images: int, ex
 
 def test_the_likeliest_choice_has_the_smallest_number() -> None:
     choices = [Instance("Is it?", f" {word}", show, 0, "scenes", "test") for word in ("yes", "no", "perhaps")]
-    found = model().loglikelihood(choices)
-    assert found == [(3.0, False), (2.0, True), (7.0, False)]  # without the delimiter in front
+    for size in (1, 2, 8):
+        found = model(size).loglikelihood(choices)
+        assert found == [(3.0, False), (2.0, True), (7.0, False)]  # without the delimiter in front
 
 
 def test_a_target_may_be_made_of_the_document() -> None:

@@ -16,6 +16,7 @@ from tiny_models import build_model, picture, save_language
 from torch import nn
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.datamodules.transforms import load_image, squared
 from fusion_workbench.models.files import CARD, CONFIG
 from fusion_workbench.models.folder import CONNECTOR, read_model_config, save_model, what_to_save
 from fusion_workbench.models.loaded import LoadedModel, load_model
@@ -87,6 +88,13 @@ def test_lora_is_kept_as_peft_does(tiny_clip: Path, language: Path, tmp_path: Pa
     loaded = load_model(folder, "cpu")
     assert loaded.model.decoder.trains == "lora"
     assert_same(model, loaded.model)
+    written = safetensors.torch.load_file(folder / "language_model" / "adapter_model.safetensors")
+    held = {name: value for name, value in model.decoder.model.state_dict().items() if ".lora_" in name}
+    assert written.keys() == {
+        f"base_model.model.{name.replace('.default.', '.')}" for name in held
+    }  # as 0.1 wrote them
+    for name, value in held.items():
+        assert torch.equal(written[f"base_model.model.{name.replace('.default.', '.')}"], value)
 
     theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(language), folder / "language_model")
     ids = torch.tensor([[4, 5, 6]])
@@ -172,6 +180,26 @@ def test_damage_is_named(saved: Path, tmp_path: Path) -> None:
         load_model(saved, "cpu")
 
 
+def test_the_crop_of_an_old_folder_is_what_it_was_trained_with(saved: Path, tmp_path: Path) -> None:
+    path = picture(tmp_path, size=(45, 91))
+    config = json.loads((saved / CONFIG).read_text())
+    del config["sha256"]  # as in folders of before 0.2
+
+    def read(schema: int, padding: str, **origin: str) -> np.ndarray[Any, Any]:
+        images = config["images"] | {"padding": padding}
+        (saved / CONFIG).write_text(json.dumps(config | {"schema": schema, "images": images, "origin": origin}))
+        return load_model(saved, "cpu")._load_image(path)
+
+    clip, before = (squared(load_image(path), 56, padding, []) for padding in ("crop", "crop_then_resize"))
+    assert not np.array_equal(clip, before)
+    assert np.array_equal(read(2, "crop", study="tiny"), clip)
+    assert np.array_equal(read(1, "crop", study="tiny"), before)
+    assert np.array_equal(read(1, "crop", **{"converted from": "stock LLaVA x"}), clip)  # which was never trained here
+    assert np.array_equal(read(2, "crop_then_resize", study="tiny"), before)
+    with pytest.raises(WorkbenchError, match=r"images\.padding is 'corp'\. Did you mean 'crop'"):
+        read(2, "corp")
+
+
 def test_a_folder_of_something_else_is_not_replaced(tiny_clip: Path, language: Path, tmp_path: Path) -> None:
     model, encoder, described = build_model(tiny_clip, language)
     (tmp_path / "mine").mkdir()
@@ -206,6 +234,22 @@ def test_likelihoods(saved: Path, tmp_path: Path) -> None:
     logits = loaded.model(loaded._batch([loaded._prompt([image], QUESTION)]))[0][0, -1].log_softmax(-1)
     token = loaded.chat.encode(loaded._conversation([image], QUESTION, "k")).input_ids[-2]
     assert loaded.log_likelihood([image], QUESTION, "k")[0] == pytest.approx(logits[token].item(), abs=1e-5)
+
+
+def test_likelihoods_do_not_depend_on_who_is_asked_beside(saved: Path, tmp_path: Path) -> None:
+    loaded = load_model(saved, "cpu")
+    one, two = picture(tmp_path, "a.png"), picture(tmp_path, "b.png", 1)
+    said = loaded.answer([[one]], [QUESTION], 5)[0]
+    images = [[one], [], [one, two], [two], [one]]
+    questions = [QUESTION, "a longer thing about nothing", "<image> or <image>?", QUESTION, QUESTION]
+    answers = [said, "k", "yes and no", "k", "no"]
+    alone = [loaded.log_likelihood(*asked) for asked in zip(images, questions, answers, strict=True)]
+    for size in (2, 3, 5):
+        together = loaded.log_likelihoods(images, questions, answers, size)
+        assert [likelihood for likelihood, _ in together] == pytest.approx([value for value, _ in alone], abs=1e-4)
+        assert [greedy for _, greedy in together] == [greedy for _, greedy in alone]
+    assert alone[0][1]
+    assert len({value for value, _ in alone}) == 5
 
 
 def test_what_cannot_be_asked(saved: Path, tmp_path: Path) -> None:

@@ -296,6 +296,38 @@ def test_a_resolved_study_says_under_which_version_it_was_begun() -> None:
         assert study_from_yaml(WRITTEN["least"], "x", [f"schema={later}"], schema=1) == new
 
 
+def _cropped(schema: int | None = None) -> StudyConfig:
+    text = WRITTEN["language"].replace("{file: words.json}", "{file: words.json, padding: crop}")
+    text = text.replace("{file: c.json}", "{file: c.json, padding: crop}")
+    assert text.count("crop") == 2
+    return study_from_yaml(text, "x", schema=schema)
+
+
+def test_a_word_that_means_something_else_now_keeps_its_meaning_in_old_studies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``padding: crop`` of 0.1 cut before it resized: an old study goes on with that, and a new one is another."""
+
+    def paddings(study: StudyConfig) -> list[str]:
+        assert study.language_model is not None
+        sources = [study.source, study.language_model.stages[0].source]
+        return [source.options["padding"] for source in sources if source is not None]
+
+    new, old = _cropped(), _cropped(schema=1)
+    assert paddings(new) == ["crop"] * 2
+    assert paddings(old) == ["crop_then_resize"] * 2
+    assert study_id(new) != study_id(old)
+    assert study_from_yaml(to_yaml(old), "again") == old
+    cell = cells_of(old)[0]
+    with monkeypatch.context() as patch:
+        patch.delitem(VERSIONS, 2)  # what 0.1.0 made of it
+        then = _cropped()
+        assert paddings(then) == ["crop"] * 2
+        ids_of_then = study_id(then), variant(then, cell, 1e-3).id
+    assert (study_id(old), variant(old, cell, 1e-3).id) == ids_of_then
+    assert variant(new, cell, 1e-3).id != ids_of_then[1]
+
+
 @pytest.mark.parametrize("said", ["schema=0", "schema=99", "schema=-1"])
 def test_a_version_that_nobody_knows_is_refused(said: str) -> None:
     with pytest.raises(WorkbenchError, match=r"schema is (0|99|-1); this workbench knows 1"):
