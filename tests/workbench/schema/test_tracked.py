@@ -110,6 +110,6 @@ def test_mlflow_is_told_what_became_of_a_run() -> None:
 
 
 def test_tags_of_old_studies_stand() -> None:
-    names = "kind study schema folder question command commit versions device plan numerics"
+    names = "kind study schema folder question command commit versions device plan numerics metrics"
     names += " study_id cell variant phase replicate outcome dependencies environment code error restored sha256"
     assert {str(tag) for tag in Tag} == {f"workbench.{name}" for name in names.split()} | {"mlflow.parentRunId"}
