@@ -25,11 +25,11 @@ from fusion_workbench.datamodules.datamodule import AblationDataModule
 from fusion_workbench.modules.language.connector import seeded_connector
 from fusion_workbench.modules.language.decoder import LoraOptions
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
-from fusion_workbench.modules.optim import Recipe, gate_rms, named_gates
+from fusion_workbench.modules.optim import gate_rms, named_gates
 from fusion_workbench.modules.probes.guard import is_out_of_memory
 from fusion_workbench.schema.names import TRAIN_LOSS, Status
 from fusion_workbench.study.identity import seed_of
-from fusion_workbench.study.language_parts import stage_rates, stage_steps
+from fusion_workbench.study.language_parts import stage_recipe, stage_steps
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.record import peak_memory_mb
 
@@ -155,12 +155,7 @@ class LanguageRun:
         """What trains in a stage, and how fast."""
         _ARRANGE[stage.language_model](self, self.model.decoder)
         self.model.connector.requires_grad_(stage.connector)
-        self.model.recipe = Recipe(
-            stage_rates(self.study, stage, self.job.variant.lr),
-            weight_decay=stage.weight_decay,
-            warmup=stage.warmup,
-            gradient_clip=self.study.training.gradient_clip,
-        )
+        self.model.recipe = stage_recipe(self.study, stage, self.job.variant.lr)
 
     def _freeze(self, decoder: Decoder) -> None:
         if decoder.trains == LORA:
