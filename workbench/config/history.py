@@ -60,7 +60,7 @@ VERSIONS: dict[int, Version] = {
         Changes(
             renamed={"language_model.group_by": "language_model.group_by_length"},
             values={"language_model.group_by": {True: "length", False: "none"}},
-            added={"language_model.stages[].group_by": ""},
+            added={"language_model.stages[].group_by": "", "language_model.match_scale": True},
         ),
         language={"training.gates_lr_scale": (100.0, 1.0)},
     ),

@@ -65,6 +65,7 @@ class LanguageConfig:
     attention: str = "sdpa"  # or eager, flash_attention_2
     weights: str = "auto"  # of a frozen model: auto is bf16 where the hardware gains from it
     projector_norm: bool = True  # tokens normalised before the projector; LLaVA's own has none
+    match_scale: bool = True  # tokens start as large as words; LLaVA leaves them as they are initialised
     max_length: int = 2048  # text and image tokens
     stages: list[StageConfig] = field(default_factory=lambda: [StageConfig()])
     lora: LoraSettings = field(default_factory=LoraSettings)
