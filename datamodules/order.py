@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from fusion_workbench.core.errors import WorkbenchError
+
+T = TypeVar("T")
 
 
 class Order(Protocol):
@@ -188,7 +190,7 @@ def _chunks(examples: Sequence[int], size: int) -> list[list[int]]:
     return [list(examples[start : start + size]) for start in range(0, len(examples), size)]
 
 
-def _shuffled(examples: Sequence[int], generator: torch.Generator) -> list[int]:
+def _shuffled(examples: Sequence[T], generator: torch.Generator) -> list[T]:
     return [examples[place] for place in torch.randperm(len(examples), generator=generator).tolist()]
 
 
