@@ -16,7 +16,14 @@ from fusion_workbench.datamodules.conversations.base import ConversationSource
 from fusion_workbench.datamodules.conversations.batches import ConversationBatches
 from fusion_workbench.datamodules.features import Features, Fetch
 from fusion_workbench.datamodules.loader import Batch, Resumption, TrainingLoader, keep_batch
-from fusion_workbench.datamodules.order import EpochBatches, EpochOrder, LengthGroupedOrder, Order, check_batch
+from fusion_workbench.datamodules.order import (
+    EpochBatches,
+    EpochOrder,
+    LengthGroupedOrder,
+    ModalityLengthOrder,
+    Order,
+    check_batch,
+)
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.conversations.chat import Chat
@@ -76,8 +83,9 @@ class AblationDataModule(L.LightningDataModule):
             the store, whose rows are mapped memory, and none where the CPU itself trains.
         chat: makes ids of conversations; the source is then a :class:`ConversationSource`.
         tokens: folder where the ids of conversations are kept for the next process; None: nowhere.
-        group_by_length: make training batches of conversations of about one length
-            (:class:`LengthGroupedOrder`).
+        group_by: what the conversations of a training batch have in common: ``none``, ``length``
+            (:class:`LengthGroupedOrder`) or ``modality_length`` (:class:`ModalityLengthOrder`).
+        accumulate: batches a step, which ``modality_length`` puts together as one.
 
     Raises:
         WorkbenchError: (from ``train_dataloader``) the training split holds less than one batch; (from any loader)
@@ -93,11 +101,12 @@ class AblationDataModule(L.LightningDataModule):
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
         chat: Chat | None = None,
-        group_by_length: bool = False,
         tokens: Path | None = None,
+        group_by: str = "none",
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
-        if group_by_length and chat is None:
+        if group_by != "none" and chat is None:
             raise ValueError("only conversations can be grouped by length")
         self.features = features
         self.source = features.source
@@ -108,7 +117,7 @@ class AblationDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.chat = chat
         self.tokens = tokens
-        self.group_by_length = group_by_length
+        self.group_by, self.accumulate = group_by, accumulate
         self._splits: dict[str, SplitBatches | ConversationBatches] = {}
         self._training: TrainingLoader | None = None
         self._resumption = Resumption()
@@ -119,13 +128,20 @@ class AblationDataModule(L.LightningDataModule):
         rank = self.trainer.global_rank if self.trainer is not None else 0
         size = len(examples)
         check_batch(size, self.batch_size, processes, len(self.left_out) if self.chat is not None else 0)
-        order: Order = EpochOrder(size, self.order_seed)
-        if self.group_by_length:
-            spoken = self._conversations("train")
-            order = LengthGroupedOrder(spoken.lengths, spoken.text_only, self.batch_size * processes, self.order_seed)
-        batches = EpochBatches(order, self.batch_size, rank, processes)
+        batches = EpochBatches(self._order(size, processes), self.batch_size, rank, processes)
         self._training = TrainingLoader(examples, batches, self._workers(), self._resumption)
         return self._training
+
+    def _order(self, size: int, processes: int) -> Order:
+        if self.group_by == "none":
+            return EpochOrder(size, self.order_seed)
+        spoken = self._conversations("train")
+        if self.group_by == "length":
+            return LengthGroupedOrder(spoken.lengths, spoken.text_only, self.batch_size * processes, self.order_seed)
+        turns = [spoken.conversations[number].turns for number in spoken.numbers]
+        words = [sum(len(turn.text.split()) for turn in conversation) for conversation in turns]
+        devices, accumulate = processes, self.accumulate
+        return ModalityLengthOrder(words, spoken.text_only, self.batch_size, self.order_seed, devices, accumulate)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader("val", self.eval_batch_size)

@@ -6,7 +6,6 @@ Both trainers promise that everything but the strategy is equal. So what a publi
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,9 @@ Parts = Mapping[str, Sequence[nn.Parameter]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW with linear warm-up and half a cosine down to zero.
+    """AdamW with linear warm-up and half a cosine down to zero, as transformers' Trainer and so LLaVA's has them.
+
+    The first step of a warm-up has rate 0: it moves nothing but AdamW's moments.
 
     Nothing decays, warms up or is clipped by default: the defaults of a study stand in its configuration
     alone.
@@ -37,9 +38,6 @@ class Recipe:
         gradient_clip: norm that the gradients are clipped to; 0: none. A probe bank clips each probe by itself; a
             language model leaves it to its trainer, as sharded gradients need it.
         betas, eps: AdamW's.
-        warmup_offset: where the rise begins: step s, from 0, has (s + warmup_offset) / (steps of warm-up) of the peak.
-            At 1 the first step moves the weights; at 0 it has rate 0, as in transformers'
-            ``get_cosine_schedule_with_warmup``, and so in LLaVA's trainer.
     """
 
     rates: Mapping[str, float]
@@ -48,7 +46,6 @@ class Recipe:
     gradient_clip: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    warmup_offset: int = 1
 
     @classmethod
     def of(cls, lr: float, scales: Mapping[str, float] | None = None, **settings: Any) -> Recipe:
@@ -64,14 +61,6 @@ class Recipe:
     def warmup_steps(self, steps: int) -> int:
         """How many of ``steps`` the warm-up takes: ``TrainingArguments.get_warmup_steps`` of transformers."""
         return math.ceil(self.warmup * steps)
-
-    def share(self, step: int, steps: int) -> float:
-        """The share of the peak rate at ``step``, from 0: up over the warm-up, then down to zero at ``steps``."""
-        rising = self.warmup_steps(steps)
-        if step < rising:
-            return (step + self.warmup_offset) / rising
-        done = (step - rising) / max(1, steps - rising)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 # The first stage of MMFuser (arXiv 2410.11829, section IV-A), which is LLaVA-1.5's with a rate of the fuser's own; the
@@ -99,14 +88,18 @@ def parameter_groups(parts: Parts, recipe: Recipe) -> list[dict[str, Any]]:
 def make_optimizer(parts: Parts, recipe: Recipe, steps: int, *, fused: bool = True) -> tuple[Optimizer, LambdaLR]:
     """The optimizer of ``parts``, and its schedule over ``steps`` optimizer steps, to be advanced after each.
 
+    The schedule is transformers' ``get_cosine_schedule_with_warmup``.
+
     Args:
         fused: torch's fused step; False where something else unscales the gradients.
 
     Raises:
         WorkbenchError: a part that the recipe has no learning rate for.
     """
+    from transformers import get_cosine_schedule_with_warmup
+
     optimizer = AdamW(parameter_groups(parts, recipe), betas=recipe.betas, eps=recipe.eps, fused=fused)
-    return optimizer, LambdaLR(optimizer, functools.partial(recipe.share, steps=steps))
+    return optimizer, get_cosine_schedule_with_warmup(optimizer, recipe.warmup_steps(steps), steps)
 
 
 def others(parameters: Iterable[nn.Parameter], taken: Iterable[nn.Parameter]) -> list[nn.Parameter]:

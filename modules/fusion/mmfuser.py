@@ -28,7 +28,7 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.fusion.attention import ATTENTION
 from fusion_workbench.modules.fusion.base import Fusion, Grid, register_strategy
-from fusion_workbench.schema.names import ATTENTION_SHARE
+from fusion_workbench.schema.names import ATTENTION_SHARE, OFFSET_RMS
 
 EPS = 1e-6  # of every LayerNorm
 
@@ -100,7 +100,7 @@ class MMFuser(Fusion):
         shares = arrays["attention"].mean(1).tolist()
         named = {f"{ATTENTION_SHARE}{k}": s for k, s in zip(self.selection.levels, shares, strict=True)}
         if "offsets" in arrays:
-            named["sampling_offset_rms_cells"] = float(arrays["offsets"].square().mean().sqrt())
+            named[OFFSET_RMS] = float(arrays["offsets"].square().mean().sqrt())
         return named
 
     @torch.no_grad()

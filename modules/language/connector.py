@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class ConnectorConfig:
         depth: blocks of the language model.
         grid: of the encoder's tokens; for a control that is matched in FLOPs.
         projector_norm: the projector normalises what it reads; False for LLaVA's own, which does not.
-        output_rms: of the projected tokens at the start: best that of the word embeddings; 0: as initialised.
+        output_rms: what :func:`match_scale` made of the projected tokens at the start; 0: nothing.
     """
 
     strategy: str
@@ -69,6 +69,13 @@ class FusedConnector(LanguageConnector):
     def parts(self) -> dict[str, list[nn.Parameter]]:
         return connector_parts(self.fuser, self.projector)
 
+    def projectors(self) -> Iterator[nn.Module]:
+        yield self.projector
+
+    def diagnose(self, features: Tensor, grid: Grid) -> dict[str, float]:
+        """Also what the fuser says of itself."""
+        return super().diagnose(features, grid) | self.fuser.diagnose(features, grid)
+
 
 def build_connector(config: ConnectorConfig) -> LanguageConnector:
     """A freshly initialised connector.
@@ -82,19 +89,14 @@ def build_connector(config: ConnectorConfig) -> LanguageConnector:
     projector = fuser.projector(config.projector, config.width, config.grid)
     if isinstance(projector, Projector):
         projector.normalise = config.projector_norm
-    if config.output_rms:
-        match_scale(projector, fuser.out_dim, config.output_rms)
     return FusedConnector(fuser, projector)
 
 
 def _injection(config: ConnectorConfig) -> LanguageConnector:
-    """A strategy that injects; each of its projectors starts at the same scale."""
     setting = InjectionSetting(config.selection, config.dim, config.width, config.depth, config.projector)
     injection = build_injection(config.strategy, setting, config.options)
     for projector in injection.projectors():
         projector.normalise = config.projector_norm
-        if config.output_rms:
-            match_scale(projector, projector.in_dim, config.output_rms)
     return injection
 
 
@@ -106,19 +108,36 @@ def seeded_connector(config: ConnectorConfig, seed: int) -> LanguageConnector:
 
 
 @torch.no_grad()
-def match_scale(projector: nn.Module, in_dim: int, rms: float) -> None:
-    """Scale the projector's last linear map so that random tokens leave it with root mean square ``rms``.
+def match_scale(connector: LanguageConnector, features: Tensor, grid: Grid, rms: float) -> None:
+    """Scale the last linear map of each projector so that what it gives of ``features`` has root mean square ``rms``.
 
     A fresh projector gives tokens several times as large as word embeddings, and a frozen language model has never
-    seen such.
+    seen such; how large depends on the scale of what it reads, and so on layers and strategy.
+
+    Args:
+        features: ``[len(uses), N, T, dim]`` of real images.
+        rms: best that of the word embeddings.
 
     Raises:
-        WorkbenchError: the projector has no linear map.
+        WorkbenchError: a projector has no linear map.
     """
-    linear = [module for module in projector.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise WorkbenchError(f"{type(projector).__name__} has no linear map whose output could be scaled.")
-    tokens = torch.randn(1, 256, in_dim, generator=torch.Generator().manual_seed(0))
-    now = projector(tokens).square().mean().sqrt()
-    for parameter in linear[-1].parameters():
-        parameter.mul_(rms / now)
+    given: dict[nn.Module, list[Tensor]] = {projector: [] for projector in connector.projectors()}
+
+    def note(projector: nn.Module, _: Any, output: Tensor) -> None:
+        given[projector].append(output.float().square().mean())  # of several layers where they share a projector
+
+    handles = [projector.register_forward_hook(note) for projector in given]
+    training = connector.training
+    try:
+        connector.eval()(features, grid)
+    finally:
+        connector.train(training)
+        for handle in handles:
+            handle.remove()
+    for projector, squares in given.items():
+        linear = [module for module in projector.modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise WorkbenchError(f"{type(projector).__name__} has no linear map whose output could be scaled.")
+        now = float(torch.stack(squares).mean().sqrt()) if squares else 0.0
+        for parameter in linear[-1].parameters() if now else ():
+            parameter.mul_(rms / now)

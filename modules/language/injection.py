@@ -105,7 +105,6 @@ class Injection(LanguageConnector):
         return Projector(self.setting.projector, self.setting.dim, self.setting.width)
 
     def projectors(self) -> Iterator[Projector]:
-        """Every projector once: what sets the scale of the tokens at the start goes over these."""
         return (module for module in self.modules() if isinstance(module, Projector))
 
     def gates(self) -> Iterable[nn.Parameter]:
@@ -120,12 +119,6 @@ class Injection(LanguageConnector):
         gates = list(self.gates())
         return {"fuser": [], "gates": gates, "projector": others(self.parameters(), gates)}
 
-    def diagnose(self, features: Tensor, grid: Grid) -> dict[str, float]:
-        """Root mean square of what each block is given, and of the input tokens, for the report."""
-        visual = self(features, grid)
-        diagnostics = {f"injected_rms/block_{block}": _rms(tokens) for block, tokens in visual.injected.items()}
-        return {"tokens_rms": _rms(visual.tokens), **diagnostics}
-
     def flops(self, grid: Grid, batch: int = 1) -> int:
         """Forward floating-point operations of ``batch`` images, counted by :func:`modules.cost.flops`.
 
@@ -139,10 +132,6 @@ class Injection(LanguageConnector):
     def check(self, features: Tensor, grid: Grid) -> None:
         """Raises WorkbenchError unless ``features`` is ``[len(uses), N, cells of grid, dim]``."""
         check_features(self, self.uses, self.setting.dim, features, grid)
-
-
-def _rms(tokens: Tensor) -> float:
-    return float(tokens.detach().float().square().mean().sqrt())
 
 
 INJECTIONS: Registry[StrategySpec[Injection]] = Registry(

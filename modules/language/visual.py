@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from fusion_workbench.modules.fusion.base import Grid
+from fusion_workbench.schema.names import INJECTED_RMS, TOKENS_RMS
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,18 @@ class LanguageConnector(nn.Module, ABC):
     @abstractmethod
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """The trainable parameters as ``fuser``, ``gates`` and ``projector``; each has its own learning rate."""
+
+    def projectors(self) -> Iterator[nn.Module]:
+        """Every module that maps to the channels of the language model, once: their outputs start at one scale."""
+        yield from ()
+
+    def diagnose(self, features: Tensor, grid: Grid) -> dict[str, float]:
+        """Root mean square of the input tokens, and of what each decoder block is given, for the report."""
+        given = self(features, grid)
+        added = {f"{INJECTED_RMS}{block}": rms(tokens) for block, tokens in given.injected.items()}
+        return {TOKENS_RMS: rms(given.tokens), **added}
+
+
+def rms(tokens: Tensor) -> float:
+    """Root mean square."""
+    return float(tokens.detach().float().square().mean().sqrt())

@@ -77,12 +77,16 @@ class VisionLanguageModel(L.LightningModule):
         """What the decoder is given of the images: ``features [layers, N, T, dim]``; N may be 0."""
         if features.shape[1] == 0:
             return VisualInput(torch.zeros(0, 1, self.decoder.width, device=self.decoder.device))
+        given: VisualInput = self.connector(self.read(features), self.grid)
+        return given
+
+    def read(self, features: Tensor) -> Tensor:
+        """What the connector reads of ``features [layers, N, T, dim]``, in its order, on its device, in its dtype."""
         like = next(self.connector.parameters())
         chosen = features if self._rows == list(range(len(features))) else features[self._rows]
         if chosen.is_inference() and torch.is_grad_enabled():
             chosen = chosen.clone()  # autograd may not keep a tensor that was made in inference mode
-        given: VisualInput = self.connector(chosen.to(like.device, like.dtype), self.grid)
-        return given
+        return chosen.to(like.device, like.dtype)
 
     def spliced(self, batch: Batch, side: Side = "right") -> Spliced:
         """The batch as the decoder reads it; what it injects is set until the next call or :meth:`clear_injected`."""

@@ -31,6 +31,7 @@ class Changes:
     added: Mapping[str, Any] = field(default_factory=dict)  # key → the value that means "as before"
     changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # key → (default before, default since)
     redefined: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # key → word → today's word for the same
+    values: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)  # renamed key → {value before: value since}
 
 
 NONE = Changes()
@@ -38,28 +39,41 @@ NONE = Changes()
 
 @dataclass(frozen=True)
 class Version:
-    """One version: changes of the study file, and of the options of strategies by the strategy's name."""
+    """One version: changes of the study file, and of the options of strategies by the strategy's name.
+
+    ``language``: defaults that are others in a study with a ``language_model`` section, as (before, since).
+    """
 
     study: Changes = NONE
     strategies: Mapping[str, Changes] = field(default_factory=dict)
+    language: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 # How to write a change down (tests/workbench/study/test_identity.py tells when one is missing):
 # - a key, or an option of a strategy, is new: add it to `added` of the newest version, with the value that means "as
 #   before"; where its default is another one, add (as before, default) to `changed` as well;
 # - a default is another one: add (before, since) to `changed` of a *new* version, unless the newest is unreleased;
-# - a key has another name: add new → old to `renamed` of the newest version;
+# - a key has another name: add new → old to `renamed` of the newest version, and to `values` what its values are called
+#   now, where they have other names too;
 # - a word that a key may have means something else: add word → the new word for what it meant to `redefined`.
 VERSIONS: dict[int, Version] = {
     1: Version(),  # workbench 0.1.0
     2: Version(  # workbench 0.2.0, under work
         study=Changes(
-            added={"language_model.stages[].template": "chat", "training.num_workers": None},
+            renamed={"language_model.group_by": "language_model.group_by_length"},
+            values={"language_model.group_by": {True: "length", False: "none"}},
+            added={
+                "language_model.stages[].template": "chat",
+                "language_model.stages[].group_by": "",
+                "language_model.match_scale": True,
+                "training.num_workers": None,
+            },
             redefined={
                 "source.options.padding": {"crop": "crop_then_resize"},
                 "language_model.stages[].source.options.padding": {"crop": "crop_then_resize"},
             },
         ),
+        language={"training.gates_lr_scale": (100.0, 1.0)},
     ),
 }
 
@@ -93,8 +107,9 @@ def as_version_1(plain: Mapping[str, Any], strategy: str = "") -> dict[str, Any]
                     del holder[name]
         for key, words in changes.redefined.items():
             before = {word: f"{word} (redefined)" for word in words} | {now: word for word, now in words.items()}
-            _say_otherwise(first, key, before)
+            translate(first, path_of(key), before)
         for new, old in changes.renamed.items():
+            translate(first, path_of(new), {since: before for before, since in changes.values.get(new, {}).items()})
             move(first, path_of(new), path_of(old))
     return first
 
@@ -103,22 +118,39 @@ def keep_meaning(plain: Any, version: int) -> None:
     """Say in today's words, in place, what a study file that was begun under ``version`` says in the words of then."""
     for changes in changes_after(version):
         for key, words in changes.redefined.items():
-            _say_otherwise(plain, key, words)
+            translate(plain, path_of(key), words)
 
 
-def _say_otherwise(plain: Any, key: str, words: Mapping[str, str]) -> None:
-    for _, holder in places(plain, path_of(key)):
-        value = holder.get(path_of(key)[-1])
-        if isinstance(value, str) and value in words:
-            holder[path_of(key)[-1]] = words[value]
+def translate(plain: Any, path: KeyPath, values: Mapping[Any, Any]) -> None:
+    """Put another value in the place of each that ``values`` names, wherever the key is present."""
+    for _, holder in list(places(plain, path)):
+        if path[-1] in holder:
+            holder[path[-1]] = translated(holder[path[-1]], values)
 
 
-def defaults_before(version: int, strategy: str = "") -> dict[str, Any]:
-    """The defaults of ``version`` that are others today, by the names that keys have today."""
+def translated(value: Any, values: Mapping[Any, Any]) -> Any:
+    """What ``values`` has for ``value``, or itself."""
+    return next((since for before, since in values.items() if _alike(before, value)), value)
+
+
+def language_defaults(version: int) -> dict[str, Any]:
+    """What ``version`` gives a study with a ``language_model`` section by default where one of probes has another."""
+    known = [VERSIONS[number].language for number in sorted(VERSIONS) if number <= version]
+    return {key: since for changes in known for key, (_, since) in changes.items()}
+
+
+def defaults_before(version: int, strategy: str = "", language: bool = False) -> dict[str, Any]:
+    """The defaults of ``version`` that are others today, by the names that keys have today.
+
+    ``language``: of a study with a ``language_model`` section, whose own defaults are among them.
+    """
     defaults: dict[str, Any] = {}
     for changes in changes_after(version, strategy):
         defaults = {_new_name(key, changes.renamed): value for key, value in defaults.items()}
         for key, (before, _) in changes.changed.items():
+            defaults.setdefault(key, before)
+    for number in sorted(VERSIONS) if language else ():
+        for key, (before, _) in VERSIONS[number].language.items() if number > version else ():
             defaults.setdefault(key, before)
     return defaults
 

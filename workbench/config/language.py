@@ -13,6 +13,7 @@ TRAINS = (FROZEN, LORA, FULL)
 TEMPLATES = ("chat", "plain")
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 PARALLEL = ("auto", "ddp", "fsdp")
+GROUPS = ("none", "length", "modality_length")
 WEIGHTS = ("auto", "float32", "bf16")
 
 
@@ -43,6 +44,7 @@ class StageConfig:
     language_lr_scale: float = 1.0
     weight_decay: float = 0.0
     warmup: float = 0.03  # share of the stage's steps
+    group_by: str = ""  # as language_model.group_by, of this stage alone; empty: the same
 
 
 @dataclass
@@ -65,12 +67,13 @@ class LanguageConfig:
     attention: str = "sdpa"  # or eager, flash_attention_2
     weights: str = "auto"  # of a frozen model: auto is bf16 where the hardware gains from it
     projector_norm: bool = True  # tokens normalised before the projector; LLaVA's own has none
+    match_scale: bool = True  # tokens start as large as words; LLaVA leaves them as they are initialised
     max_length: int = 2048  # text and image tokens
     stages: list[StageConfig] = field(default_factory=lambda: [StageConfig()])
     lora: LoraSettings = field(default_factory=LoraSettings)
     gradient_checkpointing: bool = False
     compile: bool = False
-    group_by_length: bool = True
+    group_by: str = "length"  # what a batch's conversations have in common: none, length, modality_length
     parallel: str = "auto"  # ddp or fsdp where training.devices is above 1
     checkpoint_every: int = 200  # steps; an interrupted run goes on from there; 0: from its start
     max_new_tokens: int = 16
@@ -94,6 +97,7 @@ def check_language(config: LanguageConfig, where: str) -> None:
     one_of("attention", config.attention, ATTENTION)
     one_of("weights", config.weights, WEIGHTS)
     one_of("parallel", config.parallel, PARALLEL)
+    one_of("group_by", config.group_by, GROUPS)
     if not 0 <= config.lora.dropout < 1:
         raise WorkbenchError(f"{where}: language_model.lora.dropout is {config.lora.dropout}; it is a share below 1.")
     if not config.stages:
@@ -109,6 +113,8 @@ def check_language(config: LanguageConfig, where: str) -> None:
 def _check_stage(stage: StageConfig, key: str, one_of: Any, where: str) -> None:
     one_of(f"{key}.language_model", stage.language_model, TRAINS)
     one_of(f"{key}.template", stage.template, TEMPLATES)
+    if stage.group_by:
+        one_of(f"{key}.group_by", stage.group_by, GROUPS)
     if stage.warmup >= 1:
         raise WorkbenchError(
             f"{where}: language_model.{key}.warmup is {stage.warmup}; it is a share of the steps, below 1."

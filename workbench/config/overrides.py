@@ -91,7 +91,7 @@ def apply_override(config: Any, override: str) -> tuple[str, Any]:
         WorkbenchError: an unknown key or a wrong type.
     """
     key, parsed = _pair(override)
-    key = rename_override(key, parsed)
+    key, parsed = rename_override(key, parsed)
     _check_override_key(config, key)
     kind = OmegaConf.get_type(config)
     for part in path_of(key):

@@ -21,7 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fusion_workbench.config.aliases import rename_keys
-from fusion_workbench.config.history import VERSIONS, KeyPath, defaults_before, keep_meaning, newest, path_of, places
+from fusion_workbench.config.history import (
+    VERSIONS,
+    KeyPath,
+    defaults_before,
+    keep_meaning,
+    language_defaults,
+    newest,
+    path_of,
+    places,
+)
 from fusion_workbench.config.language import (
     LanguageConfig,
     LoraSettings,
@@ -113,7 +122,7 @@ class TrainingConfig:
     projector: str = "linear"
     width: int = 0  # of the projected tokens; 0: the encoder's
     head_hidden: int = 384
-    gates_lr_scale: float = 100.0  # learning rates of the parts, as multiples of the variant's
+    gates_lr_scale: float = 100.0  # rates of the parts, times the variant's; 1 with a language_model (config.history)
     fuser_lr_scale: float = 1.0
     projector_lr_scale: float = 1.0
     head_lr_scale: float = 1.0
@@ -255,7 +264,10 @@ def _begin_under(config: Any, written: set[KeyPath], schema: int, where: str) ->
         raise WorkbenchError(
             f"{where}: schema is {config.schema}; this workbench knows {', '.join(map(str, sorted(VERSIONS)))}."
         )
-    for key, value in defaults_before(config.schema).items():
+    defaults = defaults_before(config.schema)
+    if config.language_model is not None:
+        defaults |= language_defaults(config.schema)
+    for key, value in defaults.items():
         for place, holder in places(config, path_of(key)):
             if not any(known[: len(place)] == place for known in written):
                 holder[place[-1]] = copy.deepcopy(value)

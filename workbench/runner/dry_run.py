@@ -75,7 +75,7 @@ def _begun(study: StudyConfig) -> str:
     plain = to_dict(study)
     kept = [
         f"{'.'.join(place)} {holder[place[-1]]}"
-        for key, before in defaults_before(study.schema).items()
+        for key, before in defaults_before(study.schema, language=study.language_model is not None).items()
         for place, holder in places(plain, path_of(key))
         if holder[place[-1]] == before
     ]

@@ -198,6 +198,11 @@ GATE = "gate/"  # begins the metrics of gates, and their names in inside.safeten
 ATTENTION_SHARE = "attention_share/layer_"  # begins the metrics of attention, before the number of a layer
 
 
+OFFSET_RMS = "sampling_offset_rms_cells"  # how far deformable attention looks
+TOKENS_RMS = "tokens_rms"  # root mean square of the image tokens that a language model is given
+INJECTED_RMS = "injected_rms/block_"  # the same of what is added at a decoder block, before its number
+
+
 COST = "cost/"  # begins the metrics of cost; report.json leaves it out
 
 
@@ -216,12 +221,14 @@ class CostMetric(StrEnum):
     MFU = "cost/mfu"  # model FLOP utilisation
 
 
-_OWN_METRICS = ("train/", "val/", "test/", "control/", GATE, "attention_share/", COST)  # how the others begin
+# How the others begin, and those that stand alone.
+_OWN_METRICS = ("train/", "val/", "test/", "control/", GATE, "attention_share/", "injected_rms/", COST)
+_OWN_NAMES = ("lr", FALLING, CONVERGED, GATES_OPENED, OFFSET_RMS, TOKENS_RMS)
 
 
 def is_own_metric(name: str) -> bool:
     """Whether a metric is one that a study writes, not one that was added to its run."""
-    return name.startswith(_OWN_METRICS) or name in ("lr", FALLING, CONVERGED, GATES_OPENED)
+    return name.startswith(_OWN_METRICS) or name in _OWN_NAMES
 
 
 def task_metric(task: str, metric: str) -> str:

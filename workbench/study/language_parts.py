@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
     from fusion_workbench.modules.language.connector import ConnectorConfig, LanguageConnector
     from fusion_workbench.modules.language.decoder import Decoder
+    from fusion_workbench.modules.optim import Recipe
     from fusion_workbench.modules.tasks import Task
     from fusion_workbench.sweeps.space import Cell
 
@@ -371,6 +372,18 @@ def stage_rates(study: StudyConfig, stage: StageConfig, lr: float) -> Mapping[st
         "gates": base * stage.gates_lr_scale * training.gates_lr_scale,
         "language": base * stage.language_lr_scale,
     }
+
+
+def stage_recipe(study: StudyConfig, stage: StageConfig, lr: float) -> Recipe:
+    """How a stage trains."""
+    from fusion_workbench.modules.optim import Recipe
+
+    return Recipe(
+        stage_rates(study, stage, lr),
+        weight_decay=stage.weight_decay,
+        warmup=stage.warmup,
+        gradient_clip=study.training.gradient_clip,
+    )
 
 
 def stage_steps(study: StudyConfig, language: LanguageParts, cell: Cell | None = None, sample: int = 0) -> list[int]:

@@ -121,6 +121,7 @@ def final_metrics(
         metrics[CostMetric.MFU] = run.flops_seen / run.seconds / peak
     metrics |= run.gates()
     if "test" in answers:
+        metrics |= run.diagnose("test")
         metrics |= {on_test(key): value for key, value in answers["test"].metrics(tasks).items()}
     for name, control in controls.items():
         for task in tasks:

@@ -22,14 +22,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fusion_workbench.config.language import FROZEN, FULL, LORA, StageConfig
 from fusion_workbench.datamodules.datamodule import AblationDataModule
-from fusion_workbench.modules.language.connector import seeded_connector
+from fusion_workbench.modules.language.connector import match_scale, seeded_connector
 from fusion_workbench.modules.language.decoder import LoraOptions
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
-from fusion_workbench.modules.optim import Recipe, gate_rms, named_gates
+from fusion_workbench.modules.optim import gate_rms, named_gates
 from fusion_workbench.modules.probes.guard import is_out_of_memory
 from fusion_workbench.schema.names import TRAIN_LOSS, Status
 from fusion_workbench.study.identity import seed_of
-from fusion_workbench.study.language_parts import stage_rates, stage_steps
+from fusion_workbench.study.language_parts import stage_recipe, stage_steps
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.record import peak_memory_mb
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fusion_workbench.modules.language.decoder import Decoder
     from fusion_workbench.study.jobs import Job
 
+_MEASURED, _DIAGNOSED = 16, 32  # images of which the scale at the start is measured, and the trained connector told
 SECTIONS = 8  # rows of the loss curve per stage
 LossRow = dict[str, float]
 
@@ -128,16 +129,27 @@ class LanguageRun:
         cell, encoder = self.job.variant.cell, self.parts.encoder
         language = self.language
         decoder = language.decoder() if language.trains_language_model or self._shards else language.frozen
-        # A fresh projector speaks louder than any word that a frozen model has read.
-        config = replace(language.connector_config(cell), output_rms=decoder.embedding_rms())
-        self.connector_config = config
+        config = language.connector_config(cell)
         connector = seeded_connector(config, seed_of("init", self.job.replicate, self.job.variant.id))
-        return VisionLanguageModel(
-            connector.to(decoder.device),
-            decoder,
-            encoder.grid(),
-            layers=tuple(sorted(set(connector.uses))),
-        )
+        layers = tuple(sorted(set(connector.uses)))
+        model = VisionLanguageModel(connector.to(decoder.device), decoder, encoder.grid(), layers=layers)
+        if language.config.match_scale:
+            # A fresh projector speaks louder than any word that a frozen model has read.
+            config = replace(config, output_rms=decoder.embedding_rms())
+            first = language.features[language.config.stages[0].name]
+            shown = _draw(first.source.size("train"), seed_of("scale", self.job.replicate))
+            features = model.read(first.split("train", layers).rows(shown))
+            match_scale(model.connector, features, encoder.grid(), config.output_rms)
+        self.connector_config = config
+        return model
+
+    def diagnose(self, split: str) -> LossRow:
+        """What the connector does with the first images of ``split``, as named numbers."""
+        features = self.parts.features.split(split, self.layers)
+        shown = torch.arange(min(_DIAGNOSED, self.parts.source.size(split)))
+        with torch.no_grad():
+            connector = self.model.connector.eval()
+            return connector.diagnose(self.model.read(features.rows(shown)), self.model.grid)
 
     @property
     def _shards(self) -> bool:
@@ -156,12 +168,7 @@ class LanguageRun:
         """What trains in a stage, and how fast."""
         _ARRANGE[stage.language_model](self, self.model.decoder)
         self.model.connector.requires_grad_(stage.connector)
-        self.model.recipe = Recipe(
-            stage_rates(self.study, stage, self.job.variant.lr),
-            weight_decay=stage.weight_decay,
-            warmup=stage.warmup,
-            gradient_clip=self.study.training.gradient_clip,
-        )
+        self.model.recipe = stage_recipe(self.study, stage, self.job.variant.lr)
 
     def _freeze(self, decoder: Decoder) -> None:
         if decoder.trains == LORA:
@@ -242,7 +249,8 @@ class LanguageRun:
             num_workers=self.study.training.num_workers,
             chat=self.language.chat_of(stage, self.job.variant.cell),
             tokens=self.language.tokens,
-            group_by_length=self.language.config.group_by_length,
+            group_by=stage.group_by or self.language.config.group_by,
+            accumulate=stage.accumulate,
         )
 
     def _restore(self, path: Path) -> bool:
@@ -269,6 +277,11 @@ _ARRANGE: dict[str, Callable[[LanguageRun, Decoder], None]] = {
     LORA: LanguageRun._lora,
     FULL: LanguageRun._full,
 }
+
+
+def _draw(size: int, seed: int) -> torch.Tensor:
+    """Numbers of a few of ``size`` images, the same for every strategy."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:_MEASURED]
 
 
 def _sharded(devices: int) -> Any:

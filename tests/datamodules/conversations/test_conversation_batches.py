@@ -201,7 +201,7 @@ def test_what_is_left_out_is_counted(make: Make) -> None:
 
 def test_mistakes(make: Make) -> None:
     with pytest.raises(ValueError, match="only conversations can be grouped"):
-        make(chat=None, group_by_length=True)
+        make(chat=None, group_by="length")
     with pytest.raises(ValueError, match="without a chat"):
         _ = make(chat=None).left_out
     with pytest.raises(ValueError, match="needs a source of conversations"):
@@ -215,7 +215,7 @@ STEPS = 6  # an epoch of 27 conversations in batches of four
 
 
 def test_grouped_by_length(make: Make) -> None:
-    data = make(group_by_length=True)
+    data = make(group_by="length")
     loader = data.train_dataloader()
     seen = [batch["index"].tolist() for batch in loader]
     assert len({n for batch in seen for n in batch}) == 4 * STEPS
@@ -243,9 +243,10 @@ def test_a_run_stopped_in_an_epoch_goes_on_where_it_was(
     def run(keep: list[Any], ckpt_path: Path | None = None) -> Listener:
         listener = Listener(estimates)
         fitted = trainer(tmp_path, callbacks=keep, enable_checkpointing=bool(keep), **changed)
-        fitted.fit(listener, make(group_by_length="max_steps" in changed), ckpt_path=ckpt_path, weights_only=True)
+        fitted.fit(listener, make(**grouped), ckpt_path=ckpt_path, weights_only=True)
         return listener
 
+    grouped = {"group_by": "length"} if "max_steps" in changed else {}
     whole = run([ModelCheckpoint(tmp_path / "kept", "{step}", every_n_train_steps=1, save_top_k=-1)])
     assert len(whole.heard) == changed.get("max_steps", 3 * STEPS)
     together = changed.get("accumulate_grad_batches", 1)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_language import FAMILIES, tiny_decoder
-from tiny_visual import DIM, GRID, LAYERS, Chat
+from tiny_visual import DIM, GRID, LAYERS, Chat, features_of
 from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.language import INJECTIONS
-from fusion_workbench.modules.language.connector import ConnectorConfig, seeded_connector
+from fusion_workbench.modules.language.connector import ConnectorConfig, match_scale, seeded_connector
 from fusion_workbench.modules.language.injection import Injection
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
@@ -20,10 +20,9 @@ TURNS = [("What is <image>?", "a cat"), ("And <image> or <image>?", "two"), ("No
 
 def model_of(strategy: str, family: str = "llama") -> VisionLanguageModel:
     decoder = tiny_decoder(family)
-    config = ConnectorConfig(
-        strategy, Selection((1, 2), 3), dim=DIM, width=decoder.width, depth=decoder.depth, output_rms=0.3
-    )
+    config = ConnectorConfig(strategy, Selection((1, 2), 3), dim=DIM, width=decoder.width, depth=decoder.depth)
     connector = seeded_connector(config, 0)
+    match_scale(connector, torch.cat([features_of(n) for n in range(8)], 1), GRID, 0.3)
     return VisionLanguageModel(connector, decoder, GRID, layers=LAYERS)
 
 

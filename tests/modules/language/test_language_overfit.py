@@ -77,7 +77,7 @@ def test_the_embedded_pair_learns_sixteen_questions_by_heart(strategy: str) -> N
     from fusion_workbench.core.layers import Selection
     from fusion_workbench.datamodules.sources.finescenes import FineScenes, FineScenesOptions
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
-    from fusion_workbench.modules.language.connector import ConnectorConfig, seeded_connector
+    from fusion_workbench.modules.language.connector import ConnectorConfig, match_scale, seeded_connector
     from fusion_workbench.modules.language.decoder import Decoder
 
     folders = assets.ensure("encoder", "language-model")
@@ -86,11 +86,10 @@ def test_the_embedded_pair_learns_sixteen_questions_by_heart(strategy: str) -> N
     decoder = Decoder.load(str(folders["language-model"]))
     torch.manual_seed(0)
     decoder.add_lora(LORA)
-    config = ConnectorConfig(
-        strategy, Selection((3, 6), 9), encoder.dim, decoder.width, decoder.depth, output_rms=decoder.embedding_rms()
-    )
+    config = ConnectorConfig(strategy, Selection((3, 6), 9), encoder.dim, decoder.width, decoder.depth)
     connector = seeded_connector(config, 0)
     scenes = encoder.encode(np.stack([source.image("train", n) for n in range(4)]), connector.uses)
+    match_scale(connector, scenes, encoder.grid(), decoder.embedding_rms())
     features = scenes.clone().repeat_interleave(4, dim=1)  # a scene a question
     model = VisionLanguageModel(connector, decoder, encoder.grid(), Recipe.of(1e-3, {"gates": 10.0}, warmup=0.03))
     batch = questions(source, decoder.tokenizer, answers=True) | {"features": features}

@@ -103,6 +103,53 @@ def test_a_study_from_end_to_end(text: str, tmp_path: Path) -> None:
         run(study(text, "replicates=2"), tmp_path)
 
 
+def test_diagnoses_of_connectors_are_logged_and_layers_of_injections_weighed(text: str, tmp_path: Path) -> None:
+    strategies = "strategies=[{name: mmfuser, options: {heads: 2}}, {name: deepstack}]"
+    said = io.StringIO()
+    parts = prepare(study(text, strategies), tmp_path, progress=False)
+    result = Experiment(parts, Display(Console(file=said), progress=False)).run()
+    assert (result.trained, result.failed) == (2, 0)
+    fused, injected = sorted(
+        (child.data.metrics for child in children(result)), key=lambda m: "gate/gamma1_rms" not in m
+    )
+    assert fused["attention_share/layer_1"] + fused["attention_share/layer_2"] == pytest.approx(1)
+    assert fused["sampling_offset_rms_cells"] > 0
+    assert {"gate/gamma1_rms", "tokens_rms"} <= fused.keys()
+    assert injected["tokens_rms"] > 0
+    assert [value > 0 for name, value in injected.items() if name.startswith("injected_rms/block_")] == [True, True]
+    assert all(is_own_metric(name) for name in fused.keys() | injected.keys())
+    assert "left out" not in said.getvalue()
+
+
+def test_strategies_start_at_the_scale_of_words_on_the_study_s_own_images(text: str, tmp_path: Path) -> None:
+    """With LLaVA's projector, which normalises nothing; with ``match_scale: false`` they stay as initialised."""
+    from fusion_workbench.study.identity import variant
+    from fusion_workbench.study.jobs import Job
+    from fusion_workbench.training.language_training import LanguageRun
+
+    strategies = (
+        "strategies=[{name: deep_only}, {name: concat}, {name: mmfuser, options: {heads: 2}}, {name: deepstack}]"
+    )
+    for matched in (True, False):
+        config = study(
+            text,
+            strategies,
+            "language_model.projector_norm=false",
+            f"language_model.match_scale={str(matched).lower()}",
+        )
+        parts = prepare(config, tmp_path, progress=False)
+        starts = []
+        for cell in parts.space.listed:
+            run = LanguageRun(parts, Job(variant(config, cell, 1e-3), "0"), tmp_path / "run")
+            assert bool(run.connector_config.output_rms) == matched
+            words = run.model.decoder.embedding_rms()
+            starts += [
+                value / words for name, value in run.diagnose("val").items() if "rms" in name and "cells" not in name
+            ]
+        assert len(starts) == 4 + 2
+        assert (max(abs(start - 1) for start in starts) < 0.1) == matched
+
+
 def test_the_report_of_language_models(text: str, tmp_path: Path) -> None:
     from fusion_workbench.reports import write_report
 

@@ -141,6 +141,7 @@ def recorded_defaults(first: Mapping[str, Any], strategy: str = "") -> dict[str,
     found = dict(first)
     for changes in config_history.changes_after(1, strategy):
         found = {config_history._new_name(key, changes.renamed): value for key, value in found.items()}
+        found |= {key: config_history.translated(found[key], values) for key, values in changes.values.items()}
         found |= changes.added
         for key, (before, since) in changes.changed.items():
             assert found.get(key, "no such key") == before, f"VERSIONS: {key} was {found.get(key)!r}, not {before!r}"
@@ -350,6 +351,23 @@ def test_options_of_strategies_follow_the_version() -> None:
         assert options == {"per_layer"}
 
 
+def test_gates_of_language_models_train_at_the_rate_of_the_rest_unless_begun_before() -> None:
+    """Probes keep the default that was tuned for them; whoever says a rate gets it."""
+    before = study_from_yaml(WRITTEN["language"], "x", schema=1)
+    new = study_from_yaml(WRITTEN["language"], "x")
+    assert (before.training.gates_lr_scale, new.training.gates_lr_scale) == (100.0, 1.0)
+    assert study_from_yaml(to_yaml(before), "x") == before
+    assert study_id(study_from_yaml(WRITTEN["language"], "x", ["training.gates_lr_scale=100"])) == study_id(before)
+    assert study_from_yaml(WRITTEN["least"], "x").training.gates_lr_scale == 100.0
+    for name in ("mllm_quick", "mllm_finescenes"):
+        assert load_study(name, schema=1).training.gates_lr_scale == 1.0
+    first = flat_defaults(StudyConfig)
+    for entry in VERSIONS.values():
+        assert {key: probes for key, (probes, _) in entry.language.items()} == {
+            key: first[key] for key in entry.language
+        }
+
+
 # --- going on ---------------------------------------------------------------------------------------------------
 
 STUDY = """
@@ -532,13 +550,34 @@ def test_names_move_between_sections_and_inside_of_lists() -> None:
         with pytest.raises(WorkbenchError, match=r"'training.weight_decay' is the old name of 'optimiser.decay'"):
             rename_keys({"optimiser": {"decay": 0.1}, "training": {"weight_decay": 0.1}}, "x")
         with pytest.warns(DeprecatedKeyWarning):
-            assert rename_override("training.weight_decay", 0.1) == "optimiser.decay"
+            assert rename_override("training.weight_decay", 0.1) == ("optimiser.decay", 0.1)
         with pytest.warns(DeprecatedKeyWarning):
-            assert rename_override("strategies[1].alias", "B") == "strategies.1.copy"
+            assert rename_override("strategies[1].alias", "B") == ("strategies.1.copy", "B")
         entries = [{"alias": "A"}]
         with pytest.warns(DeprecatedKeyWarning):
-            assert rename_override("strategies", entries) == "strategies"
+            assert rename_override("strategies", entries) == ("strategies", entries)
         assert entries == [{"copy": "A"}]
+
+
+@pytest.mark.parametrize(("before", "since"), [(True, "length"), (False, "none")])
+def test_a_renamed_key_s_values_are_read_and_hashed_as_they_were(before: bool, since: str) -> None:
+    words = WRITTEN["language"]
+    new = study_from_yaml(words, "x", [f"language_model.group_by={since}"])
+    said = f"language_model.group_by_length={str(before).lower()}"
+    with pytest.warns(DeprecatedKeyWarning, match=r"group_by_length' is called 'language_model\.group_by' now"):
+        assert study_from_yaml(words, "x", [said]) == new
+    file = words.replace("  system: null\n", f"  system: null\n  group_by_length: {str(before).lower()}\n")
+    with pytest.warns(DeprecatedKeyWarning):
+        assert study_from_yaml(file, "x") == new
+    plain = {"language_model": {"group_by": since}}
+    assert as_version_1(plain) == {"language_model": {"group_by_length": before}}
+    other = {"language_model": {"group_by": "modality_length"}}
+    assert as_version_1(other) == {"language_model": {"group_by_length": "modality_length"}}
+    with (
+        pytest.warns(DeprecatedKeyWarning),
+        pytest.raises(WorkbenchError, match=r"group_by' takes words, and YAML reads a number there"),
+    ):
+        study_from_yaml(words, "x", ["language_model.group_by_length=1.5"])
 
 
 def test_defaults_and_neutral_values_follow_a_later_name() -> None:
