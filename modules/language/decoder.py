@@ -87,6 +87,9 @@ class Decoder(nn.Module):
     ) -> Decoder:
         """The model and tokenizer of a folder or a hub name, from safetensors.
 
+        What computes in bf16 is read in the type that its files are in, and moved to the device in the types that are
+        kept: neither the host nor the device ever holds 16-bit weights in float32.
+
         Args:
             attention: an implementation of transformers: ``sdpa``, ``eager``, ``flash_attention_2`` …
 
@@ -100,6 +103,7 @@ class Decoder(nn.Module):
         if Path(name).is_dir():
             make: Any = AutoModelForCausalLM
             check_described(Path(name), make.from_config, config, what)
+        precision = resolve_precision(precision, device)
         model = load_pretrained(
             AutoModelForCausalLM,
             name,
@@ -107,9 +111,9 @@ class Decoder(nn.Module):
             revision=revision,
             trust_remote_code=False,
             attn_implementation=attention,
-            dtype=torch.float32,
+            dtype="auto" if precision == "bf16" else torch.float32,
         )
-        return cls(model.to(device), tokenizer, precision, name)
+        return cls(model, tokenizer, precision, name).to(device)
 
     # --- what it is made of -------------------------------------------------------------------------------------
 
@@ -291,10 +295,12 @@ class Decoder(nn.Module):
     # --- inside -------------------------------------------------------------------------------------------------
 
     def _store(self, dtype: torch.dtype) -> None:
-        """Keep the frozen linear maps in ``dtype``; a tied output map takes the embedding along."""
-        for module in self._linear_maps():
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
+        """Keep the frozen linear maps in ``dtype``, and all else in float32; a tied output map takes the embedding
+        along.
+        """
+        maps = {p for module in self._linear_maps() for p in module.parameters(recurse=False)}
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(dtype if parameter in maps else torch.float32)
 
     def _linear_maps(self) -> Iterator[nn.Module]:
         yield self.model.get_output_embeddings()

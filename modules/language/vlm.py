@@ -61,6 +61,7 @@ class VisionLanguageModel(L.LightningModule):
             raise WorkbenchError(f"the connector reads layers {missing}, and the features hold {list(held)}.")
         self._rows = [held.index(layer) for layer in connector.uses]
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that
+        self.ended = False  # what is trained to its end needs no optimiser in its checkpoint
         self._random: Tensor | None = None
         self._cuda_random: Tensor | None = None
 
@@ -136,7 +137,8 @@ class VisionLanguageModel(L.LightningModule):
     def configure_model(self) -> None:
         """Sharded over the devices where Lightning's strategy has a mesh of them."""
         if self.device_mesh is not None:
-            shard(self, self.decoder.layers, self.device_mesh["data_parallel"])
+            computes = torch.bfloat16 if str(self.trainer.precision) == "bf16-mixed" else None
+            shard(self, self.decoder.layers, self.device_mesh["data_parallel"], computes)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the answer tokens of the batch.
@@ -215,6 +217,8 @@ class VisionLanguageModel(L.LightningModule):
         """What is frozen comes from its own files; dropout goes on where it was."""
         names = self.trained_names()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        if self.ended:
+            checkpoint["optimizer_states"] = []
         checkpoint["random_state"] = torch.get_rng_state()
         if self.device.type == "cuda":  # where dropout is drawn on the device
             checkpoint["cuda_random_state"] = torch.cuda.get_rng_state(self.device)

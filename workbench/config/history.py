@@ -66,8 +66,11 @@ VERSIONS: dict[int, Version] = {
                 "language_model.stages[].template": "chat",
                 "language_model.stages[].group_by": "",
                 "language_model.match_scale": True,
+                "language_model.log_every": 10,
+                "language_model.keep_weights": "float32",
                 "training.num_workers": None,
             },
+            changed={"language_model.keep_weights": ("float32", "bf16")},
             redefined={
                 "source.options.padding": {"crop": "crop_then_resize"},
                 "language_model.stages[].source.options.padding": {"crop": "crop_then_resize"},

@@ -15,6 +15,7 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2")
 PARALLEL = ("auto", "ddp", "fsdp")
 GROUPS = ("none", "length", "modality_length")
 WEIGHTS = ("auto", "float32", "bf16")
+KEPT = ("bf16", "float32", "none")
 
 
 @dataclass
@@ -76,6 +77,8 @@ class LanguageConfig:
     group_by: str = "length"  # what a batch's conversations have in common: none, length, modality_length
     parallel: str = "auto"  # ddp or fsdp where training.devices is above 1
     checkpoint_every: int = 200  # steps; an interrupted run goes on from there; 0: from its start
+    keep_weights: str = "bf16"  # how those of a model trained in full are kept: bf16, float32, none
+    log_every: int = 10  # steps; loss, gradient norm, speed and memory, and whether the loss is a number
     max_new_tokens: int = 16
     eval_batch_size: int = 32
     val_limit: int = 0  # questions of the validation split that are evaluated; 0: all
@@ -84,7 +87,16 @@ class LanguageConfig:
 
 
 # What moves no weight and no answer.
-NOT_IDENTITY = ("probes", "checkpoint_every", "eval_batch_size", "parallel", "compile", "gradient_checkpointing")
+NOT_IDENTITY = (
+    "probes",
+    "checkpoint_every",
+    "keep_weights",
+    "log_every",
+    "eval_batch_size",
+    "parallel",
+    "compile",
+    "gradient_checkpointing",
+)
 
 
 def check_language(config: LanguageConfig, where: str) -> None:
@@ -97,6 +109,7 @@ def check_language(config: LanguageConfig, where: str) -> None:
     one_of("attention", config.attention, ATTENTION)
     one_of("weights", config.weights, WEIGHTS)
     one_of("parallel", config.parallel, PARALLEL)
+    one_of("keep_weights", config.keep_weights, KEPT)
     one_of("group_by", config.group_by, GROUPS)
     if not 0 <= config.lora.dropout < 1:
         raise WorkbenchError(f"{where}: language_model.lora.dropout is {config.lora.dropout}; it is a share below 1.")

@@ -57,6 +57,7 @@ LIMITS: dict[str, Limits] = {
     "language_model.max_new_tokens": Limits(1, 10_000_000, "no answer is so long"),
     "language_model.eval_batch_size": Limits(1, 1_000_000, _HELD),
     "language_model.checkpoint_every": Limits(0),
+    "language_model.log_every": Limits(1, 50, "a loss that is no number would go on for longer"),
     "language_model.val_limit": Limits(0),
     "language_model.lora.rank": Limits(1, 1_000_000, _WIDE),
     "language_model.lora.alpha": Limits(1, 1e12, "weights would not stay finite"),

@@ -19,7 +19,7 @@ from fusion_workbench.models.cards import connector_card
 from fusion_workbench.models.connector import CARD, CONFIG, HEADS, SCHEMA, WEIGHTS, load_parts, read_connector_config
 from fusion_workbench.models.files import full_name, read_tensors, write_config, write_tensors
 from fusion_workbench.models.folder import check_model_weights, is_model_folder, read_model_config
-from fusion_workbench.models.locate import ARTIFACT, Located, download, keeps_model, locate
+from fusion_workbench.models.locate import ARTIFACT, Located, check_keeps_model, download, locate
 from fusion_workbench.schema.model_config import TRAINED, check_config
 from fusion_workbench.schema.names import Artifact, Tag
 from fusion_workbench.system.files import atomic_folder, explain_writing, scratch_beside
@@ -115,10 +115,7 @@ def show(console: Console, exported: ExportedModel) -> None:
 
 def _write_model(located: Located, out: Path) -> tuple[int, ...]:
     """The folder that the run keeps; returns the layers that the model reads."""
-    if not keeps_model(located.client, located.run_id):
-        raise WorkbenchError(
-            f"run {located.run_id} keeps no model: only finished replicates do, so there is nothing to export."
-        )
+    check_keeps_model(located.client, located.run_id)
     if out.exists() and not is_model_folder(out):
         raise WorkbenchError(f"{out} is no model folder, so it is not replaced; name another folder.")
     with explain_writing(out, _ELSEWHERE), scratch_beside(out) as scratch, atomic_folder(out) as made:

@@ -50,6 +50,7 @@ from fusion_workbench.models.weights import (
     read_lora,
     save_tokenizer,
     write_lora,
+    write_weights,
 )
 from fusion_workbench.schema.model_config import CHAT, LORA, MODEL, check_config
 from fusion_workbench.system.files import atomic_folder, explain_writing
@@ -57,6 +58,8 @@ from fusion_workbench.system.hardware import default_device
 from fusion_workbench.version import __version__
 
 if TYPE_CHECKING:
+    import torch
+
     from fusion_workbench.modules.encoders.encoder import VisionEncoder
     from fusion_workbench.modules.language.connector import ConnectorConfig, LanguageConnector
     from fusion_workbench.modules.language.decoder import Decoder
@@ -87,6 +90,7 @@ class ModelInfo:
         background: of a padded one, red, green, blue.
         own_encoder: the encoder's folder is copied into the model's; for one that is nowhere else.
         origin: study, run and the like, for the card; plain values.
+        dtype: in which weights of ``own`` are written; None: as they are.
     """
 
     connector: ConnectorConfig
@@ -100,6 +104,7 @@ class ModelInfo:
     background: Sequence[int] = CLIP_MEAN
     own_encoder: bool = False
     origin: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
 
 
 def what_to_save(stages: Sequence[str]) -> SavedWeights:
@@ -282,7 +287,7 @@ def _write(model: VisionLanguageModel, made: Path, encoder: VisionEncoder, info:
         write_lora(decoder, made / LANGUAGE)
         language["lora"] = lora_options(decoder)
     if info.kept == "own":
-        decoder.model.save_pretrained(made / LANGUAGE)
+        write_weights(decoder, made / LANGUAGE, info.dtype)
         save_tokenizer(decoder.tokenizer, made / LANGUAGE)
     if info.own_encoder:
         shutil.copytree(encoder.name, made / ENCODER)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fusion_workbench.core.errors import WorkbenchError, first_line, nearest
 from fusion_workbench.models.files import CONFIG
 from fusion_workbench.schema.checksums import from_tags, is_whole
-from fusion_workbench.schema.names import Phase, RunStatus, Tag
+from fusion_workbench.schema.names import KEPT_WEIGHTS, Phase, RunStatus, Tag
 from fusion_workbench.study.tracking import existing_uri
 from fusion_workbench.system.mlflow_database import artifact_folder
 from fusion_workbench.system.scratch import scratch_folder
@@ -105,13 +105,24 @@ def model_folder(target: str, uri: str, workspace: Path, experiment: str | None)
             "name a folder, or another place with --workspace or --uri."
         )
     client, run_id = find_run(uri or existing_uri(workspace), target, experiment)
-    if not keeps_model(client, run_id):
-        raise WorkbenchError(
-            f"run {run_id} keeps no model: only finished replicates of a study with a language model do (a study with "
-            "language_model: in its YAML). Of a probe, workbench export writes the connector."
-        )
+    check_keeps_model(client, run_id)
     with scratch_folder("model") as scratch:
         yield download(client, run_id, ARTIFACT, scratch)
+
+
+def check_keeps_model(client: MlflowClient, run_id: str) -> None:
+    """Raises WorkbenchError where a run has no model among its artifacts."""
+    if keeps_model(client, run_id):
+        return
+    if client.get_run(run_id).data.params.get(KEPT_WEIGHTS) == "none":
+        raise WorkbenchError(
+            f"run {run_id} keeps no model, as its study said (language_model.keep_weights: none). With bf16 or float32 "
+            "further replicates keep theirs."
+        )
+    raise WorkbenchError(
+        f"run {run_id} keeps no model: only finished replicates of a study with a language model do (a study with "
+        "language_model: in its YAML). Of a probe, workbench export writes the connector."
+    )
 
 
 def keeps_model(client: MlflowClient, run_id: str) -> bool:

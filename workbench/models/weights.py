@@ -14,6 +14,7 @@ from fusion_workbench.system.model_files import content_hash, weight_files
 from fusion_workbench.system.tensors import check_finite
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from fusion_workbench.modules.language.decoder import Decoder
@@ -55,6 +56,21 @@ def language_files(name: str, revision: str | None) -> str:
         if files := weight_files(name, revision):
             return content_hash(files)
     return ""
+
+
+def write_weights(decoder: Decoder, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """The whole language model as transformers writes it, in ``dtype``; None: in the types that it has."""
+    model = decoder.model
+    if dtype is None:
+        model.save_pretrained(folder)
+        return
+    copies: dict[int, Tensor] = {}  # tied weights stay one
+    state = {name: copies.setdefault(value.data_ptr(), value.to(dtype)) for name, value in model.state_dict().items()}
+    was, model.config.dtype = model.config.dtype, dtype
+    try:
+        model.save_pretrained(folder, state_dict=state)
+    finally:
+        model.config.dtype = was
 
 
 def write_lora(decoder: Decoder, folder: Path) -> None:

@@ -185,6 +185,9 @@ def statistic_column(name: str) -> str:
     return f"stat.{name}"
 
 
+KEPT_WEIGHTS = "weights"  # a param: in which type those of a language model that was trained in full are kept; or none
+
+
 # --- metrics --------------------------------------------------------------------------------------------------------
 
 OBJECTIVE = "val/objective"  # the mean of the tasks on validation, more is better: what the search goes by
@@ -196,8 +199,6 @@ CONVERGED = "converged"  # 1 or 0
 GATES_OPENED = "gates_opened"  # 1 or 0
 GATE = "gate/"  # begins the metrics of gates, and their names in inside.safetensors
 ATTENTION_SHARE = "attention_share/layer_"  # begins the metrics of attention, before the number of a layer
-
-
 OFFSET_RMS = "sampling_offset_rms_cells"  # how far deformable attention looks
 TOKENS_RMS = "tokens_rms"  # root mean square of the image tokens that a language model is given
 INJECTED_RMS = "injected_rms/block_"  # the same of what is added at a decoder block, before its number
@@ -219,6 +220,16 @@ class CostMetric(StrEnum):
     THROUGHPUT = "cost/samples_per_second"
     PEAK_MEMORY = "cost/peak_memory_mb"
     MFU = "cost/mfu"  # model FLOP utilisation
+
+
+class StepMetric(StrEnum):
+    """Metrics of a few steps of a language model's training; nothing is read from them but by people."""
+
+    LOSS = "step/loss"
+    LR = "step/lr"
+    GRADIENT_NORM = "step/gradient_norm"  # before it is clipped
+    POSITIONS = "step/positions_per_second"
+    MEMORY = "step/memory_mb"  # the most so far
 
 
 # How the others begin, and those that stand alone.

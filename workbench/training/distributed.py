@@ -21,7 +21,7 @@ from fusion_workbench.schema.names import Status
 if TYPE_CHECKING:
     from fusion_workbench.study.jobs import Job
     from fusion_workbench.study.prepare import Parts
-    from fusion_workbench.training.language_training import LossRow
+    from fusion_workbench.training.language_callbacks import LossRow
 
 ORDER = "order.json"
 _PATIENCE = 30  # seconds that workers are given to end
@@ -42,7 +42,12 @@ class DistributedResult:
 
 
 def train_distributed(
-    parts: Parts, job: Job, folder: Path, tell: Callable[[int, LossRow], None], advance: Callable[[int], None]
+    parts: Parts,
+    job: Job,
+    folder: Path,
+    tell: Callable[[int, LossRow], None],
+    advance: Callable[[int], None],
+    log: Callable[[int, LossRow], None],
 ) -> DistributedResult:
     """Run the stages of ``job`` that are not done, on ``training.devices`` devices; leaves checkpoints in ``folder``.
 
@@ -82,6 +87,8 @@ def train_distributed(
                     advance(int(event["steps"]))
                 elif "status" in event:
                     end = event
+                elif "step" in event:
+                    log(int(event["step"]), event["row"])
                 else:
                     rows[int(event["number"])] = event["row"]
                     tell(int(event["number"]), event["row"])
@@ -109,7 +116,7 @@ def _event(line: str) -> dict[str, Any] | None:
         event = json.loads(line)
     except ValueError:
         return None
-    return event if isinstance(event, dict) and event.keys() & {"steps", "number", "status"} else None
+    return event if isinstance(event, dict) and event.keys() & {"steps", "step", "number", "status"} else None
 
 
 def run_worker(path: Path) -> None:
@@ -143,9 +150,12 @@ def run_worker(path: Path) -> None:
     def tell(number: int, row: LossRow) -> None:
         say({"number": number, "row": row})
 
+    def log(step: int, row: LossRow) -> None:
+        say({"step": step, "row": row})
+
     training = tuple((key, value) for key, value in request["training"])
     job = Job(Variant(cell, request["lr"], training), request["replicate"])
-    run = LanguageRun(parts, job, Path(request["folder"]), tell, lambda steps: say({"steps": steps}))
+    run = LanguageRun(parts, job, Path(request["folder"]), tell, lambda steps: say({"steps": steps}), log)
     run.train()
     end = {"status": run.status, "samples": run.samples, "seconds": run.seconds, "before": run.before}
     if run.status == Status.OUT_OF_MEMORY:  # of this device, whichever it is; the others wait for it, and must be ended

@@ -93,7 +93,8 @@ class LanguageTrainer(JobTrainer):
         from fusion_workbench.modules.probes.bank import objective
         from fusion_workbench.training.distributed import train_distributed
         from fusion_workbench.training.evaluation import Evaluator, SplitPredictions
-        from fusion_workbench.training.language_training import LanguageRun, LossRow
+        from fusion_workbench.training.language_callbacks import LossRow
+        from fusion_workbench.training.language_training import LanguageRun
 
         language = self.parts.language
         assert language is not None
@@ -103,14 +104,14 @@ class LanguageTrainer(JobTrainer):
 
         if self.study.training.devices > 1:
             # It leaves its checkpoints for the run below to take up.
-            result = train_distributed(self.parts, job, folder, tell, advance)
+            result = train_distributed(self.parts, job, folder, tell, advance, tell)
             run = LanguageRun(self.parts, job, folder)
             if result.status == Status.FINISHED:
                 run.train()
             run.status, run.history = result.status, result.history
             run.samples, run.seconds, run.before = result.samples, result.seconds, result.before
         else:
-            run = LanguageRun(self.parts, job, folder, tell, advance)
+            run = LanguageRun(self.parts, job, folder, tell, advance, tell)
             run.train()
         assert run.status is not None  # training ended, or it raised
         run.to_device()

@@ -12,6 +12,7 @@ from fusion_workbench.config.study import StudyConfig
 from fusion_workbench.models.folder import ModelInfo, save_model, what_to_save
 from fusion_workbench.schema.language import LanguageModel
 from fusion_workbench.schema.names import (
+    KEPT_WEIGHTS,
     Artifact,
     CostMetric,
     model_file,
@@ -80,6 +81,8 @@ def child_params(study: StudyConfig, variant: Variant, replicate: str) -> dict[s
         params |= {f"{stage.name}.lr_{part}": rate for part, rate in stage_rates(study, stage, variant.lr).items()}
         params[f"{stage.name}.language_model"] = stage.language_model
         params[f"{stage.name}.epochs"] = stage.epochs
+    if what_to_save([stage.language_model for stage in study.language_model.stages]) == "own":
+        params[KEPT_WEIGHTS] = study.language_model.keep_weights
     return params
 
 
@@ -145,8 +148,11 @@ def child_files(
         files[scores_file(split)] = predictions.scores_parquet()
     if "test" in answers:
         files[Artifact.ANSWERS] = answers["test"].predictions_parquet()
+    info = _model_info(run, parts)
+    if info.kept == "own" and run.language.config.keep_weights == "none":
+        return files
     folder = scratch / "model"
-    save_model(run.model, folder, parts.encoder, _model_info(run, parts))
+    save_model(run.model, folder, parts.encoder, info)
     files |= {model_file(str(path.relative_to(folder))): path for path in folder.rglob("*") if path.is_file()}
     return files
 
@@ -171,6 +177,7 @@ def _model_info(run: LanguageRun, parts: Parts) -> ModelInfo:
             "variant": run.job.variant.id,
             "replicate": run.job.replicate,
         },
+        dtype=torch.bfloat16 if config.keep_weights == "bf16" else None,
     )
 
 

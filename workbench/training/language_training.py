@@ -27,19 +27,18 @@ from fusion_workbench.modules.language.decoder import LoraOptions
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.modules.optim import gate_rms, named_gates
 from fusion_workbench.modules.probes.guard import is_out_of_memory
-from fusion_workbench.schema.names import TRAIN_LOSS, Status
+from fusion_workbench.schema.names import Status
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.language_parts import stage_recipe, stage_steps
 from fusion_workbench.study.prepare import Parts
 from fusion_workbench.study.record import peak_memory_mb
+from fusion_workbench.training.language_callbacks import LossCurve, LossRow, StepMetrics, TellingLogger
 
 if TYPE_CHECKING:
     from fusion_workbench.modules.language.decoder import Decoder
     from fusion_workbench.study.jobs import Job
 
 _MEASURED, _DIAGNOSED = 16, 32  # images of which the scale at the start is measured, and the trained connector told
-SECTIONS = 8  # rows of the loss curve per stage
-LossRow = dict[str, float]
 
 
 class LanguageRun:
@@ -51,12 +50,14 @@ class LanguageRun:
         folder: of its checkpoints.
         tell: called with (number of the row, row) as the loss curve grows.
         advance: called with the number of steps done.
+        log: called with (step of all stages together, metrics of a step).
 
     Attributes:
         model: the vision-language model.
-        history: rows of the loss curve, :data:`SECTIONS` per stage.
+        history: rows of the loss curve, :data:`~training.language_callbacks.SECTIONS` per stage.
         status: finished, diverged or out_of_memory; None while it trains.
-        seconds, samples, flops_seen: of training, in this process; FLOPs by :func:`flops_per_position`.
+        seconds, samples, flops_seen: of training, in this process; FLOPs by
+            :func:`~training.language_callbacks.flops_per_position`.
         before: seconds of training that earlier processes put into the checkpoints that are taken up.
         peak_memory_mb: of training in this process, on CUDA of this run alone; nan where it trained nothing.
     """
@@ -68,12 +69,13 @@ class LanguageRun:
         folder: Path,
         tell: Callable[[int, LossRow], None] = lambda number, row: None,
         advance: Callable[[int], None] = lambda steps: None,
+        log: Callable[[int, LossRow], None] = lambda step, row: None,
     ) -> None:
         assert parts.language is not None
         self.parts, self.job, self.folder = parts, job, folder
         self.language = parts.language
         self.study = parts.study
-        self.tell, self.advance = tell, advance
+        self.tell, self.advance, self.log = tell, advance, log
         self.history: list[LossRow] = []
         self.status: str | None = None
         self.seconds = self.before = 0.0
@@ -89,6 +91,11 @@ class LanguageRun:
         """What the first axis of the features holds."""
         return tuple(sorted(set(self.model.connector.uses)))
 
+    @property
+    def tokens_per_image(self) -> int:
+        """That the language model is given."""
+        return self.language.tokens_per_image(self.job.variant.cell)
+
     def train(self) -> None:
         """All stages that are not done yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +109,7 @@ class LanguageRun:
             self._arrange(stage)
             done = self.folder / f"{stage.name}.done.ckpt"
             if not (done.exists() and self._restore(done)):
-                self._train_stage(stage)
+                self._train_stage(stage, base=sum(counts[:place]))
                 if self.status is not None:
                     return
             else:
@@ -168,6 +175,7 @@ class LanguageRun:
         """What trains in a stage, and how fast."""
         _ARRANGE[stage.language_model](self, self.model.decoder)
         self.model.connector.requires_grad_(stage.connector)
+        self.model.ended = False
         self.model.recipe = stage_recipe(self.study, stage, self.job.variant.lr)
 
     def _freeze(self, decoder: Decoder) -> None:
@@ -189,10 +197,10 @@ class LanguageRun:
 
     # --- a stage ------------------------------------------------------------------------------------------------
 
-    def _train_stage(self, stage: StageConfig) -> None:
+    def _train_stage(self, stage: StageConfig, base: int) -> None:
         training, config = self.study.training, self.language.config
         latest = self.folder / f"{stage.name}.ckpt"
-        callbacks: list[L.Callback] = [_Recorder(self)]
+        callbacks: list[L.Callback] = [LossCurve(self), StepMetrics(self, config.log_every, base)]
         if config.checkpoint_every:
             callbacks.append(
                 ModelCheckpoint(
@@ -212,7 +220,7 @@ class LanguageRun:
             precision=training.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=stage.accumulate,
             gradient_clip_val=self.model.recipe.gradient_clip or None,
-            logger=False,
+            logger=TellingLogger(self.log),
             enable_checkpointing=bool(config.checkpoint_every),
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -237,6 +245,7 @@ class LanguageRun:
                 self._started = None
                 self.peak_memory_mb = peak_memory_mb()
         if self.status is None:
+            self.model.ended = True
             trainer.save_checkpoint(self.folder / f"{stage.name}.done.ckpt", weights_only=False)
             latest.unlink(missing_ok=True)
 
@@ -258,11 +267,8 @@ class LanguageRun:
         if not _readable(path):
             return False
         checkpoint = self._load(path)
-        kept = checkpoint["callbacks"].get(_Recorder.__qualname__, {})
-        self.history = [dict(row) for row in kept.get("history", [])]
-        self.before = float(kept.get("seconds", 0.0))
-        for place, row in enumerate(self.history):
-            self.tell(place, row)
+        curve = LossCurve(self)
+        curve.take_up(checkpoint["callbacks"].get(curve.state_key, {}))
         return True
 
     def _load(self, path: Path) -> dict[str, Any]:
@@ -297,83 +303,6 @@ _PARALLEL: dict[str, Callable[[int], Any]] = {
     "ddp": lambda devices: "ddp" if devices > 1 else "auto",
     "fsdp": _sharded,
 }
-
-
-def flops_per_position(parameters: int, trains: str) -> int:
-    """Model FLOPs per position in a training step: 2 a parameter forward, 2 backward to the activations, and 2 to the
-    weights where all of them train (arXiv 2204.02311, appendix B, without the attention's own).
-    """
-    return (6 if trains == FULL else 4) * parameters
-
-
-class _Recorder(L.Callback):
-    """The loss curve, sections of the stage as rows; ends a stage whose loss is no number."""
-
-    def __init__(self, run: LanguageRun) -> None:
-        self.run = run
-        self.steps = 1
-        self._loss: Any = 0.0
-        self._batches = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        run = self.run
-        return {
-            "history": run.history,
-            "loss": float(self._loss),
-            "batches": self._batches,
-            "seconds": run.before + run.seconds + run.clock(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.run.history = [dict(row) for row in state["history"]]
-        self._loss, self._batches = state["loss"], state["batches"]
-        self.run.before = float(state.get("seconds", 0.0))
-        for place, row in enumerate(self.run.history):
-            self.run.tell(place, row)
-
-    @property
-    def state_key(self) -> str:
-        return type(self).__qualname__
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.steps = int(trainer.estimated_stepping_batches)
-        self._seen = trainer.global_step
-        self.run.advance(self._seen)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # Lightning hands over the loss as a share of the step that is accumulated.
-        self._loss = self._loss + outputs["loss"].detach() * trainer.accumulate_grad_batches
-        self._batches += 1
-        self.run.samples += len(batch["index"])
-        words, images = int(batch["attention_mask"].sum()), batch["features"].shape[1]
-        positions = words + images * (self.run.language.tokens_per_image(self.run.job.variant.cell) - 1)
-        self.run.flops_seen += positions * flops_per_position(
-            self.run.language.parameters, self.run.model.decoder.trains
-        )
-        if trainer.global_step == self._seen:
-            return  # a batch that is accumulated
-        before, self._seen = self._seen, trainer.global_step
-        self.run.advance(self._seen - before)
-        if self._section(self._seen) > self._section(before) or self._seen == self.steps:
-            self._close(trainer)
-
-    def _section(self, step: int) -> int:
-        return step * SECTIONS // self.steps
-
-    def _close(self, trainer: L.Trainer) -> None:
-        mean = torch.as_tensor(self._loss / max(1, self._batches), device=self.run.model.decoder.device)
-        # Of all processes: one that stopped alone would leave the others waiting for its gradients.
-        loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
-        self._loss, self._batches = 0.0, 0
-        row = {TRAIN_LOSS: loss, "lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
-        row |= self.run.gates()
-        self.run.history.append(row)
-        self.run.tell(len(self.run.history) - 1, row)
-        if not math.isfinite(loss):
-            self.run.status = Status.DIVERGED
-            trainer.should_stop = True
 
 
 def _readable(path: Path) -> bool:

@@ -146,6 +146,24 @@ def test_loads_a_folder(tmp_path: Path) -> None:
     assert loaded.tokenizer.decode(loaded.tokenizer("Why, 7?")["input_ids"]) == "Why, 7?"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("held", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_computes_in_bf16_is_loaded_as_it_is_kept(family: str, held: torch.dtype, tmp_path: Path) -> None:
+    """Weights, types and buffers are those of one that was read in float32 and then converted."""
+    made = tiny_decoder(family)
+    made.model.to(held).save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    loaded = Decoder.load(str(tmp_path), precision="bf16")
+    whole = Decoder(Decoder.load(str(tmp_path), precision="float32").model, made.tokenizer, "bf16")
+    wanted = {**dict(whole.model.named_parameters()), **dict(whole.model.named_buffers())}
+    found = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
+    assert found.keys() == wanted.keys()
+    for name, value in found.items():
+        assert value.dtype == wanted[name].dtype, name
+        assert torch.equal(value, wanted[name]), name
+    assert {torch.bfloat16, torch.float32} == {p.dtype for p in loaded.model.parameters()}
+
+
 def test_what_cannot_be_loaded_is_said_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match=r"holds no config\.json"):
         Decoder.load(str(tmp_path))

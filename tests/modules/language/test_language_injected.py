@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_language import FAMILIES, tiny_decoder
+from tiny_language import FAMILIES, WIDTH, tiny_decoder, tiny_tokenizer
 from tiny_visual import DIM, GRID, LAYERS, Chat, features_of
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.language import INJECTIONS
 from fusion_workbench.modules.language.connector import ConnectorConfig, match_scale, seeded_connector
+from fusion_workbench.modules.language.decoder import Decoder
 from fusion_workbench.modules.language.injection import Injection
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 
@@ -29,6 +30,53 @@ def model_of(strategy: str, family: str = "llama") -> VisionLanguageModel:
 def losses(model: VisionLanguageModel, batch: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         return model.loss_per_example(batch)
+
+
+def test_deepstack_adds_what_qwen3_vl_adds_where_it_does() -> None:
+    """Bit for bit, by transformers' own Qwen3-VL on the same weights, tokens and words; and nowhere else."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3VLTextConfig, Qwen3VLTextModel
+
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": WIDTH // 4,
+        "initializer_range": 0.3,
+    }
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    sections = {"mrope_section": [2, 1, 1], "mrope_interleaved": True}  # of words and one image alike, so plain RoPE
+    theirs = Qwen3VLTextModel(Qwen3VLTextConfig(**shape, rope_parameters=rope | sections)).eval()
+    plain = Qwen3ForCausalLM(Qwen3Config(**shape, rope_parameters=rope))
+    plain.model.load_state_dict(theirs.state_dict())
+    decoder = Decoder(plain, tokenizer)
+    connector = ConnectorConfig("deepstack", Selection((1, 2), 3), dim=DIM, width=WIDTH, depth=5)
+    model = VisionLanguageModel(seeded_connector(connector, 0), decoder, GRID, layers=LAYERS).eval()
+    batch = Chat().batch(TURNS)
+    with torch.no_grad():
+        logits, spliced = model(batch)
+        given = model.visual(batch["features"])
+
+        def qwen(shift: int) -> Tensor:
+            """With the additions ``shift`` blocks later than Qwen3-VL has them."""
+            none = torch.zeros_like(spliced.pack(given.tokens))
+            states = theirs(
+                inputs_embeds=spliced.inputs_embeds,
+                attention_mask=spliced.attention_mask.long(),
+                position_ids=spliced.position_ids.expand(3, -1, -1),
+                visual_pos_masks=spliced.visual,
+                deepstack_visual_embeds=[none] * shift + [spliced.pack(added) for added in given.injected.values()],
+                use_cache=False,
+            ).last_hidden_state
+            return plain.lm_head(states)
+
+        seen = spliced.attention_mask
+        assert torch.equal(logits[seen], qwen(0)[seen])
+        assert (logits[seen] - qwen(1)[seen]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
