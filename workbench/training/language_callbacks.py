@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -17,21 +17,42 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fusion_workbench.config.language import FULL
+from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.schema.names import TRAIN_LOSS, Status, StepMetric
 from fusion_workbench.study.record import peak_memory_mb
-
-if TYPE_CHECKING:
-    from fusion_workbench.training.language_training import LanguageRun
 
 SECTIONS = 8  # rows of the loss curve per stage
 LossRow = dict[str, float]
 
 
+class Training(Protocol):
+    """What is told of: :class:`~training.language_training.LanguageRun`, which says what each is."""
+
+    model: VisionLanguageModel
+    history: list[LossRow]
+    status: str | None
+    seconds: float
+    before: float
+    samples: int
+    flops_seen: float
+    tell: Callable[[int, LossRow], None]
+    advance: Callable[[int], None]
+
+    @property
+    def tokens_per_image(self) -> int: ...
+
+    @property
+    def flops_per_position(self) -> int: ...
+
+    def clock(self) -> float: ...
+
+    def gates(self) -> LossRow: ...
+
+
 class LossCurve(L.Callback):
     """The mean loss of each section of a stage; what was seen of it is kept in the checkpoints."""
 
-    def __init__(self, run: LanguageRun) -> None:
+    def __init__(self, run: Training) -> None:
         self.run = run
         self.steps = 1
         self._loss: Any = 0.0
@@ -105,7 +126,7 @@ class StepMetrics(L.Callback):
         base: steps of the stages before.
     """
 
-    def __init__(self, run: LanguageRun, every: int, base: int) -> None:
+    def __init__(self, run: Training, every: int, base: int) -> None:
         self.run, self.every, self.base = run, every, base
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -148,9 +169,7 @@ class StepMetrics(L.Callback):
         # An image's place is a word of the mask already.
         positions = int(self._words) + self._images * (self.run.tokens_per_image - 1)
         seconds = time.perf_counter() - self._since
-        self.run.flops_seen += positions * flops_per_position(
-            self.run.language.parameters, self.run.model.decoder.trains
-        )
+        self.run.flops_seen += positions * self.run.flops_per_position
         row = {
             StepMetric.LOSS: loss,
             StepMetric.LR: rate(trainer),
@@ -208,10 +227,3 @@ def gradient_norm(model: nn.Module) -> float:
     """The 2-norm of all gradients together, of a sharded model too."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-def flops_per_position(parameters: int, trains: str) -> int:
-    """Model FLOPs per position in a training step: 2 a parameter forward, 2 backward to the activations, and 2 to the
-    weights where all of them train (arXiv 2204.02311, appendix B, without the attention's own).
-    """
-    return (6 if trains == FULL else 4) * parameters

@@ -56,8 +56,7 @@ class LanguageRun:
         model: the vision-language model.
         history: rows of the loss curve, :data:`~training.language_callbacks.SECTIONS` per stage.
         status: finished, diverged or out_of_memory; None while it trains.
-        seconds, samples, flops_seen: of training, in this process; FLOPs by
-            :func:`~training.language_callbacks.flops_per_position`.
+        seconds, samples, flops_seen: of training, in this process; FLOPs as :attr:`flops_per_position`.
         before: seconds of training that earlier processes put into the checkpoints that are taken up.
         peak_memory_mb: of training in this process, on CUDA of this run alone; nan where it trained nothing.
     """
@@ -95,6 +94,13 @@ class LanguageRun:
     def tokens_per_image(self) -> int:
         """That the language model is given."""
         return self.language.tokens_per_image(self.job.variant.cell)
+
+    @property
+    def flops_per_position(self) -> int:
+        """Model FLOPs in a training step: 2 a parameter forward, 2 backward to the activations, and 2 to the weights
+        where all of them train (arXiv 2204.02311, appendix B, without the attention's own).
+        """
+        return (6 if self.model.decoder.trains == FULL else 4) * self.language.parameters
 
     def train(self) -> None:
         """All stages that are not done yet."""
