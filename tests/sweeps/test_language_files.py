@@ -90,3 +90,28 @@ def test_the_papers_recipe_runs(
             f"tracking.uri={mlflow_uri}",
         ],
     )
+
+
+def test_the_papers_recipe_says_what_its_scripts_say() -> None:
+    """``scripts/mmfuser/pretrain_7b.sh`` and ``finetune_7b.sh`` of yuecao0119/MMFuser, and the defaults of LLaVA's code
+    where they say nothing; their rates stand in tests/modules/test_optim.py.
+    """
+    study = load_study("mmfuser_llava_7b")
+    language = study.language_model
+    assert language is not None
+    first, second = language.stages
+    assert first.source is not None
+    for stage, source, template, padding, group, batch in (
+        (first, first.source, "plain", "crop", "none", 256),  # --version plain, image_aspect_ratio square
+        (second, study.source, "chat", "square", "modality_length", 128),  # --version v1, image_aspect_ratio pad
+    ):
+        assert (source.name, source.options["size"]) == ("llava", 336)
+        assert (stage.template, source.options.get("padding", "square")) == (template, padding)
+        assert (stage.group_by or language.group_by) == group
+        of_a_device = stage.batch_size or study.training.batch_size
+        assert of_a_device * study.training.devices * stage.accumulate == batch
+        assert (stage.epochs, stage.weight_decay, stage.warmup) == (1, 0.0, 0.03)
+    assert [stage.language_model for stage in language.stages] == ["frozen", "full"]
+    assert (language.system, language.max_length) == ("vicuna_v1", 2048)
+    assert not language.projector_norm
+    assert not language.match_scale
