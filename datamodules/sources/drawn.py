@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 from fusion_workbench.assets.manifest import MANIFEST
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.datamodules.sources.base import SPLITS, Source
+from fusion_workbench.datamodules.sources.base import SPLITS, Array, Source
 from fusion_workbench.system.checksums import sha256_of
 
 
@@ -72,10 +73,19 @@ class DrawnSource(Source, Generic[O]):
         return frozen_stream(self.version, self.chosen.seed, split, index, purpose)
 
 
+class _Unseeded(ISeedSequence):
+    """Stands for a seed that is given later: to work one out for every sample takes longer than to draw its ink."""
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Array:
+        return np.zeros(n_words, dtype)
+
+
 def frozen_stream(*words: object) -> np.random.RandomState:
     """Random numbers that are a function of ``words``. RandomState, not Generator: its stream is frozen for good."""
     digest = hashlib.sha256("|".join(map(str, words)).encode()).digest()
-    return np.random.RandomState(np.frombuffer(digest, dtype="<u4"))
+    stream = np.random.RandomState(np.random.MT19937(_Unseeded()))
+    stream.seed(np.frombuffer(digest, dtype="<u4"))
+    return stream
 
 
 def example_ids(split: str, size: int) -> list[str]:

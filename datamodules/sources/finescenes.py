@@ -9,7 +9,7 @@ typefaces are each split, so that nothing that is seen in training is seen again
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,11 +197,11 @@ class FineScenes(DrawnSource[FineScenesOptions]):
         """Draw scene ``index``: uint8 ``[size, size, 3]``."""
         self.check_index(split, index)
         scene = self._layouts[split][index] if split in self._layouts else self.layout(split, index)
-        draw = self.stream(split, index, "ink")
+        colours = _colours(self.stream(split, index, "ink"))
         canvas = self.parts.background(scene.photograph, scene.crop, scene.flip, self.chosen.size)
-        _ink(canvas, scene.digit, self.parts.handwriting(scene.digit.which, scene.digit.width), draw)
+        _ink(canvas, scene.digit, self.parts.handwriting(scene.digit.which, scene.digit.width), colours)
         for glyph in scene.glyphs:
-            _ink(canvas, glyph, self.parts.glyph(glyph.which, glyph.label, glyph.width, glyph.height), draw)
+            _ink(canvas, glyph, self.parts.glyph(glyph.which, glyph.label, glyph.width, glyph.height), colours)
         return canvas
 
     def targets(self, split: str) -> dict[str, Array]:
@@ -240,21 +240,27 @@ class FineScenes(DrawnSource[FineScenesOptions]):
         )
 
 
-def _ink(canvas: Array, where: PlacedGlyph, coverage: Array, draw: np.random.RandomState) -> None:
+def _colours(draw: np.random.RandomState) -> Iterator[list[int]]:
+    """Red, green and blue, without end; many at a time, which are the numbers that one at a time would be."""
+    while True:
+        yield from draw.randint(0, 256, (64, 3)).tolist()
+
+
+def _ink(canvas: Array, where: PlacedGlyph, coverage: Array, colours: Iterator[list[int]]) -> None:
     """Paint ``coverage`` (uint8 [h, w]) in a random colour that stands off from what it covers. Integers only."""
     patch = canvas[where.top : where.top + where.height, where.left : where.left + where.width]
-    ground = _luma(patch.reshape(-1, 3).sum(0, dtype=np.int64)) // (where.width * where.height)
-    while True:  # black or white is always far enough, so this ends
-        colour = draw.randint(0, 256, 3)
-        if abs(_luma(colour) - ground) >= CONTRAST:
-            break
-    alpha = coverage[:, :, None].astype(np.int64)
-    patch[:] = ((patch * (255 - alpha) + colour * alpha + 127) // 255).astype(np.uint8)
+    ground = _luma(np.add.reduce(patch, (0, 1), np.int64).tolist()) // (where.width * where.height)
+    # Black or white is always far enough, so this ends.
+    colour = next(colour for colour in colours if abs(_luma(colour) - ground) >= CONTRAST)
+    alpha = coverage[:, :, None].astype(np.uint16)
+    # At most 255 · 255 + 127: sixteen bits hold it.
+    patch[:] = (patch * (255 - alpha) + np.array(colour, np.uint16) * alpha + 127) // 255
 
 
-def _luma(colour: Array) -> int:
+def _luma(colour: Sequence[int]) -> int:
     """ITU-R BT.601 luma in integers."""
-    return int(299 * int(colour[0]) + 587 * int(colour[1]) + 114 * int(colour[2])) // 1000
+    red, green, blue = colour
+    return (299 * red + 587 * green + 114 * blue) // 1000
 
 
 def _box(placed: PlacedGlyph, size: int) -> tuple[float, float, float, float]:

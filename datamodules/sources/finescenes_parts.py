@@ -74,11 +74,10 @@ class Parts:
     def background(self, number: int, crop: tuple[int, int, int], flip: bool, size: int) -> Array:
         """A square of the photograph as ``[size, size, 3]``, by averaging."""
         left, top, side = crop
-        square = self.photograph(number)[top : top + side, left : left + side]
+        square = _picture(self._photographs[number]).crop((left, top, left + side, top + side))
         if flip:
-            square = square[:, ::-1]
-        image = Image.fromarray(np.ascontiguousarray(square))
-        return np.array(image.resize((size, size), Image.Resampling.BOX))
+            square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.array(square.resize((size, size), Image.Resampling.BOX))
 
     # --- handwriting --------------------------------------------------------------------------------------------
 
@@ -93,6 +92,10 @@ class Parts:
 
     def handwriting(self, number: int, side: int) -> Array:
         """Coverage uint8 ``[side, side]``: the ink, cut to its square and resized."""
+        return np.array(self._square(number).resize((side, side), Image.Resampling.BILINEAR))
+
+    @functools.cache  # noqa: B019 - small, and as many as there are samples
+    def _square(self, number: int) -> Image.Image:
         stroke = self._strokes[number]
         rows, columns = np.flatnonzero(stroke.any(1)), np.flatnonzero(stroke.any(0))
         ink = stroke[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -100,7 +103,7 @@ class Parts:
         square = np.zeros((long, long), np.uint8)
         top, left = (long - ink.shape[0]) // 2, (long - ink.shape[1]) // 2
         square[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
-        return np.array(Image.fromarray(square).resize((side, side), Image.Resampling.BILINEAR))
+        return Image.fromarray(square)
 
     # --- typefaces ----------------------------------------------------------------------------------------------
 
@@ -117,11 +120,21 @@ class Parts:
 
     def glyph(self, face: int, label: int, width: int, height: int) -> Array:
         """Coverage uint8 ``[height, width]``: the large glyph, averaged down."""
-        large = Image.fromarray(_master(self._typefaces[face], CLASSES[label]))
-        return np.array(large.resize((width, height), Image.Resampling.BOX))
+        return _reduced(self._typefaces[face], CLASSES[label], width, height)
 
 
 _photograph = functools.cache(load_image)
+
+
+@functools.cache
+def _picture(path: Path) -> Image.Image:
+    return Image.fromarray(_photograph(path))
+
+
+@functools.cache  # a few hundred bytes each, some thousands at one size of scene
+def _reduced(typeface: Path, character: str, width: int, height: int) -> Array:
+    large = Image.fromarray(_master(typeface, character))
+    return np.array(large.resize((width, height), Image.Resampling.BOX))
 
 
 @functools.cache
