@@ -22,12 +22,12 @@ from fusion_workbench.modules.probes.probe import ProbeConfig, seeded_probe
 from fusion_workbench.modules.tasks import Digit, Read, Task
 from fusion_workbench.schema.names import Status
 
-LAYERS, STEPS, IMAGES = (1, 2, 3), 3, 4
+LAYERS, STEPS, IMAGES = (1, 2, 3), 4, 4  # the first step of a warm-up has rate 0
 TASKS: list[Task] = [Read(5), Digit(4)]
 
 
 class Encoded(L.LightningDataModule):
-    """Three batches of noise through a real, tiny encoder, at a rectangular size."""
+    """Batches of noise through a real, tiny encoder, at a rectangular size."""
 
     def __init__(self, encoder: VisionEncoder) -> None:
         super().__init__()

@@ -18,14 +18,14 @@ from fusion_workbench.modules.probes.probe import ProbeConfig, seeded_probe
 from fusion_workbench.modules.tasks import Digit, Read, Task
 from fusion_workbench.schema.names import Status
 
-LAYERS, DIM, STEPS = (1, 2, 4), 16, 3
+LAYERS, DIM, STEPS = (1, 2, 4), 16, 4  # the first step of a warm-up has rate 0
 TASKS: list[Task] = [Read(5), Digit(4)]
 GRIDS = {"square": (4, 4), "rectangle": (3, 5), "sequence": (1, 7)}
 CASES = list(every_strategy())
 
 
 class Batches(L.LightningDataModule):
-    """Three fixed batches with the keys of the real ones, and as many of them for validation and test."""
+    """Fixed batches with the keys of the real ones, and as many of them for validation and test."""
 
     def __init__(self, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def trained(request: pytest.FixtureRequest) -> FusionBank:
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{name}{options or ''}" for name, options in CASES])
-def test_three_steps_in_a_bank(number: int, trained: FusionBank) -> None:
+def test_a_few_steps_in_a_bank(number: int, trained: FusionBank) -> None:
     probe_run: ProbeRun = trained.probe_runs[number]
     assert probe_run.status == Status.FINISHED
     assert probe_run.images == 4 * STEPS
