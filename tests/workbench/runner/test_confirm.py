@@ -88,6 +88,7 @@ def test_the_winner_is_trained_again_with_its_controls(text: str, tmp_path: Path
     assert again.kept == result.trained
 
 
+@pytest.mark.long  # two studies
 def test_contenders_are_picked_once(text: str, tmp_path: Path) -> None:
     first = run(study(text), tmp_path)
     before = read_study(first.tracking_uri, "confirmed").contenders

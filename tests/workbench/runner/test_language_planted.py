@@ -28,6 +28,8 @@ from fusion_workbench.runner.experiment import Experiment, StudyResult
 from fusion_workbench.study.prepare import Parts, prepare
 from fusion_workbench.study.progress import Display
 
+pytestmark = pytest.mark.long  # a language model is taught, and two connectors are trained, twice
+
 STUDY = """
 name: reads
 question: Which layers does a frozen language model read?

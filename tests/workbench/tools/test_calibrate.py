@@ -21,6 +21,7 @@ def workspace(mlflow_template: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long  # trains 220 cells
 def test_a_study_names_the_planted_layers(workspace: Path) -> None:
     moved: list[int] = []
     row = named(1, 4, workspace, moved.append)
