@@ -138,16 +138,21 @@ def test_strategies_start_at_the_scale_of_words_on_the_study_s_own_images(text: 
             f"language_model.match_scale={str(matched).lower()}",
         )
         parts = prepare(config, tmp_path, progress=False)
-        starts = []
+        starts: dict[str, list[float]] = {"train": [], "val": []}
         for cell in parts.space.listed:
             run = LanguageRun(parts, Job(variant(config, cell, 1e-3), "0"), tmp_path / "run")
             assert bool(run.connector_config.output_rms) == matched
             words = run.model.decoder.embedding_rms()
-            starts += [
-                value / words for name, value in run.diagnose("val").items() if "rms" in name and "cells" not in name
-            ]
-        assert len(starts) == 4 + 2
-        assert (max(abs(start - 1) for start in starts) < 0.1) == matched
+            for split, ratios in starts.items():
+                told = run.diagnose(split).items()
+                ratios += [value / words for name, value in told if "rms" in name and "cells" not in name]
+        assert all(len(ratios) == 4 + 2 for ratios in starts.values())
+        apart = {split: max(abs(ratio - 1) for ratio in ratios) for split, ratios in starts.items()}
+        if matched:  # on the images that it is measured on; four others may be a little louder
+            assert apart["train"] < 1e-3
+            assert apart["val"] < 0.3
+        else:
+            assert min(apart.values()) > 0.3
 
 
 def test_the_report_of_language_models(text: str, tmp_path: Path) -> None:
