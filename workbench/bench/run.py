@@ -30,6 +30,7 @@ GROUPS = {
     group.name: group
     for group in (
         Group("ceilings", "What this device can do at most: matrix products, memory, disk"),
+        Group("naive", "A study against the sweep as it is usually written"),
         Group("strategies", "Fusion strategies against the device's limits, and MMFuser against grid_sample"),
         Group("bank", "Probe banks against the same probes alone"),
         Group("startup", "Commands against the import of torch"),

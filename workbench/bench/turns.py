@@ -88,15 +88,17 @@ def clock(work: Callable[[], object], device: str, least: float = 0.0) -> Meter:
     return turn
 
 
-def in_turn(meters: Mapping[str, Meter], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each meter, ``repeats`` of them in the order in which they were taken; one more goes before, to warm
-    up.
+def in_turn(meters: Mapping[str, Meter], repeats: int, warm: int = 1) -> dict[str, list[float]]:
+    """Seconds of each meter, ``repeats`` of them in the order in which they were taken.
+
+    Args:
+        warm: turns before them that do not count.
     """
     taken: dict[str, list[float]] = {name: [] for name in meters}
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats + warm):
         for name, meter in meters.items():
             seconds = meter()
-            if repeat:
+            if repeat >= warm:
                 taken[name].append(seconds)
     return taken
 
