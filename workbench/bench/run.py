@@ -31,6 +31,9 @@ GROUPS = {
     for group in (
         Group("ceilings", "What this device can do at most: matrix products, memory, disk"),
         Group("naive", "A study against the sweep as it is usually written"),
+        Group("cached", "Probe banks against plain torch on features in memory"),
+        Group("encoder", "Encoding against a bare forward and the device's limit"),
+        Group("store", "Reading the feature store against memory and disk"),
         Group("strategies", "Fusion strategies against the device's limits, and MMFuser against grid_sample"),
         Group("bank", "Probe banks against the same probes alone"),
         Group("startup", "Commands against the import of torch"),

@@ -129,3 +129,15 @@ def test_smoke_sizes_of_the_naive_sweep(tmp_path: Path, monkeypatch: pytest.Monk
     assert [figure["kind"] for figure in found.values()] == ["times as fast", "difference", "times as fast"]
     apart = found["validation metrics of the same trainings"]["facts"]["differences"]
     assert len(apart) == 8, "four cells, two tasks"
+
+
+@pytest.mark.long
+def test_smoke_sizes_of_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tiny(monkeypatch, tmp_path, "encoder", "store")
+    told = " ".join(found)
+    for what in ("bare transformers forward", "hidden states of layers", "alone", "feature store, from images"):
+        assert what in told
+    for what in ("drawing a scene", "decoding it from PNG", "decoding it from JPEG"):
+        assert f"{what}, 112 px" in found
+    assert "batches from the feature store, cached" in found
+    assert "batches from the feature store, not cached" in found
