@@ -81,7 +81,7 @@ def train(members: Sequence[ProbeRunConfig], batch: dict[str, Tensor], shape: Sh
     """A bank of these members on ``shape.steps`` steps, in float32, timed after :data:`WARM` others."""
     quiet_lightning()
     bank = FusionBank(members, TASKS, range(shape.levels + 1), (shape.grid, shape.grid))
-    watch = _Clock(device)
+    watch = StepClock(device)
     trainer = L.Trainer(
         max_epochs=1,
         accelerator=device,
@@ -92,7 +92,7 @@ def train(members: Sequence[ProbeRunConfig], batch: dict[str, Tensor], shape: Sh
         enable_model_summary=False,
         callbacks=[watch],
     )
-    trainer.fit(bank, DataLoader(_Same(batch, shape.steps + WARM), batch_size=None))
+    trainer.fit(bank, DataLoader(SameBatch(batch, shape.steps + WARM), batch_size=None))
     return Trained(watch.seconds, sum(run.step_seconds for run in bank.probe_runs) - watch.members_before)
 
 
@@ -146,7 +146,7 @@ def _banked(
     return turn
 
 
-class _Same(Dataset[dict[str, Tensor]]):
+class SameBatch(Dataset[dict[str, Tensor]]):
     """One batch again and again."""
 
     def __init__(self, batch: dict[str, Tensor], steps: int) -> None:
@@ -159,8 +159,11 @@ class _Same(Dataset[dict[str, Tensor]]):
         return self.batch
 
 
-class _Clock(L.Callback):
-    """Seconds of the steps after the first :data:`WARM`, from their loading on; CUDA is waited for at both ends."""
+class StepClock(L.Callback):
+    """Seconds of the steps after the first :data:`WARM`, with their loading; CUDA is waited for at both ends.
+
+    ``members_before``: of a bank, what its members took before that.
+    """
 
     def __init__(self, device: str) -> None:
         self.device, self.start, self.seconds, self.members_before = device, 0.0, 0.0, 0.0
@@ -168,9 +171,10 @@ class _Clock(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == WARM - 1:
             synchronise(self.device)
-            for run in pl_module.probe_runs:
-                run.read_marks()
-            self.members_before = sum(run.step_seconds for run in pl_module.probe_runs)
+            if isinstance(pl_module, FusionBank):
+                for run in pl_module.probe_runs:
+                    run.read_marks()
+                self.members_before = sum(run.step_seconds for run in pl_module.probe_runs)
             self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

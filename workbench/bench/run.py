@@ -36,7 +36,9 @@ GROUPS = {
         Group("store", "Reading the feature store against memory and disk"),
         Group("strategies", "Fusion strategies against the device's limits, and MMFuser against grid_sample"),
         Group("bank", "Probe banks against the same probes alone"),
+        Group("language", "Language models against loops by hand and transformers' generate"),
         Group("startup", "Commands against the import of torch"),
+        Group("growth", "How time and memory grow: exponents"),
     )
 }
 
