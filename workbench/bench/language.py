@@ -152,15 +152,12 @@ class Subject:
     def generators(self) -> dict[str, Callable[[], float]]:
         """Meters of seconds a generated token and row: ours, and transformers' on as many words as ours has places."""
         decoder, new = self.model.decoder, self.shape.new
-        prompt = {
-            name: values[:, : -self.shape.words].to(self.device)
-            for name, values in self.batch.items()
-            if name != "features"
-        }
+        words = ("input_ids", "attention_mask", "labels")
+        prompt = {name: self.batch[name][:, : -self.shape.words].to(self.device) for name in words}
         prompt["features"] = self.batch["features"].to(self.device)
         places = prompt["input_ids"].shape[1] - 1 + self.shape.grid**2
         draw = torch.Generator().manual_seed(1)
-        words = torch.randint(2, decoder.config.vocab_size, (self.shape.rows, places), generator=draw).to(self.device)
+        other = torch.randint(2, decoder.config.vocab_size, (self.shape.rows, places), generator=draw).to(self.device)
 
         def ours() -> float:
             start = time.perf_counter()
@@ -174,8 +171,8 @@ class Subject:
             start = time.perf_counter()
             with torch.no_grad(), decoder.autocast():
                 ids = decoder.model.generate(
-                    words,
-                    attention_mask=torch.ones_like(words),
+                    other,
+                    attention_mask=torch.ones_like(other),
                     max_new_tokens=new,
                     do_sample=False,
                     pad_token_id=decoder.pad_id,

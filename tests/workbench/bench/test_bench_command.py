@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from commands import command, one_line
 
-from fusion_workbench.bench import ceilings
+from fusion_workbench.bench import ceilings, language
 from fusion_workbench.bench.record import Figure
 from fusion_workbench.bench.run import GROUPS, check_groups
 from fusion_workbench.bench.turns import Ratio, Setting
@@ -141,3 +141,28 @@ def test_smoke_sizes_of_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert f"{what}, 112 px" in found
     assert "batches from the feature store, cached" in found
     assert "batches from the feature store, not cached" in found
+
+
+@pytest.mark.long
+def test_smoke_sizes_of_language_models_and_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tiny(monkeypatch, tmp_path, "language", "growth")
+    assert len([name for name in found if name.startswith("training a tiny Llama")]) == 2
+    assert "generation, a tiny Llama" in found
+    for what in ("time", "memory"):
+        grown = [name.rpartition("by ")[2] for name in found if name.startswith(what)]
+        assert grown == ["images", "layers", "images of a batch", "layers", "tokens", "members"]
+    assert all(len(f["facts"].get("sizes", [1] * 4)) == 4 for f in found.values())
+
+
+@pytest.mark.long
+def test_smoke_sizes_of_cached_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tiny(monkeypatch, tmp_path, "cached")
+    assert list(found) == ["a bank of 4 on the feature store", "validation metrics of the same trials"]
+    assert len(read(tmp_path)["groups"][0]["figures"]) == 4
+
+
+def test_a_language_model_that_is_not_here_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language.assets, "status", list)
+    found = list(language.measure(Setting("cpu", False, 1, tmp_path)))
+    assert [figure.ratio for figure in found] == [None, None]
+    assert all("workbench assets language-model" in figure.missing for figure in found)
