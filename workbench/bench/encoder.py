@@ -65,7 +65,13 @@ def store_meter(encoder: VisionEncoder, source: Any, layers: list[int], batch: i
 
 def measure(setting: Setting) -> Iterator[Figure]:
     """The embedded encoder; on CUDA one of CLIP-L's size as well, whose weights are random."""
-    yield from _of(encoder_of(setting), "embedded encoder" if not setting.tiny else "tiny encoder", setting)
+    embedded = "embedded encoder" if not setting.tiny else "tiny encoder"
+    try:
+        encoder = encoder_of(setting)
+    except WorkbenchError as error:
+        yield Figure(embedded, BARE, missing=str(error))
+    else:
+        yield from _of(encoder, embedded, setting)
     if setting.device == "cuda" and not setting.tiny:
         name = random_encoder("clip-l-336", setting.scratch / "clip-l-336")
         yield from _of(load_encoder(EncoderConfig(name, image_size=0), progress=False), "CLIP-L/336's size", setting)
