@@ -48,7 +48,8 @@ class Noise:
         return f"{split}-{self._images}-{self._size}"
 
     def image(self, split: str, index: int) -> np.ndarray[Any, Any]:
-        return self._drawn[index % len(self._drawn)]
+        drawn: np.ndarray[Any, Any] = self._drawn[index % len(self._drawn)]
+        return drawn
 
 
 def store_meter(encoder: VisionEncoder, source: Any, layers: list[int], batch: int, folder: Path) -> Meter:

@@ -59,9 +59,12 @@ def tiny_decoder() -> Decoder:
     words = {word: number for number, word in enumerate(("<pad>", "<end>", "a", "b", "c", "d", "e", "f"))}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="a")
+    fast: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="a"
+    )
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=len(words), eos_token_id=1, pad_token_id=0, bos_token_id=None, **sizes)
     return Decoder(LlamaForCausalLM(config), fast, "float32", "tiny")
 
@@ -124,7 +127,7 @@ class Subject:
                 synchronise(self.device)
                 start = time.perf_counter()
             loss = self.by_hand({name: values.to(self.device) for name, values in self.batch.items()})
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
@@ -170,7 +173,7 @@ class Subject:
         def plain() -> float:
             start = time.perf_counter()
             with torch.no_grad(), decoder.autocast():
-                ids = decoder.model.generate(
+                ids: Tensor = decoder.model.generate(
                     other,
                     attention_mask=torch.ones_like(other),
                     max_new_tokens=new,

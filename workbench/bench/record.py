@@ -20,6 +20,7 @@ from fusion_workbench.reports.render.saving import finite, json_text
 from fusion_workbench.study import provenance
 from fusion_workbench.system.files import write_file
 from fusion_workbench.system.hardware import bf16_flags, cpu_flags
+from fusion_workbench.version import __version__
 
 SCHEMA = 1  # of bench.json; raised when what a key means changes
 JSON = "bench.json"
@@ -131,7 +132,7 @@ class Record:
         self.facts: dict[str, Any] = {
             "schema": SCHEMA,
             "command": provenance.command(),
-            "version": provenance.__version__,
+            "version": __version__,
             "commit": provenance.commit(),
             "begun": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "device": setting.device,

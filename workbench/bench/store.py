@@ -74,7 +74,8 @@ def _reading(trials: Trials, setting: Setting) -> Iterator[Figure]:
     store, layers = trials.parts.store, trials.protocol.layers
     assert store is not None
     stored = store.features("train", layers)
-    batches = torch.randperm(len(stored), generator=torch.Generator().manual_seed(0)).split(trials.protocol.batch_size)
+    order = torch.randperm(len(stored), generator=torch.Generator().manual_seed(0))
+    batches = torch.split(order, trials.protocol.batch_size)
     size = stored.rows(batches[0][:1]).nbytes * len(stored)
     note = f"{size / 1e6:.1f} MB in batches of {trials.protocol.batch_size}, in random order"
 

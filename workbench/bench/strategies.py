@@ -71,7 +71,7 @@ class Step:
 
     def both(self) -> None:
         self.model.zero_grad()
-        self._out().backward(self.cotangent)
+        torch.autograd.backward(self._out(), self.cotangent)
 
     def flops(self) -> int:
         """Of the forward pass, in float32: autocast changes what they cost, not their number."""

@@ -77,11 +77,11 @@ def many_heads(
     order, found = EpochOrder(size, protocol.order_seed), []
     for epoch in range(protocol.epochs):
         examples = torch.tensor(order.of(epoch), device=protocol.device)
-        for index in examples[: size - size % protocol.batch_size].split(protocol.batch_size):
+        for index in torch.split(examples[: size - size % protocol.batch_size], protocol.batch_size):
             features, batch = train.batch(index)
             pairs = zip(probes, rows, strict=True)
             losses = [_loss(probe, features[own], batch, tasks, protocol) for probe, own in pairs]
-            torch.stack(losses).sum().backward()
+            torch.autograd.backward(torch.stack(losses).sum())
             for probe, config, (optimizer, schedule) in zip(probes, configs, optimizers, strict=True):
                 nn.utils.clip_grad_norm_(probe.parameters(), config.recipe.gradient_clip or math.inf)
                 optimizer.step()
@@ -106,7 +106,7 @@ def _evaluate(
     for probe in probes:
         probe.eval()
     size = len(next(iter(val.targets.values())))
-    for index in torch.arange(size, device=protocol.device).split(protocol.eval_batch_size):
+    for index in torch.split(torch.arange(size, device=protocol.device), protocol.eval_batch_size):
         features, batch = val.batch(index)
         for probe, own, gathered in zip(probes, rows, scores, strict=True):
             gathered.add(probe(features[own], batch, protocol.grid), batch)

@@ -113,7 +113,7 @@ class NaiveTrial(L.LightningModule):
         """uint8 ``[B, H, W, 3] → [layers, B, tokens, dim]``."""
         encoder = self._encoder[0]
         pixels = encoder.normalise(images)
-        inputs = dict(encoder.family.inputs(pixels, encoder.patch))
+        inputs: dict[str, Any] = dict(encoder.family.inputs(pixels, encoder.patch))
         if encoder.family.interpolate:
             inputs["interpolate_pos_encoding"] = True
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):

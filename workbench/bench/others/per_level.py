@@ -44,14 +44,21 @@ class PerLevel(nn.Module):
 
     It shares the block's parameters: gradients of either are gradients of both. Called as a fuser is,
     ``(features [M + 1, B, T, dim], grid) → [B, T, dim]``.
+
+    Raises:
+        ValueError: the block has attention of another kind, or no self-attention.
     """
 
     def __init__(self, block: MMFuser) -> None:
         super().__init__()
         self.block: MMFuser = block
+        if block.options.attention != "deformable" or not block.options.self_attention:
+            raise ValueError("only the whole block with deformable attention is read level by level")
 
     def forward(self, features: Tensor, grid: Grid) -> Tensor:
         block = self.block
+        assert isinstance(block.cross_attn, DeformableAttention)
+        assert isinstance(block.self_attn, DeformableAttention)
         tokens = block.feat_norm(features[:-1]).transpose(0, 1).flatten(1, 2)
         attended = attention_by_level(block.cross_attn, block.query_norm(features[-1]), tokens, grid)
         own = block.norm1(attended)
