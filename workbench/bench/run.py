@@ -96,7 +96,7 @@ def run(
     from fusion_workbench.bench.turns import Setting
     from fusion_workbench.system.files import scratch_beside
 
-    with explain_writing(out, "name a folder for the figures with --out"), scratch_beside(out / "scratch") as scratch:
+    with scratch_beside(out / "scratch") as scratch:
         setting = Setting(device, tiny, repeats, scratch)
         record = Record(out, setting)
         try:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
-from fusion_workbench.bench.turns import Ratio, clock, in_turn
+import pytest
+
+from fusion_workbench.bench import turns
+from fusion_workbench.bench.turns import Ratio, in_turn
 
 
 def meter(name: str, calls: list[str], seconds: list[float]) -> Callable[[], float]:
@@ -33,11 +37,14 @@ def test_a_ratio_is_of_neighbours() -> None:
     assert Ratio.paired([2], [4], factor=3) == Ratio(1.5, 1.5, 1.5, 1)
 
 
-def test_quick_work_is_repeated_within_a_turn() -> None:
-    calls = []
-    turn = clock(lambda: calls.append(1), "cpu", least=0.001)
-    assert turn() > 0
-    first = len(calls)
-    assert first > 2
+def test_quick_work_is_repeated_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(
+        turns.time, "perf_counter", lambda: next(ticks) / 8
+    )  # every look at the clock: an eighth second
+    calls: list[int] = []
+    turn = turns.clock(lambda: calls.append(1), "cpu", least=1.0)
+    assert turn() == 1 / 64, "eight calls within an eighth of a second"
+    assert len(calls) == 1 + 8, "one to find out how many"
     turn()
-    assert len(calls) == first + first - 1, "as often as was found at the first turn"
+    assert len(calls) == 1 + 8 + 8

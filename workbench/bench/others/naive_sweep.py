@@ -200,7 +200,8 @@ def run_sweep(
 
     quiet_lightning()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     found = Sweep()
 
     def trial(asked: optuna.Trial) -> float:
