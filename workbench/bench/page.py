@@ -81,7 +81,7 @@ def _drawing(group: GroupRecord) -> svg.Figure | None:
     tall = _ROW * len(drawn) + 0.1
     height = tall + 0.75
     with svg.canvas(svg.WIDTH, height) as figure:
-        axes = figure.add_axes((0.52, 0.5 / height, 0.46, tall / height))
+        axes = figure.add_axes((0.55, 0.5 / height, 0.43, tall / height))
         axes.set_xscale("log")
         low, high = min(1.0, *(r.low for _, r in drawn)), max(1.0, *(r.high for _, r in drawn))
         axes.set_xlim(low / 1.15, high * 1.15)
@@ -89,7 +89,7 @@ def _drawing(group: GroupRecord) -> svg.Figure | None:
         axes.axvline(1, color=svg.MUTED, lw=0.9, zorder=1)
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
-        axes.set_yticks(range(len(drawn)), [svg.short(f.name, 62) for f, _ in drawn], color=svg.INK)
+        axes.set_yticks(range(len(drawn)), [svg.short(f.name, 68) for f, _ in drawn], color=svg.INK)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(lambda value, _: "")
         axes.set_xlabel("ratio, as the table reads it; the line is 1")

@@ -152,5 +152,12 @@ def _against_grid_sample(shape: Shape, setting: Setting, bf16: bool) -> Iterator
         faster = Ratio.paired(seconds["theirs"], seconds["ours"])
         facts = {"shape": list(shape), "seconds": {name: Ratio.of(s).median for name, s in seconds.items()}}
         precision = "bf16 autocast" if bf16 else "float32"
-        name = f"MMFuser's block, {side * side} tokens, dim {dim}, {levels} levels, {part}, {precision}"
-        yield Figure(name, "grid_sample, level by level", Kind.SPEED, faster, note=words(shape), facts=facts)
+        name = f"MMFuser {part}, d{dim}, {side * side} tokens, {levels} levels, {precision}"
+        yield Figure(
+            name,
+            "grid_sample, level by level",
+            Kind.SPEED,
+            faster,
+            note=f"the block alone, {words(shape)}",
+            facts=facts,
+        )
