@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "modules" / "fusion"))
-
-from test_deformable import reference
-
+from fusion_workbench.bench.others.per_level import PerLevel, attention_by_level, away_from_the_start
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.fusion import build, deformable
 from fusion_workbench.modules.fusion.deformable import DeformableAttention
@@ -46,26 +42,9 @@ WAYS: dict[
 }
 
 
-class PerLevel(nn.Module):
-    """The same block through ``grid_sample``, level by level: how published code runs without its CUDA extension."""
-
-    def __init__(self, block: MMFuser) -> None:
-        super().__init__()
-        self.block: MMFuser = block
-
-    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        block = self.block
-        tokens = block.feat_norm(features[:-1]).transpose(0, 1).flatten(1, 2)
-        attended = reference(block.cross_attn, block.query_norm(features[-1]), tokens, grid)
-        own = block.norm1(attended)
-        attended = attended + block.gamma2 * reference(block.self_attn, own, own, grid)
-        out: Tensor = features[-1] + block.gamma1 * attended
-        return out
-
-
 def step(fuser: nn.Module, out_dim: int, features: Tensor, grid: tuple[int, int], bf16: bool) -> Run:
     model = nn.ModuleList([fuser, nn.Linear(out_dim, features.shape[-1])]).to(features.device)
-    _away_from_the_start(fuser)
+    away_from_the_start(fuser)
     cotangent = torch.randn_like(features[0])
 
     def run() -> None:
@@ -85,7 +64,7 @@ def attention_step(
 ) -> Run:
     dim = features.shape[-1]
     attention = DeformableAttention(dim, max(1, dim // 64), len(features) - 1, 4).to(features.device)
-    _away_from_the_start(attention)
+    away_from_the_start(attention)
     query = features[-1].clone().requires_grad_()
     tokens = features[:-1].transpose(0, 1).flatten(1, 2).clone().requires_grad_()
     cotangent = torch.randn_like(query)
@@ -98,13 +77,6 @@ def attention_step(
         out.float().backward(cotangent)
 
     return run
-
-
-def _away_from_the_start(module: nn.Module) -> None:
-    """Where gates and offsets are learned, no gradient is zero."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
 
 
 @contextmanager
@@ -167,7 +139,7 @@ def main() -> None:
         }
         ours = attention_step(DeformableAttention.__call__, features, grid, chosen.bf16)
         alone = {
-            "grid_sample": ("as it is", attention_step(reference, features, grid, chosen.bf16)),
+            "grid_sample": ("as it is", attention_step(attention_by_level, features, grid, chosen.bf16)),
             **{way: (way, ours) for way in WAYS},
         }
         shape = f"batch {batch}, grid {rows}×{columns}, dim {dim}, {levels} levels + query"

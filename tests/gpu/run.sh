@@ -5,12 +5,12 @@
 #   bash tests/gpu/run.sh --out gpu-results --steps "tests suite"  some of it
 #   bash tests/gpu/run.sh --out try --device cpu --tiny            whether the script itself runs
 #
-# Steps: environment, tests (tests/gpu), deformable, encoding, variants, study (a sweep in bf16), suite (of the default
+# Steps: environment, tests (tests/gpu), deformable, bench (workbench bench), study (a sweep in bf16), suite (of the default
 # tests those that train and encode, which take CUDA where there is one). Each is bounded, a failed one ends nothing, and
 # each ends with a line. Left in --out: results.jsonl (a line a step and a measurement), and a log a step.
 set -u
 
-device=cuda out=gpu-results steps="environment tests deformable encoding variants study suite" tiny="" workers=12
+device=cuda out=gpu-results steps="environment tests deformable bench study suite" tiny="" workers=12
 while [ $# -gt 0 ]; do
   case $1 in
     --device) device=$2; shift 2 ;;
@@ -90,17 +90,10 @@ deformable() {
   bounded 40 deformable python3 tests/benchmarks/bench_deformable.py --device "$device" "${small[@]}" --json "$results"
 }
 
-encoding() {
-  local what=(--encoder clip-l-336 --images 1024 --batch-size 128 --rounds 2 --layers 2 7 12 17 22)
-  [ -n "$tiny" ] && what=(--encoder clip-tiny --images 8 --batch-size 4 --rounds 1 --layers 1 2 4)
-  bounded 60 encoding python3 tests/benchmarks/bench_encoding.py "${what[@]}" --source noise --json "$results"
-}
-
-variants() {
-  local small=(--bf16 --steps 20 --bank 1 16) large=(--bf16 --steps 10 --bank 1 16 --dim 1024 --grid 24 --levels 4)
-  [ -n "$tiny" ] && small=(--steps 2 --bank 1 2 --dim 64 --grid 4) large=("${small[@]}")
-  bounded 45 variants python3 tests/benchmarks/bench_variants.py --device "$device" "${small[@]}" --json "$results"
-  bounded 60 variants python3 tests/benchmarks/bench_variants.py --device "$device" "${large[@]}" --json "$results"
+bench() {
+  local small=(--repeats 3)
+  [ -n "$tiny" ] && small=(--tiny --repeats 1)
+  bounded 240 bench python3 -m fusion_workbench bench ceilings strategies bank encoder --device "$device" "${small[@]}" --out "$out/bench"
 }
 
 study() {
@@ -115,7 +108,7 @@ study() {
 
 for step in $steps; do
   case $step in
-    environment | tests | deformable | encoding | variants | study | suite) "$step" ;;
+    environment | tests | deformable | bench | study | suite) "$step" ;;
     *) echo "unknown step $step" >&2; exit 2 ;;
   esac
 done

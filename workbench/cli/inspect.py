@@ -1,7 +1,8 @@
-"""The commands about the parts of a study: layers, strategies, assets, stores, MLflow's pages, the machine."""
+"""The commands about the parts of a study, and about the machine: what it has, and how fast it is."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -177,3 +178,25 @@ def doctor(workspace: Workspace = DEFAULT_WORKSPACE, uri: Uri = "") -> None:
     doctor_.show(findings, terminal())
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    groups: Annotated[
+        list[str] | None, typer.Argument(help="Groups to measure; default: all.", metavar="[GROUP]...")
+    ] = None,
+    known: Annotated[bool, typer.Option("--list", help="Name the groups, and measure nothing.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Smoke sizes: does it run? Its figures mean nothing.")] = False,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    repeats: Annotated[int, typer.Option("--repeats", min=1, max=1000, help="Turns of each, after a warm-up.")] = 5,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for bench.json and bench.html.")] = Path(
+        "workspace/bench"
+    ),
+) -> None:
+    """Measure this machine and the workbench on it, in ratios to what others do and to the machine's limits."""
+    from fusion_workbench.bench.run import list_groups, run
+
+    if known:
+        list_groups(terminal())
+        return
+    run(terminal(), groups or [], device, tiny, repeats, out)

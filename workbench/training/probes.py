@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from fusion_workbench.modules.probes.bank import FusionBank
     from fusion_workbench.modules.probes.member import ProbeRun, ProbeRunConfig
+    from fusion_workbench.study.prepare import Parts
 
-_EVAL_BATCH = 64  # nothing depends on it
+EVAL_BATCH = 64  # images of validation and test at a time; nothing depends on it
 
 
 class BankTrainer(JobTrainer):
@@ -55,7 +56,7 @@ class BankTrainer(JobTrainer):
             layers=tuple(layers),
             batch_size=self.study.training.batch_size,
             order_seed=seed_of("order", jobs[0].replicate),
-            eval_batch_size=max(_EVAL_BATCH, self.study.training.batch_size),
+            eval_batch_size=max(EVAL_BATCH, self.study.training.batch_size),
             num_workers=self.study.training.num_workers,
         )
         training = self.study.training
@@ -93,7 +94,7 @@ class BankTrainer(JobTrainer):
         left = list(zip(jobs, run_ids, strict=True))
         while left:
             try:
-                members = [self._member(job) for job, _ in left]
+                members = [member_of(self.parts, job) for job, _ in left]
                 bank = FusionBank(members, self.parts.tasks, layers, self.parts.encoder.grid())
             except MemberNotBuilt as error:
                 job, run_id = left.pop(error.number)
@@ -118,37 +119,39 @@ class BankTrainer(JobTrainer):
             probe_run.fail(failure)
         return {}, variant_file(job.variant)
 
-    def _member(self, job: Job) -> ProbeRunConfig:
-        from fusion_workbench.modules.optim import Recipe
-        from fusion_workbench.modules.probes.member import ProbeRunConfig
-        from fusion_workbench.modules.probes.probe import ProbeConfig
 
-        training, cell = self.study.training, job.variant.cell
-        return ProbeRunConfig(
-            variant=job.variant.id,
-            label=cell.label,
-            probe=ProbeConfig(
-                strategy=cell.strategy,
-                selection=cell.selection,
-                dim=self.parts.encoder.dim,
-                options=dict(cell.options),
-                projector=training.projector,
-                width=training.width,
-                head_hidden=training.head_hidden,
-                grid=self.parts.encoder.grid(),
-            ),
-            recipe=Recipe.of(
-                job.variant.lr,
-                {
-                    "fuser": training.fuser_lr_scale,
-                    "gates": training.gates_lr_scale,
-                    "projector": training.projector_lr_scale,
-                    "head": training.head_lr_scale,
-                },
-                weight_decay=training.weight_decay,
-                warmup=training.warmup,
-                gradient_clip=training.gradient_clip,
-            ),
-            init_seed=seed_of("init", job.replicate, job.variant.id),
-            dropout_seed=seed_of("dropout", job.replicate, job.variant.id),
-        )
+def member_of(parts: Parts, job: Job) -> ProbeRunConfig:
+    """The job as a member of a bank: what is built, at which rates, from which seeds."""
+    from fusion_workbench.modules.optim import Recipe
+    from fusion_workbench.modules.probes.member import ProbeRunConfig
+    from fusion_workbench.modules.probes.probe import ProbeConfig
+
+    training, cell = parts.study.training, job.variant.cell
+    return ProbeRunConfig(
+        variant=job.variant.id,
+        label=cell.label,
+        probe=ProbeConfig(
+            strategy=cell.strategy,
+            selection=cell.selection,
+            dim=parts.encoder.dim,
+            options=dict(cell.options),
+            projector=training.projector,
+            width=training.width,
+            head_hidden=training.head_hidden,
+            grid=parts.encoder.grid(),
+        ),
+        recipe=Recipe.of(
+            job.variant.lr,
+            {
+                "fuser": training.fuser_lr_scale,
+                "gates": training.gates_lr_scale,
+                "projector": training.projector_lr_scale,
+                "head": training.head_lr_scale,
+            },
+            weight_decay=training.weight_decay,
+            warmup=training.warmup,
+            gradient_clip=training.gradient_clip,
+        ),
+        init_seed=seed_of("init", job.replicate, job.variant.id),
+        dropout_seed=seed_of("dropout", job.replicate, job.variant.id),
+    )

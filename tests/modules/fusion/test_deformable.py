@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from fusion_workbench.bench.others.per_level import attention_by_level as reference
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.modules.fusion import deformable
 from fusion_workbench.modules.fusion.deformable import (
@@ -21,28 +22,6 @@ from fusion_workbench.modules.fusion.deformable import (
 )
 
 GRIDS = [(4, 4), (3, 5), (1, 9), (9, 1), (1, 1)]
-
-
-def reference(attention: DeformableAttention, query: Tensor, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The definition, level by level, with torch's own bilinear sampling of images."""
-    batch, queries, dim = query.shape
-    heads, levels, points = attention.heads, attention.levels, attention.points
-    rows, columns = grid
-    offsets = attention.sampling_offsets(query).view(batch, queries, heads, levels, points, 2)
-    weights = attention.attention_weights(query).view(batch, queries, heads, -1).softmax(-1)
-    weights = weights.view(batch, queries, heads, levels, points)
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    x, y = x.flatten().to(query), y.flatten().to(query)
-    own = torch.stack(((x + 0.5) / columns, (y + 0.5) / rows), -1)
-    places = own.view(1, queries, 1, 1, 1, 2) + offsets / torch.tensor([columns, rows]).to(query)
-    out = query.new_zeros(batch, queries, heads, dim // heads)
-    for level, maps in enumerate(attention.value_proj(tokens).unflatten(1, (levels, -1)).unbind(1)):
-        images = maps.view(batch, rows, columns, heads, -1).permute(0, 3, 4, 1, 2).flatten(0, 1)  # [B·H, C, h, w]
-        where = 2 * places[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1  # [B·H, Q, P, 2]
-        found = F.grid_sample(images, where, mode="bilinear", padding_mode="zeros", align_corners=False)
-        found = found.view(batch, heads, -1, queries, points)
-        out += torch.einsum("bhcqp,bqhp->bqhc", found, weights[:, :, :, level])
-    return attention.output_proj(out.flatten(2))  # type: ignore[no-any-return]
 
 
 def random_attention(dim: int, heads: int, levels: int, points: int, dtype: torch.dtype) -> DeformableAttention:

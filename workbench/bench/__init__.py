@@ -1,0 +1,1 @@
+"""`workbench bench`: what the workbench costs beside what it is held against, in ratios taken in turn."""
