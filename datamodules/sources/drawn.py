@@ -83,7 +83,7 @@ class _Unseeded(ISeedSequence):
 def frozen_stream(*words: object) -> np.random.RandomState:
     """Random numbers that are a function of ``words``. RandomState, not Generator: its stream is frozen for good."""
     digest = hashlib.sha256("|".join(map(str, words)).encode()).digest()
-    stream = np.random.RandomState(np.random.MT19937(_Unseeded()))
+    stream = np.random.RandomState(np.random.MT19937(_Unseeded()))  # type: ignore[arg-type]  # it takes any ISeedSequence
     stream.seed(np.frombuffer(digest, dtype="<u4"))
     return stream
 
