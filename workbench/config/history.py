@@ -32,6 +32,7 @@ class Changes:
     changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # key → (default before, default since)
     redefined: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # key → word → today's word for the same
     values: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)  # renamed key → {value before: value since}
+    language: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # as `changed`, with a language_model alone
 
 
 NONE = Changes()
@@ -39,14 +40,10 @@ NONE = Changes()
 
 @dataclass(frozen=True)
 class Version:
-    """One version: changes of the study file, and of the options of strategies by the strategy's name.
-
-    ``language``: defaults that are others in a study with a ``language_model`` section, as (before, since).
-    """
+    """One version: changes of the study file, and of the options of strategies by the strategy's name."""
 
     study: Changes = NONE
     strategies: Mapping[str, Changes] = field(default_factory=dict)
-    language: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 # How to write a change down (tests/workbench/study/test_identity.py tells when one is missing):
@@ -75,8 +72,8 @@ VERSIONS: dict[int, Version] = {
                 "source.options.padding": {"crop": "crop_then_resize"},
                 "language_model.stages[].source.options.padding": {"crop": "crop_then_resize"},
             },
+            language={"training.gates_lr_scale": (100.0, 1.0)},
         ),
-        language={"training.gates_lr_scale": (100.0, 1.0)},
     ),
 }
 
@@ -138,7 +135,7 @@ def translated(value: Any, values: Mapping[Any, Any]) -> Any:
 
 def language_defaults(version: int) -> dict[str, Any]:
     """What ``version`` gives a study with a ``language_model`` section by default where one of probes has another."""
-    known = [VERSIONS[number].language for number in sorted(VERSIONS) if number <= version]
+    known = [VERSIONS[number].study.language for number in sorted(VERSIONS) if number <= version]
     return {key: since for changes in known for key, (_, since) in changes.items()}
 
 
@@ -150,10 +147,7 @@ def defaults_before(version: int, strategy: str = "", language: bool = False) ->
     defaults: dict[str, Any] = {}
     for changes in changes_after(version, strategy):
         defaults = {_new_name(key, changes.renamed): value for key, value in defaults.items()}
-        for key, (before, _) in changes.changed.items():
-            defaults.setdefault(key, before)
-    for number in sorted(VERSIONS) if language else ():
-        for key, (before, _) in VERSIONS[number].language.items() if number > version else ():
+        for key, (before, _) in {**changes.changed, **(changes.language if language else {})}.items():
             defaults.setdefault(key, before)
     return defaults
 

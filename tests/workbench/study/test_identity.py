@@ -363,8 +363,8 @@ def test_gates_of_language_models_train_at_the_rate_of_the_rest_unless_begun_bef
         assert load_study(name, schema=1).training.gates_lr_scale == 1.0
     first = flat_defaults(StudyConfig)
     for entry in VERSIONS.values():
-        assert {key: probes for key, (probes, _) in entry.language.items()} == {
-            key: first[key] for key in entry.language
+        assert {key: probes for key, (probes, _) in entry.study.language.items()} == {
+            key: first[key] for key in entry.study.language
         }
 
 
