@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from quiet_trainer import trainer
 from rich.console import Console
 from tiny_source import Counting, TinySource
 from torch import Tensor, nn
@@ -80,19 +81,9 @@ class Probe(L.LightningModule):
 
 
 def train(data: AblationDataModule, tmp_path: Path, epochs: int = 3) -> Probe:
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=tmp_path,
-    )
-    probe = Probe()
-    trainer.fit(probe, data)
-    trainer.test(probe, data, verbose=False)
+    training, probe = trainer(max_epochs=epochs, default_root_dir=tmp_path), Probe()
+    training.fit(probe, data)
+    training.test(probe, data, verbose=False)
     return probe
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from quiet_trainer import trainer
 from tiny_language import LORA, tiny_decoder
-from tiny_visual import Chat, Stateful, tiny_model, trainer
+from tiny_visual import Chat, Stateful, tiny_model
 
 from fusion_workbench.modules.optim import Recipe
 

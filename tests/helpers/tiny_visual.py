@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import lightning as L
 import torch
 from tiny_language import tiny_decoder, tiny_tokenizer
 from torch import Tensor
@@ -99,10 +97,3 @@ class Stateful:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.given = state["given"]
-
-
-def trainer(**options: Any) -> L.Trainer:
-    """A quiet one on the CPU."""
-    warnings.filterwarnings("ignore", module="lightning")
-    quiet = {"devices": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return L.Trainer(**{"accelerator": "cpu", "enable_model_summary": False} | quiet | options)

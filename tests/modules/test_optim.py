@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from every_strategy import every_strategy
+from quiet_trainer import trainer
 from tiny_language import WIDTH
-from tiny_visual import Chat, Stateful, tiny_model, trainer
+from tiny_visual import Chat, Stateful, tiny_model
 from torch import Tensor, nn
 
 from fusion_workbench.config.study import load_study

@@ -79,21 +79,25 @@ class Trained:
 
 def train(members: Sequence[ProbeRunConfig], batch: dict[str, Tensor], shape: Shape, device: str) -> Trained:
     """A bank of these members on ``shape.steps`` steps, in float32, timed after :data:`WARM` others."""
-    quiet_lightning()
     bank = FusionBank(members, TASKS, range(shape.levels + 1), (shape.grid, shape.grid))
     watch = StepClock(device)
-    trainer = L.Trainer(
-        max_epochs=1,
+    trainer_of(device, callbacks=[watch]).fit(bank, DataLoader(SameBatch(batch, shape.steps + WARM), batch_size=None))
+    return Trained(watch.seconds, sum(run.step_seconds for run in bank.probe_runs) - watch.members_before)
+
+
+def trainer_of(device: str, max_epochs: int = 1, **options: Any) -> L.Trainer:
+    """Lightning's trainer, quiet, that keeps nothing; ``options`` are Lightning's."""
+    quiet_lightning()
+    return L.Trainer(
+        max_epochs=max_epochs,
         accelerator=device,
         devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[watch],
+        **options,
     )
-    trainer.fit(bank, DataLoader(SameBatch(batch, shape.steps + WARM), batch_size=None))
-    return Trained(watch.seconds, sum(run.step_seconds for run in bank.probe_runs) - watch.members_before)
 
 
 def measure(setting: Setting) -> Iterator[Figure]:

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import lightning as L
 import torch
 
+from fusion_workbench.bench.bank import trainer_of
 from fusion_workbench.bench.others.cached_loop import Cached, LoopProtocol, many_heads, one_by_one
 from fusion_workbench.bench.record import Figure, Kind
 from fusion_workbench.bench.studies import PART, grid_parts
@@ -25,7 +25,6 @@ from fusion_workbench.modules.probes.evaluation import Evaluation
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.jobs import Job
 from fusion_workbench.study.prepare import Parts
-from fusion_workbench.training.probe_callbacks import quiet_lightning
 from fusion_workbench.training.probes import EVAL_BATCH, member_of
 
 RATES = (0.0003, 0.001, 0.003, 0.01)
@@ -80,18 +79,8 @@ class Trials:
 
     def bank(self, features: Features | None = None) -> float:
         """Seconds of a bank of all trials, evaluated every epoch; its features by default the store's."""
-        quiet_lightning()
         bank = FusionBank(self.members, self.parts.tasks, self.protocol.layers, self.protocol.grid)
-        trainer = L.Trainer(
-            max_epochs=self.protocol.epochs,
-            accelerator=self.setting.device,
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
+        trainer = trainer_of(self.setting.device, max_epochs=self.protocol.epochs, num_sanity_val_steps=0)
         start = time.perf_counter()
         trainer.fit(bank, self.data(features or self.parts.features))
         synchronise(self.setting.device)

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fusion_workbench.assets import home as assets
-from fusion_workbench.bench.bank import WARM, SameBatch, StepClock
+from fusion_workbench.bench.bank import WARM, SameBatch, StepClock, trainer_of
 from fusion_workbench.bench.record import Figure, Kind
 from fusion_workbench.bench.turns import Ratio, Setting, in_turn, synchronise
 from fusion_workbench.core.layers import Selection
@@ -28,7 +27,6 @@ from fusion_workbench.modules.language.decoder import Decoder
 from fusion_workbench.modules.language.generation import generate_ids
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.modules.optim import Recipe, make_optimizer
-from fusion_workbench.training.probe_callbacks import quiet_lightning
 
 ASSET = "language-model"
 RECIPE = Recipe.of(1e-3)
@@ -136,19 +134,9 @@ class Subject:
 
     def lightning(self) -> float:
         """Seconds of a step of ours."""
-        quiet_lightning()
         watch = StepClock(self.device)
-        trainer = L.Trainer(
-            max_epochs=1,
-            accelerator=self.device,
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[watch],
-        )
-        trainer.fit(self.model, DataLoader(SameBatch(self.batch, self.shape.steps + WARM), batch_size=None))
+        batches = DataLoader(SameBatch(self.batch, self.shape.steps + WARM), batch_size=None)
+        trainer_of(self.device, callbacks=[watch]).fit(self.model, batches)
         self.model.to(self.device)  # Lightning takes it off a GPU when it has ended
         return watch.seconds / self.shape.steps
 

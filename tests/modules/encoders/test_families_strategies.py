@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from every_strategy import every_strategy
+from quiet_trainer import trainer
 from tiny_families import TINY, save_tiny
 from torch import Tensor
 
@@ -70,17 +71,7 @@ def test_every_strategy_learns_on_it(family: str, tmp_path: Path) -> None:
         for name, options in cases
     ]
     bank = FusionBank(probe_runs, TASKS, LAYERS, grid)
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(bank, Encoded(encoder))
+    trainer(max_epochs=1, default_root_dir=tmp_path).fit(bank, Encoded(encoder))
     for probe_run in bank.probe_runs:
         name = probe_run.config.variant
         assert probe_run.status == Status.FINISHED, name

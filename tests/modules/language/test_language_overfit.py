@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from quiet_trainer import trainer
 from tiny_language import LORA, tiny_decoder
-from tiny_visual import Chat, Stateful, tiny_model, trainer
+from tiny_visual import Chat, Stateful, tiny_model
 
 from fusion_workbench.modules.language.vlm import VisionLanguageModel
 from fusion_workbench.modules.optim import Recipe

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from quiet_trainer import trainer
 from tiny_language import LORA
-from tiny_visual import Chat, tiny_model, trainer
+from tiny_visual import Chat, tiny_model
 from torch import Tensor
 
 from fusion_workbench.modules.language.vlm import VisionLanguageModel

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
+from quiet_trainer import trainer
 from test_language_processes import Shared, halves, joined, model_of
-from tiny_visual import trainer
 from torch import Tensor
 
 from fusion_workbench.modules.language.vlm import VisionLanguageModel

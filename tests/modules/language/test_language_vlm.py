@@ -11,8 +11,9 @@ import lightning as L
 import pytest
 import torch
 from every_strategy import every_strategy
+from quiet_trainer import trainer
 from tiny_language import FAMILIES, LORA, WIDTH, tiny_decoder
-from tiny_visual import DIM, GRID, LAYERS, Chat, Stateful, tiny_model, trainer
+from tiny_visual import DIM, GRID, LAYERS, Chat, Stateful, tiny_model
 from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from quiet_trainer import trainer
 from torch import Tensor, nn
 
 from fusion_workbench.core.layers import Selection
@@ -73,18 +74,7 @@ def fit(
     configs: list[ProbeRunConfig], epochs: int = 2, callback: L.Callback | None = None, **options: Any
 ) -> FusionBank:
     bank = FusionBank(configs, TASKS, LAYERS, GRID)
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=[callback] if callback else [],
-        **options,
-    )
-    trainer.fit(bank, Batches())
+    trainer(max_epochs=epochs, callbacks=[callback] if callback else [], **options).fit(bank, Batches())
     return bank
 
 

@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from every_strategy import every_strategy
+from quiet_trainer import trainer
 from torch import Tensor
 
 from fusion_workbench.core.layers import Selection
@@ -60,18 +61,9 @@ def config(name: str, options: dict[str, Any], grid: tuple[int, int]) -> ProbeRu
 def trained(request: pytest.FixtureRequest) -> FusionBank:
     grid = GRIDS[request.param]
     bank = FusionBank([config(name, options, grid) for name, options in CASES], TASKS, LAYERS, grid)
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    data = Batches(grid)
-    trainer.fit(bank, data)
-    trainer.test(bank, data, verbose=False)
+    training, data = trainer(max_epochs=1), Batches(grid)
+    training.fit(bank, data)
+    training.test(bank, data, verbose=False)
     return bank
 
 

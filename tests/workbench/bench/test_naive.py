@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
+from quiet_trainer import trainer
 
 from fusion_workbench.bench.naive import PartOfTheGrid
 from fusion_workbench.bench.others.naive_sweep import NaiveTrial, _loader
@@ -14,20 +14,6 @@ from fusion_workbench.bench.turns import Setting
 from fusion_workbench.datamodules.datamodule import AblationDataModule
 from fusion_workbench.modules.probes.bank import FusionBank
 from fusion_workbench.schema.names import TRAIN_LOSS
-
-
-def trainer(epochs: int, clip: float | None = None) -> L.Trainer:
-    return L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        gradient_clip_val=clip,
-    )
 
 
 def test_losses_and_metrics_are_the_banks(tmp_path: Path) -> None:
@@ -40,12 +26,13 @@ def test_losses_and_metrics_are_the_banks(tmp_path: Path) -> None:
     data = AblationDataModule(
         parts.features, layers, protocol.batch_size, protocol.order_seed, eval_batch_size=protocol.eval_batch_size
     )
-    trainer(protocol.epochs).fit(bank, data)
+    trainer(max_epochs=protocol.epochs, use_distributed_sampler=False).fit(bank, data)
     assert {member.probe.strategy for member in part.members} == {"deep_only", "average", "concat", "mmfuser"}
     for member, run in zip(part.members, bank.probe_runs, strict=True):
         torch.manual_seed(member.dropout_seed)
         trial = NaiveTrial(member, parts.tasks, parts.encoder, as_stored=True)
-        trainer(protocol.epochs, protocol.gradient_clip).fit(
+        clipped = {"gradient_clip_val": protocol.gradient_clip, "use_distributed_sampler": False}
+        trainer(max_epochs=protocol.epochs, **clipped).fit(
             trial, *(_loader(parts.source, split, part.images, protocol) for split in ("train", "val"))
         )
         steps = len(trial.losses) // protocol.epochs
