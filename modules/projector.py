@@ -53,7 +53,9 @@ class Projector(nn.Module):
         self.map = PROJECTORS[kind](in_dim, width) if hidden is None else mlp(in_dim, hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if self.normalise:
-            tokens = F.layer_norm(tokens, (self.in_dim,), eps=1e-6)
-        mapped: Tensor = self.map(tokens)
+        mapped: Tensor = self.map(self.normalised(tokens))
         return mapped
+
+    def normalised(self, tokens: Tensor) -> Tensor:
+        """What the map takes: ``[B, T, in_dim]``, each token with mean 0 and variance 1."""
+        return F.layer_norm(tokens, (self.in_dim,), eps=1e-6) if self.normalise else tokens

@@ -95,7 +95,7 @@ class FusionBank(L.LightningModule):
     def _step(
         self, number: int, probe_run: ProbeRun, features: Tensor, batch: dict[str, Tensor], optimizer: Any, where: str
     ) -> None:
-        own = features[list(self._rows[number])]
+        own = self._own(features, number)
         with of_member(where):
             logits = probe_run.probe(own, batch, self.grid)
             losses = []
@@ -196,7 +196,7 @@ class FusionBank(L.LightningModule):
             features = self._features(batch)
             for number, probe_run in enumerate(self.probe_runs):
                 if probe_run.status in (None, Status.FINISHED):
-                    own, fuser = features[list(self._rows[number])], probe_run.probe.fuser
+                    own, fuser = self._own(features, number), probe_run.probe.fuser
                     try:
                         with probe_run.aside(self.device), of_member("its diagnosis on test"):
                             probe_run.diagnostics = fuser.diagnose(own, self.grid)
@@ -215,7 +215,7 @@ class FusionBank(L.LightningModule):
         for number, probe_run in enumerate(self.probe_runs):
             if probe_run.status not in (None, Status.FINISHED):
                 continue
-            own = features[list(self._rows[number])]
+            own = self._own(features, number)
             split = "test" if self.trainer.testing else f"validation, epoch {self.current_epoch + 1}"
             try:
                 with probe_run.aside(self.device), of_member(f"evaluated on {split}"):
@@ -237,10 +237,14 @@ class FusionBank(L.LightningModule):
     def _features(self, batch: dict[str, Tensor]) -> Tensor:
         """``[layers, B, T, dim]`` in the dtype of the weights; converted once for all runs."""
         features = batch["features"].to(next(self.probes[0].parameters()).dtype)
-        low, high = features.detach().flatten(1).aminmax(dim=1)
-        sound = torch.isfinite(low) & torch.isfinite(high)
+        ends = torch.stack([torch.stack(layer.aminmax()) for layer in features.detach()])  # one at a time is fastest
+        sound = torch.isfinite(ends).all(1)
         self._sound = sound if self._sound is None else self._sound & sound
         return features
+
+    def _own(self, features: Tensor, number: int) -> Tensor:
+        """The layers that a run reads, as a copy: what its strategy writes into them reaches nobody else."""
+        return features.index_select(0, torch.tensor(self._rows[number], device=features.device))
 
     def _check_features(self, images: str) -> None:
         """Raises WorkbenchError where features are no numbers: whoever learns from them diverges, through no fault of

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from fusion_workbench.core.layers import Selection
 from fusion_workbench.modules.fusion import build
 from fusion_workbench.modules.fusion.base import connector_parts
+from fusion_workbench.modules.projector import Projector
 from fusion_workbench.modules.tasks import Batch, Task
+from fusion_workbench.modules.tasks.heads import sums_of
+from fusion_workbench.modules.tasks.pooling import Unprojected
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,20 @@ class Probe(nn.Module):
         return tokens
 
     def forward(self, features: Tensor, batch: Batch, grid: tuple[int, int]) -> dict[str, Tensor]:
-        tokens = self.tokens(features, grid)
+        fused = self.fuser(features, grid)
+        tokens = self._unprojected(fused, batch)
+        if tokens is None:
+            tokens = self.projector(fused)
         return {name: head(tokens, batch, grid) for name, head in self.heads.items()}
+
+    def _unprojected(self, fused: Tensor, batch: Batch) -> Unprojected | None:
+        """The tokens ahead of a linear projector, where the heads read fewer sums of them than there are tokens."""
+        projector = self.projector
+        if type(projector) is not Projector or type(projector.map) is not nn.Linear:
+            return None
+        if sum(sums_of(head, batch) for head in self.heads.values()) >= fused.shape[1]:
+            return None
+        return Unprojected(projector.normalised(fused), projector.map)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """The trainable parameters by part; each part has its own learning rate."""

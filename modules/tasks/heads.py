@@ -6,11 +6,14 @@ for no cell of the grid: heads that read places look at the grid's tokens alone,
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion_workbench.modules.tasks.base import Batch
+from fusion_workbench.modules.tasks.pooling import Unprojected, products, weighted_sums
 
 Grid = tuple[int, int]
 
@@ -84,10 +87,14 @@ class BoxReader(nn.Module):
         self.boxes = boxes
         self.layers = two_layers(width, hidden, classes)
 
-    def forward(self, tokens: Tensor, batch: Batch, grid: Grid) -> Tensor:
-        weights = box_weights(batch[self.boxes].float(), grid).to(tokens.dtype)
-        logits: Tensor = self.layers(weights @ tokens[:, : weights.shape[-1]])
+    def forward(self, tokens: Tensor | Unprojected, batch: Batch, grid: Grid) -> Tensor:
+        weights = box_weights(batch[self.boxes].float(), grid)
+        logits: Tensor = self.layers(weighted_sums(tokens, weights))
         return logits
+
+    def sums(self, batch: Batch) -> int:
+        """How many weighted sums of tokens it reads of an image."""
+        return batch[self.boxes].shape[1]
 
 
 class TokenReader(nn.Module):
@@ -119,11 +126,15 @@ class AttentivePooling(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.layers = nn.Sequential(nn.Linear(QUERIES * width, hidden), nn.GELU(), nn.Linear(hidden, classes))
 
-    def forward(self, tokens: Tensor, batch: Batch, grid: Grid) -> Tensor:
-        attention = torch.softmax(tokens @ self.query.T * self.scale, dim=1)  # [B, T, queries]
-        gathered = self.norm(attention.mT @ tokens)  # [B, queries, width]
+    def forward(self, tokens: Tensor | Unprojected, batch: Batch, grid: Grid) -> Tensor:
+        attention = torch.softmax(products(tokens, self.query) * self.scale, dim=1)  # [B, T, queries]
+        gathered = self.norm(weighted_sums(tokens, attention.mT))  # [B, queries, width]
         logits: Tensor = self.layers(gathered.flatten(1))
         return logits
+
+    def sums(self, batch: Batch) -> int:
+        """How many weighted sums of tokens it reads of an image."""
+        return len(self.query)
 
 
 class PointReader(nn.Module):
@@ -167,3 +178,11 @@ def centres(grid: Grid, like: Tensor) -> Tensor:
     y = (torch.arange(grid[0], device=like.device, dtype=like.dtype) + 0.5) / grid[0]
     x = (torch.arange(grid[1], device=like.device, dtype=like.dtype) + 0.5) / grid[1]
     return torch.cartesian_prod(y, x).flip(-1).view(-1, 2)
+
+
+def sums_of(head: nn.Module, batch: Batch) -> float:
+    """How many weighted sums of tokens ``head`` reads of an image; infinite where it needs the tokens themselves.
+
+    A subclass counts as a head of its own: what it adds may need the tokens.
+    """
+    return head.sums(batch) if type(head) in (BoxReader, AttentivePooling) else math.inf  # type: ignore[operator]

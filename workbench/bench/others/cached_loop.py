@@ -91,10 +91,18 @@ def many_heads(
     return found
 
 
+def read_plainly(
+    probe: Probe, features: Tensor, batch: Mapping[str, Tensor], grid: tuple[int, int]
+) -> dict[str, Tensor]:
+    """A probe's logits with every token projected before any is read, as anybody would write it."""
+    tokens = probe.tokens(features, grid)
+    return {name: head(tokens, batch, grid) for name, head in probe.heads.items()}
+
+
 def _loss(
     probe: Probe, features: Tensor, batch: dict[str, Tensor], tasks: Sequence[Task], protocol: LoopProtocol
 ) -> Tensor:
-    logits = probe(features, batch, protocol.grid)
+    logits = read_plainly(probe, features, batch, protocol.grid)
     return torch.stack([task.loss(logits[task.name], batch) for task in tasks]).sum()
 
 
@@ -109,7 +117,7 @@ def _evaluate(
     for index in torch.split(torch.arange(size, device=protocol.device), protocol.eval_batch_size):
         features, batch = val.batch(index)
         for probe, own, gathered in zip(probes, rows, scores, strict=True):
-            gathered.add(probe(features[own], batch, protocol.grid), batch)
+            gathered.add(read_plainly(probe, features[own], batch, protocol.grid), batch)
     for probe in probes:
         probe.train()
     return [gathered.close() for gathered in scores]

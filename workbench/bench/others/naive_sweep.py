@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fusion_workbench.bench.others.cached_loop import read_plainly
 from fusion_workbench.bench.others.per_level import PerLevel
 from fusion_workbench.datamodules.order import EpochOrder
 from fusion_workbench.datamodules.sources.base import Source
@@ -122,7 +123,7 @@ class NaiveTrial(L.LightningModule):
         return chosen.bfloat16().float() if self.as_stored else chosen
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        logits = self.probe(self.features(batch["images"]), batch, self._encoder[0].grid())
+        logits = read_plainly(self.probe, self.features(batch["images"]), batch, self._encoder[0].grid())
         loss = torch.stack([task.loss(logits[task.name], batch) for task in self.tasks]).sum()
         self.log("loss", loss, on_step=False, on_epoch=True)
         self.losses.append(loss.detach())
@@ -135,7 +136,9 @@ class NaiveTrial(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         assert self._scores is not None
-        self._scores.add(self.probe(self.features(batch["images"]), batch, self._encoder[0].grid()), batch)
+        self._scores.add(
+            read_plainly(self.probe, self.features(batch["images"]), batch, self._encoder[0].grid()), batch
+        )
 
     test_step = validation_step
 
