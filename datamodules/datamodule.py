@@ -190,7 +190,8 @@ class AblationDataModule(L.LightningDataModule):
 
     def _split(self, split: str) -> SplitBatches | ConversationBatches:
         if split not in self._splits:
-            fetch = self.features.split(split, self.layers).fetch
+            part, trainer = self.features.split(split, self.layers), self.trainer
+            fetch = part.fetch if trainer is None or self._workers() else part.fetch_for(trainer.strategy.root_device)
             if self.chat is None:
                 self._splits[split] = SplitBatches(self.source, split, fetch)
             else:

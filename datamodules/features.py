@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_workbench.datamodules.loader import Batch
+from fusion_workbench.datamodules.resident import FetchResident
 from fusion_workbench.datamodules.store.encoding import EncoderLike, check_finite, load_images
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ class SplitFeatures(ABC):
 
         In the store's dtype on the CPU, or as the encoder returns them.
         """
+
+    def fetch_for(self, device: torch.device) -> Fetch:
+        """``fetch`` for batches that one process fetches and that are then moved to ``device``."""
+        return self.fetch
 
 
 class Features(ABC):
@@ -118,6 +123,9 @@ class _StoredSplit(SplitFeatures):
 
     def rows(self, index: Tensor) -> Tensor:
         return self.stored.rows(index)
+
+    def fetch_for(self, device: torch.device) -> Fetch:
+        return self.fetch if device.type == "cpu" else FetchResident(self.stored)
 
 
 class _LiveSplit(SplitFeatures):

@@ -190,6 +190,24 @@ class StoredFeatures:
         rows = torch.stack([shards[number][row] for shards in self._layers for number, row in places])
         return rows.view(len(self._layers), len(places), *rows.shape[1:])
 
+    @property
+    def bytes(self) -> int:
+        """Of all images and layers."""
+        return sum(states.nbytes for shards in self._layers for states in shards)
+
+    def all_rows(self, device: torch.device) -> Tensor:
+        """All images, ``[layers, images, tokens, dim]``, on ``device``; a shard at a time.
+
+        Raises:
+            torch.OutOfMemoryError: they do not fit.
+        """
+        like = self._layers[0][0]
+        rows = torch.empty(len(self._layers), self._images, *like.shape[1:], dtype=like.dtype, device=device)
+        for layer, shards in zip(rows, self._layers, strict=True):
+            for place, states in zip(layer.split([len(states) for states in shards]), shards, strict=True):
+                place.copy_(states)
+        return rows
+
 
 # --- checksums ----------------------------------------------------------------------------------------------
 
