@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,15 +26,16 @@ from typing import Any
 
 import torch
 from rich.filesize import decimal
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.parse import parse_json
-from fusion_workbench.system.files import PART, read_small, sync, write_file
+from fusion_workbench.system.files import PART, atomic_file, read_small, sync, write_file
 
 INDEX = "index.json"
+_WRITERS = 4  # shards written and hashed at once: the layers of a run of images
 _MOST_INDEX = 1_000_000_000  # bytes: a line for every shard of a store
 
 
@@ -101,8 +103,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def remove_partial_files(folder: Path) -> None:
     """Remove what a killed writer left half done. Only under the store's lock. Raises OSError."""
-    for part in folder.rglob(f"*{PART}"):
-        part.unlink(missing_ok=True)
+    for pattern in (f"*{PART}", ".tmp*"):  # ours, and those of safetensors, which it renames to ours
+        for part in folder.rglob(pattern):
+            part.unlink(missing_ok=True)
 
 
 def bytes_free(path: Path) -> int:
@@ -138,25 +141,34 @@ def write_shards(shards: Iterable[tuple[Shard, Tensor]], index: SplitIndex) -> i
 
     Raises OSError, and then none of these shards is left behind.
     """
-    done: list[Shard] = []
-    written = 0
-    named = dict(index.checksums)
+    todo, named = list(shards), dict(index.checksums)
     try:
-        for shard, states in shards:
-            data = save({shard.tensor: states}, metadata={"format": "pt"})
-            done.append(shard)
-            write_file(shard.path, data)
-            index.checksums[shard.name] = hashlib.sha256(data).hexdigest()
-            written += len(data)
-        for folder in {shard.path.parent for shard in done}:
+        with ThreadPoolExecutor(_WRITERS, "shard") as pool:  # copying and hashing let go of the GIL
+            checksums = pool.map(_write, todo)
+            index.checksums |= {shard.name: sha256 for (shard, _), sha256 in zip(todo, checksums, strict=True)}
+        for folder in {shard.path.parent for shard, _ in todo}:
             sync(folder)
         index.write()
+        return sum(shard.path.stat().st_size for shard, _ in todo)
     except BaseException:
         index.checksums = named
-        for shard in done:
+        for shard, _ in todo:
             shard.path.unlink(missing_ok=True)
         raise
-    return written
+
+
+def _write(item: tuple[Shard, Tensor]) -> str:
+    """Write one shard, whole or not at all. Returns the sha256 of its bytes. Raises OSError."""
+    shard, states = item
+    with atomic_file(shard.path) as part:
+        try:
+            save_file({shard.tensor: states}, part, metadata={"format": "pt"})
+        except SafetensorError as error:  # Rust's words for what the operating system said
+            if (number := re.search(r"os error (\d+)", str(error))) is None:
+                raise OSError(str(error)) from None
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(part)) from None
+        with part.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def map_shard(shard: Shard) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import resource
@@ -84,7 +85,7 @@ def assert_whole(folder: Path) -> None:
         rows = made.features(split, LAYERS).rows(torch.arange(size))
         assert torch.equal(rows, Encoder().encode(images, LAYERS))
     assert made.verify() == []
-    assert not list(folder.rglob("*.part"))
+    assert not [*folder.rglob("*.part"), *folder.rglob(".tmp*")]
     assert len([path for path in made.folder.rglob("*") if path.is_file()]) == FILES - PASSES + len(SIZES)
 
 
@@ -136,18 +137,17 @@ def _kill_everywhere(folder: Path) -> None:
 
 
 def _build_and_die(folder: Path, moment: str, nth: int) -> None:
-    done = 0
+    numbers = itertools.count(1)  # several threads write: each takes its own
     replace = os.replace
 
     def deadly(source: Path, target: Path) -> None:
-        nonlocal done
-        done += 1
-        if done == nth and moment == "write":
+        number = next(numbers)
+        if number == nth and moment == "write":
             os.truncate(source, source.stat().st_size // 2)  # as if killed halfway through the writing
-        if done == nth and moment != "after":
+        if number == nth and moment != "after":
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
-        if done == nth:
+        if number == nth:
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = deadly  # type: ignore[assignment]
