@@ -120,9 +120,9 @@ deformable() {
 }
 
 bench() {
-  local small=(--repeats 3)
+  local small=(bank encoder --repeats 3)
   [ -n "$tiny" ] && small=(--tiny --repeats 1)
-  bounded 240 bench python3 -m fusion_workbench bench ceilings strategies bank encoder --device "$device" "${small[@]}" --out "$out/bench"
+  bounded 240 bench python3 -m fusion_workbench bench ceilings strategies --device "$device" "${small[@]}" --out "$out/bench"
 }
 
 carried() {  # unpacks what was carried; later steps find it by PYTHONPATH and WORKBENCH_ASSETS
@@ -157,7 +157,7 @@ quickstart() {
     encoder=$(part encoder)
     small=('source.options={train: 24, val: 8, test: 12, size: 56}' encoder.image_size=56 'tasks=[digit]'
       'strategies=[{name: mmfuser, options: {heads: 2}}]' baselines=false 'single_layers=[]' training.epochs=1
-      replicates=1 'plan={confirm: []}' 'search.learning_rates=[0.001]' training.batch_size=8)
+      replicates=1 'plan={confirm: []}' 'search.learning_rates=[0.001]' training.batch_size=8 --no-report)
   fi
   sweep 120 quickstart quickstart "encoder.name=$encoder" "${small[@]}"
 }
