@@ -22,14 +22,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.modules.fusion import deformable_backends
 from fusion_workbench.modules.fusion.deformable import DeformableAttention, fold
 
 Grid = tuple[int, int]
+CHOICE_ON = ("cuda",)  # devices on which deformable attention has a choice of backends
 POOLED = 7  # places on a side, PVTv2's; a shorter side keeps its own length
 
 
 class Deformable(DeformableAttention):
-    """Deformable attention that also describes its sampling locations."""
+    """Deformable attention that also describes its sampling locations, and on CUDA reads by the faster backend
+    (:mod:`modules.fusion.deformable_backends`)."""
+
+    def read(self, sampling: Tensor, tokens: Tensor, grid: Grid, norm: nn.LayerNorm | None = None) -> Tensor:
+        """``sampling [3, H, L·P, B·Q], tokens [B, N, D] → [B, Q, D]``, before the projection of the heads."""
+        if tokens.device.type not in CHOICE_ON:
+            return super().read(sampling, tokens, grid, norm)
+        values = F.linear(tokens, *fold(self.value_proj, norm))
+        return deformable_backends.sample(values, sampling, self.levels, grid)
 
     @torch.no_grad()
     def describe(

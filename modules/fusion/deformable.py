@@ -96,13 +96,16 @@ class DeformableAttention(nn.Module):
         ``tokens`` have mean 0 and variance 1); it is folded into the projections, which is exact and leaves frozen
         tokens without a gradient.
         """
-        index, weight = corners(self.sampling(query, query_norm), self.levels, grid)
-        projection = fold(self.value_proj, token_norm)
-        if tokens.requires_grad or not _sampling_first_pays(tokens, index):
-            sampled = gather(_linear(tokens, *projection), index, weight)
-        else:
-            sampled = project_and_gather(tokens, *projection, index, weight)
+        sampled = self.read(self.sampling(query, query_norm), tokens, grid, token_norm)
         return _linear(sampled, self.output_proj.weight, self.output_proj.bias)
+
+    def read(self, sampling: Tensor, tokens: Tensor, grid: Grid, norm: nn.LayerNorm | None = None) -> Tensor:
+        """``sampling [3, H, L·P, B·Q], tokens [B, N, D] → [B, Q, D]``: what the heads find, before their projection."""
+        index, weight = corners(sampling, self.levels, grid)
+        projection = fold(self.value_proj, norm)
+        if tokens.requires_grad or not _sampling_first_pays(tokens, index):
+            return gather(_linear(tokens, *projection), index, weight)
+        return project_and_gather(tokens, *projection, index, weight)
 
     def sampling(self, query: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
         """Where to look and how hard: offsets x, offsets y (in cells) and attention logits, ``[3, H, L·P, B·Q]``.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError
+from fusion_workbench.modules.fusion.deformable_backends import seconds_spent
 from fusion_workbench.modules.optim import gate_rms, make_optimizer, named_gates
 from fusion_workbench.modules.probes.evaluation import SplitScores
 from fusion_workbench.modules.probes.guard import MemberFailed, is_out_of_memory, of_member, of_task
@@ -135,10 +136,12 @@ class FusionBank(L.LightningModule):
             probe_run.step_seconds += time.perf_counter() - start
             return
         begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        tried = seconds_spent()
         begun.record()
         yield
         ended.record()
         probe_run.marks.append((begun, ended))
+        probe_run.step_seconds -= seconds_spent() - tried  # a backend that is tried out is no cost of the step
 
     def on_train_epoch_end(self) -> None:
         """Runs after the epoch's validation: closes the epoch's row and stops the runs that diverged."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 
 from fusion_workbench.bench.others.per_level import PerLevel, attention_by_level, away_from_the_start
 from fusion_workbench.core.layers import Selection
-from fusion_workbench.modules.fusion import build, deformable
-from fusion_workbench.modules.fusion.deformable import DeformableAttention
+from fusion_workbench.modules.fusion import build, deformable, deformable_backends
+from fusion_workbench.modules.fusion.deformable import DeformableAttention, fold
 from fusion_workbench.modules.fusion.mmfuser import MMFuser, MMFuserOptions
 
 Run = Callable[[], None]
@@ -79,10 +80,20 @@ def attention_step(
     return run
 
 
+def by_deformops(attention: DeformableAttention, query: Tensor, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The attention with ``deformops`` to read the maps, whether it is faster or not."""
+    values = nn.functional.linear(tokens, *fold(attention.value_proj, None))
+    read = deformable_backends.deformops(values, attention.sampling(query), attention.levels, grid)
+    return attention.output_proj(read)  # type: ignore[no-any-return]
+
+
 @contextmanager
 def backward_by(way: str) -> Iterator[None]:
-    before = {name: getattr(deformable, name) for name in WAYS[way]}
-    vars(deformable).update(WAYS[way])
+    """By this package's operator with the constants of a way; ``chosen``: by the backend that a study would take."""
+    constants = WAYS.get(way, {})
+    before = {name: getattr(deformable, name) for name in constants}
+    vars(deformable).update(constants)
+    os.environ[deformable_backends.SWITCH] = "auto" if way == "chosen" else "own"
     try:
         yield
     finally:
@@ -142,7 +153,18 @@ def main() -> None:
             "grid_sample": ("as it is", attention_step(attention_by_level, features, grid, chosen.bf16)),
             **{way: (way, ours) for way in WAYS},
         }
+        if chosen.device == "cuda" and deformable_backends.unavailable() is None:
+            whole["chosen"] = ("chosen", fused)
+            alone["deformops"] = ("as it is", attention_step(by_deformops, features, grid, chosen.bf16))
         shape = f"batch {batch}, grid {rows}×{columns}, dim {dim}, {levels} levels + query"
+        kind = torch.bfloat16 if chosen.bf16 else torch.float32
+        call = deformable_backends.Shape(batch, grid, levels, max(1, dim // 64), 4, min(64, dim))
+        with backward_by("chosen"):
+            taken = deformable_backends.resolve(features.device, kind, call)
+        print(f"backend, {shape}: {taken.backend} ({taken.reason})")
+        if chosen.json:
+            with chosen.json.open("a") as file:
+                file.write(json.dumps({"backend": taken.backend, "reason": taken.reason, "shape": shape}) + "\n")
         for what, candidates in (("step of MMFuser", whole), ("attention alone", alone)):
             best = best_of(candidates, chosen.rounds, clock, chosen.device)
             first = next(iter(best.values()))

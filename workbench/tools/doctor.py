@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -54,6 +55,7 @@ def examine(workspace: Path, tracking_uri: str | None = None) -> list[Finding]:
         _python(),
         *_packages(),
         *_accelerator(),
+        *_backend(),
         _cores(),
         _memory(),
         *_folder("workspace", workspace),
@@ -145,6 +147,29 @@ def _accelerator() -> Iterator[Finding]:
         else:
             remedy = "it has no bf16 of its own: keep training.precision=32-true and encoder.precision=float32"
             yield Finding(name, "warn", what, remedy)
+
+
+def _backend() -> Iterator[Finding]:
+    """The optional kernels of deformable attention, on a machine that could use them or has them."""
+    try:
+        import torch
+
+        usable = torch.cuda.is_available()
+    except Exception:  # told of above
+        return
+    if not usable and find_spec("deformops") is None:
+        return
+    from fusion_workbench.modules.fusion.deformable_backends import unavailable
+
+    if (reason := unavailable()) is not None:
+        if usable:
+            yield Finding("deformable attention", "ok", f"this package's operator; optional: {reason}")
+        return
+    where = "timed against this package's operator, the faster is taken" if usable else "not used without CUDA"
+    try:
+        yield Finding("deformable attention", "ok", f"deformops {version('deformops')}: {where}")
+    except PackageNotFoundError:
+        yield Finding("deformable attention", "ok", f"deformops, of unknown version: {where}")
 
 
 def _cpu() -> Finding:

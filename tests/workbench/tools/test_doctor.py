@@ -238,3 +238,23 @@ def test_the_table_and_its_remedies() -> None:
     out.truncate(0)
     show(findings[:1], Console(file=out, width=80))
     assert "all is well" in out.getvalue()
+
+
+@pytest.mark.parametrize("cuda", [True, False], ids=["cuda", "cpu"])
+def test_the_backend_of_deformable_attention(cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from fusion_workbench.modules.fusion import deformable_backends
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(deformable_backends, "unavailable", lambda: "deformops is not installed")
+    findings = list(doctor._backend())
+    assert len(findings) == cuda
+    assert all(finding.state == "ok" and "not installed" in finding.what for finding in findings)
+    monkeypatch.setattr(deformable_backends, "unavailable", lambda: None)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: object())
+    monkeypatch.setattr(doctor, "version", lambda name: "3.0.1")
+    (finding,) = doctor._backend()
+    words = "the faster is taken" if cuda else "not used without CUDA"
+    assert finding.what.startswith("deformops 3.0.1: ")
+    assert finding.what.endswith(words)
