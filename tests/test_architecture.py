@@ -83,6 +83,8 @@ LIBRARIES = (
         ("--help", ""),  # what is typed most: of what is installed it imports Typer and Rich alone
         ("sweep planted --plan", "torch optuna omegaconf yaml numpy PIL"),  # cells are built on the meta device
         ("strategies", "torch yaml numpy"),
+        ("layers --families", "omegaconf yaml"),
+        ("store list", "omegaconf yaml"),
     ],
 )
 def test_a_command_imports_what_it_needs_and_no_more(command: str, needs: str, tmp_path: Path) -> None:

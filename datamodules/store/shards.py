@@ -1,4 +1,5 @@
-"""Shards: hidden states on disk, and the index that vouches for them.
+"""Shards: the files of hidden states on disk, and the index that vouches for them. What is in them is read and written
+by :mod:`datamodules.store.tensors`.
 
     <root>/<key>/key.json                                             what the features depend on
     <root>/<key>/<split>-<12 hex>/index.json                          sha256 of every shard
@@ -16,22 +17,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.filesize import decimal
-from safetensors import safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.parse import parse_json
-from fusion_workbench.system.files import PART, read_small, sync, write_file
+from fusion_workbench.system.files import PART, read_small, write_file
 
 INDEX = "index.json"
 _MOST_INDEX = 1_000_000_000  # bytes: a line for every shard of a store
@@ -128,67 +125,6 @@ def as_workbench_error(where: Path) -> Iterator[None]:
         raise WorkbenchError(
             f"the feature store {where} cannot be written ({reason}); make it writable, or choose another place."
         ) from error
-
-
-# --- shards -------------------------------------------------------------------------------------------------
-
-
-def write_shards(shards: Iterable[tuple[Shard, Tensor]], index: SplitIndex) -> int:
-    """Write shards ``[images, tokens, dim]`` and then name them in the index. Returns the bytes written.
-
-    Raises OSError, and then none of these shards is left behind.
-    """
-    done: list[Shard] = []
-    written = 0
-    named = dict(index.checksums)
-    try:
-        for shard, states in shards:
-            data = save({shard.tensor: states}, metadata={"format": "pt"})
-            done.append(shard)
-            write_file(shard.path, data)
-            index.checksums[shard.name] = hashlib.sha256(data).hexdigest()
-            written += len(data)
-        for folder in {shard.path.parent for shard in done}:
-            sync(folder)
-        index.write()
-    except BaseException:
-        index.checksums = named
-        for shard in done:
-            shard.path.unlink(missing_ok=True)
-        raise
-    return written
-
-
-def map_shard(shard: Shard) -> Tensor:
-    """The tensor ``[images, tokens, dim]``, memory-mapped: pages are read when they are first touched."""
-    with safe_open(shard.path, framework="pt") as file:
-        states = file.get_tensor(shard.tensor)
-    assert isinstance(states, Tensor)
-    return states
-
-
-class StoredFeatures:
-    """Some layers of one split, memory-mapped."""
-
-    def __init__(self, layers: Sequence[Sequence[Tensor]], shard_size: int) -> None:
-        self._layers = layers  # layer → shard → [images, tokens, dim]
-        self._shard_size = shard_size
-        self._images = sum(len(states) for states in layers[0])
-
-    def __len__(self) -> int:
-        return self._images
-
-    def rows(self, index: Tensor) -> Tensor:
-        """Images ``index`` (int64 ``[B]``) → ``[layers, B, tokens, dim]`` in the store's dtype, a copy."""
-        images = index.tolist()
-        if images and not 0 <= min(images) <= max(images) < self._images:
-            raise IndexError(f"images {min(images)} to {max(images)} of a split of {self._images}")
-        places = [divmod(image, self._shard_size) for image in images]
-        if not images:  # of a batch of text alone
-            return torch.stack([shards[0][:0] for shards in self._layers])
-        # One stack over views of single images copies once, where index_select a shard copies twice.
-        rows = torch.stack([shards[number][row] for shards in self._layers for number, row in places])
-        return rows.view(len(self._layers), len(places), *rows.shape[1:])
 
 
 # --- checksums ----------------------------------------------------------------------------------------------
