@@ -73,7 +73,7 @@ def test_the_public_face_is_there_and_light() -> None:
 
 LIBRARIES = (
     "torch lightning torchmetrics transformers mlflow optuna omegaconf pandas scipy matplotlib yaml jinja2 numpy "
-    "pyarrow PIL"
+    "pyarrow PIL transformers.modeling_utils torch._dynamo"
 )
 
 
@@ -82,7 +82,8 @@ LIBRARIES = (
     [
         ("--help", ""),  # what is typed most: of what is installed it imports Typer and Rich alone
         ("sweep planted --plan", "torch optuna omegaconf yaml numpy PIL"),  # cells are built on the meta device
-        ("strategies", "torch yaml numpy"),
+        ("strategies", "torch torch._dynamo yaml numpy"),  # torch's meta kernels import it
+        ("layers", "torch transformers omegaconf yaml jinja2 numpy PIL"),  # the embedded encoder's config, and no model
         ("layers --families", "omegaconf yaml"),
         ("store list", "omegaconf yaml"),
     ],
