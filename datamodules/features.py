@@ -21,8 +21,8 @@ from fusion_workbench.datamodules.store.encoding import EncoderLike, check_finit
 
 if TYPE_CHECKING:
     from fusion_workbench.datamodules.sources.base import Source
-    from fusion_workbench.datamodules.store.shards import StoredFeatures
     from fusion_workbench.datamodules.store.store import FeatureStore
+    from fusion_workbench.datamodules.store.tensors import StoredFeatures
 
 # Row numbers, int64 [B] → {"features": [layers, B, tokens, dim]}, or {"images": uint8 [B, H, W, 3]} to be encoded.
 Fetch = Callable[[Tensor], Batch]

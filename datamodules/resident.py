@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fusion_workbench.datamodules.loader import Batch
-from fusion_workbench.datamodules.store.shards import StoredFeatures
+from fusion_workbench.datamodules.store.tensors import StoredFeatures
 
 SHARE = 0.25
 """Of the memory that is free on a device, the most that a split takes; the rest is for training."""

@@ -10,12 +10,15 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from fusion_workbench.datamodules.sources.base import Array, Source, register_source
 from fusion_workbench.datamodules.sources.drawn import check_sizes, example_ids
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SIDE = 8  # pixels
 CLASSES = 9  # three times three: a half in each of two layers
@@ -67,6 +70,8 @@ class Planted(Source):
         return {"digit.label": np.array(labels, dtype=np.int64)}
 
     def identity(self, split: str) -> pd.DataFrame:
+        import pandas as pd
+
         names = example_ids(split, self.size(split))
         return pd.DataFrame({"example_id": names, "group": names})
 

@@ -1,4 +1,5 @@
-"""Shards: hidden states on disk, and the index that vouches for them.
+"""Shards: the files of hidden states on disk, and the index that vouches for them. What is in them is read and written
+by :mod:`datamodules.store.tensors`.
 
     <root>/<key>/key.json                                             what the features depend on
     <root>/<key>/<split>-<12 hex>/index.json                          sha256 of every shard
@@ -15,27 +16,21 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.filesize import decimal
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.parse import parse_json
-from fusion_workbench.system.files import PART, atomic_file, read_small, sync, write_file
+from fusion_workbench.system.files import PART, read_small, write_file
 
 INDEX = "index.json"
-_WRITERS = 4  # shards written and hashed at once: the layers of a run of images
 _MOST_INDEX = 1_000_000_000  # bytes: a line for every shard of a store
 
 
@@ -131,94 +126,6 @@ def as_workbench_error(where: Path) -> Iterator[None]:
         raise WorkbenchError(
             f"the feature store {where} cannot be written ({reason}); make it writable, or choose another place."
         ) from error
-
-
-# --- shards -------------------------------------------------------------------------------------------------
-
-
-def write_shards(shards: Iterable[tuple[Shard, Tensor]], index: SplitIndex) -> int:
-    """Write shards ``[images, tokens, dim]`` and then name them in the index. Returns the bytes written.
-
-    Raises OSError, and then none of these shards is left behind.
-    """
-    todo, named = list(shards), dict(index.checksums)
-    try:
-        with ThreadPoolExecutor(_WRITERS, "shard") as pool:  # copying and hashing let go of the GIL
-            checksums = pool.map(_write, todo)
-            index.checksums |= {shard.name: sha256 for (shard, _), sha256 in zip(todo, checksums, strict=True)}
-        for folder in {shard.path.parent for shard, _ in todo}:
-            sync(folder)
-        index.write()
-        return sum(shard.path.stat().st_size for shard, _ in todo)
-    except BaseException:
-        index.checksums = named
-        for shard, _ in todo:
-            shard.path.unlink(missing_ok=True)
-        raise
-
-
-def _write(item: tuple[Shard, Tensor]) -> str:
-    """Write one shard, whole or not at all. Returns the sha256 of its bytes. Raises OSError."""
-    shard, states = item
-    with atomic_file(shard.path) as part:
-        try:
-            save_file({shard.tensor: states}, part, metadata={"format": "pt"})
-        except SafetensorError as error:  # Rust's words for what the operating system said
-            if (number := re.search(r"os error (\d+)", str(error))) is None:
-                raise OSError(str(error)) from None
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(part)) from None
-        with part.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def map_shard(shard: Shard) -> Tensor:
-    """The tensor ``[images, tokens, dim]``, memory-mapped: pages are read when they are first touched."""
-    with safe_open(shard.path, framework="pt") as file:
-        states = file.get_tensor(shard.tensor)
-    assert isinstance(states, Tensor)
-    return states
-
-
-class StoredFeatures:
-    """Some layers of one split, memory-mapped."""
-
-    def __init__(self, layers: Sequence[Sequence[Tensor]], shard_size: int) -> None:
-        self._layers = layers  # layer → shard → [images, tokens, dim]
-        self._shard_size = shard_size
-        self._images = sum(len(states) for states in layers[0])
-
-    def __len__(self) -> int:
-        return self._images
-
-    def rows(self, index: Tensor) -> Tensor:
-        """Images ``index`` (int64 ``[B]``) → ``[layers, B, tokens, dim]`` in the store's dtype, a copy."""
-        images = index.tolist()
-        if images and not 0 <= min(images) <= max(images) < self._images:
-            raise IndexError(f"images {min(images)} to {max(images)} of a split of {self._images}")
-        places = [divmod(image, self._shard_size) for image in images]
-        if not images:  # of a batch of text alone
-            return torch.stack([shards[0][:0] for shards in self._layers])
-        # One stack over views of single images copies once, where index_select a shard copies twice.
-        rows = torch.stack([shards[number][row] for shards in self._layers for number, row in places])
-        return rows.view(len(self._layers), len(places), *rows.shape[1:])
-
-    @property
-    def bytes(self) -> int:
-        """Of all images and layers."""
-        return sum(states.nbytes for shards in self._layers for states in shards)
-
-    def all_rows(self, device: torch.device) -> Tensor:
-        """All images, ``[layers, images, tokens, dim]``, on ``device``; a shard at a time.
-
-        Raises:
-            torch.OutOfMemoryError: they do not fit.
-        """
-        like = self._layers[0][0]
-        rows = torch.empty(len(self._layers), self._images, *like.shape[1:], dtype=like.dtype, device=device)
-        for layer, shards in zip(rows, self._layers, strict=True):
-            for place, states in zip(layer.split([len(states) for states in shards]), shards, strict=True):
-                place.copy_(states)
-        return rows
 
 
 # --- checksums ----------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ from fusion_workbench.datamodules.sources.base import SPLITS
 from fusion_workbench.datamodules.store import listing as stores
 from fusion_workbench.datamodules.store import shards as disk
 from fusion_workbench.datamodules.store.encoding import EncoderLike, EncodingPass, encode_passes, progress_bar
-from fusion_workbench.datamodules.store.shards import Shard, SplitIndex, StoredFeatures, as_workbench_error
+from fusion_workbench.datamodules.store.shards import Shard, SplitIndex, as_workbench_error
+from fusion_workbench.datamodules.store.tensors import StoredFeatures, map_shard, write_shards
 from fusion_workbench.system.console import error_console
 from fusion_workbench.system.files import write_file
 
@@ -269,7 +270,7 @@ class FeatureStore:
     def _write(self, todo: EncodingPass, states: Tensor) -> int:
         with as_workbench_error(self.folder):
             shards = zip(todo.shards, states.unbind(), strict=True)
-            return disk.write_shards(shards, self._index(todo.split))
+            return write_shards(shards, self._index(todo.split))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -306,7 +307,7 @@ class FeatureStore:
         stamp = disk.stamp(shard.path)
         checksum, states = self._mapped.get(shard, (None, None))
         if states is None or checksum != stamp:
-            states = disk.map_shard(shard)
+            states = map_shard(shard)
             self._mapped[shard] = (stamp, states)
         return states
 

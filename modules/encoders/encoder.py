@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,12 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError
-from fusion_workbench.modules.encoders.families import family_of, read, square
-from fusion_workbench.modules.encoders.loading import load_weights, prefix_tokens, read_commit, read_config, read_scale
+from fusion_workbench.modules.encoders.description import Size, describe, height_width
+from fusion_workbench.modules.encoders.families import read
+from fusion_workbench.modules.encoders.loading import load_weights, read_config, read_scale
 from fusion_workbench.system.hardware import bf16_flags, cpu_flags
-from fusion_workbench.system.pretrained_config import check_sizes
-
-Size = int | tuple[int, int]  # pixels: the side of a square, or height and width
 
 
 class VisionEncoder(nn.Module):
@@ -56,29 +53,19 @@ class VisionEncoder(nn.Module):
     ) -> None:
         super().__init__()
         config = read_config(name, revision)
-        family = family_of(config, name)
+        described = describe(name, config, image_size, revision)
         self.name = name
-        self.revision = read_commit(name, revision)
+        self.description = described
+        self.revision = described.revision
         self.pinned = revision is not None or Path(name).is_dir()
-        self.config = getattr(config, "vision_config", config)
-        self.family_name: str = config.model_type
-        self.family = family
-        if family.audio:
-            raise WorkbenchError(
-                f"encoder '{name}' is of the family '{self.family_name}', whose tokens are moments of sound. Its "
-                "hidden states can be read and fused "
-                "(fusion_workbench.modules.encoders.families.read), but there is no source of sound yet."
-            )
-        check_sizes(self.config, f"encoder '{name}'", ("num_hidden_layers", "hidden_size", "patch_size"))
-        self.depth: int = self.config.num_hidden_layers
-        self.dim: int = self.config.hidden_size
-        self.patch: int = _side(self.config, "patch_size", name)
-        self.image_size: Size = _size(image_size, self.config, self.patch, name)
-        self.prefix_tokens = prefix_tokens(family, self.config, name)
+        self.config, self.family, self.family_name = described.config, described.family, described.family_name
+        self.depth, self.dim, self.patch = described.depth, described.dim, described.patch
+        self.image_size: Size = described.image_size
+        self.prefix_tokens = described.prefix_tokens
         self._written = written_config(name, revision)
         self.mean, self.std = read_scale(name, revision)
         self.precision = resolve_precision(precision, device)
-        model = load_weights(name, revision, family, config, self._all_states)
+        model = load_weights(name, revision, described.family, config, self._all_states)
         self.model = model.eval().requires_grad_(False).to(device)
 
     def train(self, mode: bool = True) -> VisionEncoder:
@@ -173,63 +160,13 @@ class VisionEncoder(nn.Module):
 
     def encoder_info(self) -> dict[str, Any]:
         """What a study needs to know of its encoder; shown by ``workbench layers`` and kept with every study."""
-        grid = self.grid()
         return {
+            **self.description.info(),
             "encoder": self.name,
-            "revision": self.revision,
-            "family": self.family_name,
-            "depth": self.depth,
-            "dim": self.dim,
-            "patch": self.patch,
-            "image_size": self.image_size if isinstance(self.image_size, int) else list(self.image_size),
-            "grid": list(grid),
-            "tokens": grid[0] * grid[1],
-            "prefix_tokens": self.prefix_tokens,
-            "final_norm": self.family.final_norm,
-            "positions": self.family.positions,
             "precision": self.precision,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "fingerprint": self.fingerprint,
         }
-
-
-def height_width(size: Size) -> tuple[int, int]:
-    """Height and width."""
-    return (size, size) if isinstance(size, int) else size
-
-
-def _size(requested: int | Sequence[int], config: Any, patch: int, name: str) -> Size:
-    """The size to encode at, an int for squares. Raises WorkbenchError for one that is no multiple of the patch."""
-    if isinstance(requested, int):
-        sides = [requested or _trained_size(config, patch, name)] * 2
-    else:
-        sides = [int(side) for side in requested]
-    if len(sides) != 2 or any(side % patch or side < patch for side in sides):
-        right = [max(patch, round(side / patch) * patch) for side in sides]
-        example = right[0] if len(set(right)) == 1 else right
-        raise WorkbenchError(
-            f"encoder.image_size is {requested}; {name} has patches of {patch} px, so it must be a multiple of "
-            f"{patch}, such as {example}, or [height, width] of such."
-        )
-    return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
-
-
-def _trained_size(config: Any, patch: int, name: str) -> int:
-    """The side of the square that a model was trained at; where it only names a number of patches, their square."""
-    if getattr(config, "image_size", None):
-        return _side(config, "image_size", name)
-    if not getattr(config, "num_patches", None):
-        raise WorkbenchError(f"encoder '{name}' does not say what size it was trained at; name encoder.image_size.")
-    return math.isqrt(config.num_patches) * patch
-
-
-def _side(config: Any, key: str, name: str) -> int:
-    """A side of the config's. Raises WorkbenchError for what is no square."""
-    try:
-        return square(getattr(config, key))
-    except WorkbenchError as error:
-        more = "; name encoder.image_size" if key == "image_size" else ""
-        raise WorkbenchError(f"encoder '{name}': {key}: {str(error).rstrip('.')}{more}.") from None
 
 
 def resolve_precision(precision: str, device: str) -> str:

@@ -1,20 +1,20 @@
 """Families of encoders: what sets one apart from another, as rows of a table.
 
 Nothing else in the workbench knows a family's name. A family that has no row is not assumed: :func:`explain_unknown`
-runs its architecture once without weights and says which row it would need.
+runs its architecture once without weights and says which row it would need. Importing the table imports no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.core.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def whole_image(pixels: Tensor, patch: int) -> dict[str, Tensor]:
@@ -24,6 +24,8 @@ def whole_image(pixels: Tensor, patch: int) -> dict[str, Tensor]:
 
 def patch_sequence(pixels: Tensor, patch: int) -> dict[str, Tensor]:
     """What SigLIP 2 of native aspect takes: patches ``[B, h·w, patch²·3]``, a mask, and the grid of each image."""
+    import torch
+
     images, _, height, width = pixels.shape
     rows, columns = height // patch, width // patch
     cut = pixels.reshape(images, 3, rows, patch, columns, patch)
@@ -249,6 +251,8 @@ def read(model: nn.Module, family: Family, inputs: Mapping[str, Any], layers: Se
                 f"{type(model).__name__} gave {len(states)} hidden states for {len(blocks)} blocks; embeddings and one "
                 "for each block were expected. Its row in the table of families does not fit it."
             )
+    import torch
+
     return torch.stack([states[layer][:, prefix:] for layer in layers])
 
 
@@ -258,6 +262,8 @@ def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:
     Raises:
         WorkbenchError: the model has none there; the message names the lists that it has.
     """
+    from torch import nn
+
     for path, kind in ((family.blocks, nn.ModuleList), (family.tower, nn.Module)):
         try:
             found = isinstance(model.get_submodule(path), kind)
@@ -327,6 +333,8 @@ def explain_unknown(config: Any, name: str) -> str:
 def _run_without_weights(config: Any) -> dict[str, Any]:
     import inspect
 
+    import torch
+    from torch import nn
     from transformers import AutoModel
 
     side, patch = square(config.image_size), square(config.patch_size)

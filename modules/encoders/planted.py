@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion_workbench.core.errors import WorkbenchError, nearest
-from fusion_workbench.modules.encoders.encoder import Size, VisionEncoder
+from fusion_workbench.modules.encoders.description import Size
+from fusion_workbench.modules.encoders.encoder import VisionEncoder
 
 PREFIX = "planted:"
 _SIDE, _PATCH, _WAYS = 8, 4, 3

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.registry import Registry
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 Batch = Mapping[str, Tensor]
 Array = np.ndarray[Any, Any]
@@ -76,7 +78,7 @@ class Task(ABC):
 
     @abstractmethod
     def metric(self) -> Metric:
-        """A fresh primary metric."""
+        """A fresh primary metric. Imports torchmetrics itself: a plan of a study needs its tasks and no metric."""
 
     @abstractmethod
     def update(self, metric: Metric, logits: Tensor, batch: Batch) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.regression import MeanAbsoluteError
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.modules.tasks.base import Batch, Targets, Task, register_task
 from fusion_workbench.modules.tasks.heads import Grid, TokenReader
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class DensityCounter(nn.Module):
@@ -70,6 +73,8 @@ class Count(Task):
         return {"error": logits.float() - batch["count.number"]}
 
     def metric(self) -> Metric:
+        from torchmetrics.regression import MeanAbsoluteError
+
         return MeanAbsoluteError()
 
     def update(self, metric: Metric, logits: Tensor, batch: Batch) -> None:

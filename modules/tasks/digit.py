@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from fusion_workbench.modules.tasks.base import Batch, Task, register_task
 from fusion_workbench.modules.tasks.heads import AttentivePooling
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 @register_task("digit")
@@ -30,6 +33,8 @@ class Digit(Task):
         return right.float(), torch.ones_like(batch["digit.label"])
 
     def metric(self) -> Metric:
+        from torchmetrics.classification import MulticlassAccuracy
+
         return MulticlassAccuracy(self.classes, average="micro")
 
     def update(self, metric: Metric, logits: Tensor, batch: Batch) -> None:

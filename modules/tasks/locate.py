@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
 
 from fusion_workbench.modules.tasks.base import Array, Batch, Targets, Task, register_task
 from fusion_workbench.modules.tasks.heads import PointReader, box_iou, generalised_iou
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 _L1, _GIOU = 5.0, 2.0  # weights of the loss: DETR's (arXiv 2005.12872, appendix A.4)
 
@@ -48,6 +52,8 @@ class Locate(Task):
         return iou.sum(-1) / items.clamp_min(1), items
 
     def metric(self) -> Metric:
+        from torchmetrics import MeanMetric
+
         return MeanMetric()
 
     def update(self, metric: Metric, logits: Tensor, batch: Batch) -> None:

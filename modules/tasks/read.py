@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from fusion_workbench.modules.tasks.base import Batch, Task, register_task
 from fusion_workbench.modules.tasks.heads import BoxReader
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 @register_task("read")
@@ -32,6 +35,8 @@ class Read(Task):
         return right.sum(-1) / items.clamp_min(1), items
 
     def metric(self) -> Metric:
+        from torchmetrics.classification import MulticlassAccuracy
+
         return MulticlassAccuracy(self.classes, average="micro")
 
     def update(self, metric: Metric, logits: Tensor, batch: Batch) -> None:

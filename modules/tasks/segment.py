@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.classification import BinaryJaccardIndex
 
 from fusion_workbench.modules.tasks.base import Batch, Targets, Task, register_task
 from fusion_workbench.modules.tasks.heads import TokenReader, coverage
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 FOREGROUND = 0.5  # share of a token's cell from which on it counts as foreground
 _GUESSED = 32  # cells a side that the chance level is measured on
@@ -59,6 +61,8 @@ class Segment(Task):
         return float(statistics["intersection"].double().sum() / union) if union else 0.0
 
     def metric(self) -> Metric:
+        from torchmetrics.classification import BinaryJaccardIndex
+
         return BinaryJaccardIndex()
 
     def update(self, metric: Metric, logits: Tensor, batch: Batch) -> None:

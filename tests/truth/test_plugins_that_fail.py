@@ -304,7 +304,7 @@ def test_a_task_that_raises_is_named(tiny_dinov2: Path, mlflow_uri: str, tmp_pat
 def test_features_of_an_old_store_that_are_no_numbers(
     tiny_dinov2: Path, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fusion_workbench.datamodules.store.shards import StoredFeatures
+    from fusion_workbench.datamodules.store.tensors import StoredFeatures
 
     plain = StoredFeatures.rows
 

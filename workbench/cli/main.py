@@ -282,7 +282,6 @@ def _run(
     display = Display(console, progress=not quiet)
     with display.step("loading torch, lightning and the encoder"):
         from fusion_workbench.runner.dry_run import show_plan
-        from fusion_workbench.runner.experiment import Experiment
         from fusion_workbench.study.prepare import prepare
 
         parts = prepare(study, workspace, progress=not quiet)
@@ -291,6 +290,8 @@ def _run(
     if plan:
         console.print(f"run it: {plan}{where}", highlight=False, markup=False)
         return
+    from fusion_workbench.runner.experiment import Experiment
+
     result = Experiment(parts, display, retry_failed, accept_change, retrain_lost).run()
     failed = f", {result.failed} did not finish (see the report)" if result.failed else ""
     console.print(f"trained {result.trained}, kept {result.kept} from before{failed}", highlight=False)

@@ -325,7 +325,7 @@ def _check_stage_source(
     source: ConversationSource, stage: StageConfig, study: StudyConfig, encoder: VisionEncoder
 ) -> None:
     from fusion_workbench.datamodules.order import check_batch
-    from fusion_workbench.modules.encoders.encoder import height_width
+    from fusion_workbench.modules.encoders.description import height_width
 
     if height_width(source.image_size) != height_width(encoder.image_size):
         raise WorkbenchError(

@@ -211,7 +211,7 @@ def check_builds(space: Space, models: CellModels) -> None:
 
 
 def _check_image_size(name: str, source: Source, encoder: VisionEncoder) -> None:
-    from fusion_workbench.modules.encoders.encoder import height_width
+    from fusion_workbench.modules.encoders.description import height_width
 
     made, read = height_width(source.image_size), height_width(encoder.image_size)
     if made != read:

@@ -77,7 +77,7 @@ def check_described(folder: Path, make: Callable[[Any], Any], config: Any, what:
     """
     import torch
 
-    stored = _stored(folder)
+    stored = stored_weights(folder)
     if stored is None or getattr(config, "quantization_config", None) is not None:
         return
     numbers, tensors = stored
@@ -145,7 +145,7 @@ def _timm(what: str, architecture: str) -> str:
     )
 
 
-def _stored(folder: Path) -> tuple[int, int] | None:
+def stored_weights(folder: Path) -> tuple[int, int] | None:
     """How many numbers and tensors the safetensors files of a folder hold, from their headers; None: cannot be told."""
     from safetensors import SafetensorError, safe_open
 

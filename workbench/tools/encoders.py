@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fusion_workbench.config.study import EncoderConfig
 from fusion_workbench.core.layers import notations
 from fusion_workbench.study.encoder_store import load_encoder
+from fusion_workbench.system.pretrained_config import stored_weights
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+EMBEDDED = "assets:encoder"
 
 
 def show(console: Console, name: str, image_size: int, revision: str | None) -> None:
@@ -17,10 +21,13 @@ def show(console: Console, name: str, image_size: int, revision: str | None) -> 
     from rich.table import Table
     from rich.text import Text
 
-    from fusion_workbench.modules.encoders.encoder import height_width
+    from fusion_workbench.modules.encoders.description import height_width
 
-    encoder = load_encoder(EncoderConfig(name=name, revision=revision, image_size=image_size, precision="float32"))
-    facts = encoder.encoder_info()
+    facts = _embedded(image_size) if name == EMBEDDED else None
+    if facts is None:
+        config = EncoderConfig(name=name, revision=revision, image_size=image_size, precision="float32")
+        facts = load_encoder(config).encoder_info()
+    depth, size = facts["depth"], facts["image_size"]
     norm = (
         "follows the last block: last_hidden_state = norm(hidden_states[-1])"
         if facts["final_norm"]
@@ -33,7 +40,7 @@ def show(console: Console, name: str, image_size: int, revision: str | None) -> 
         "parameters": f"{facts['parameters'] / 1e6:.2f} M",
         "depth": f"{facts['depth']} blocks, layers 0 to {facts['depth']}",
         "dim": str(facts["dim"]),
-        "input": f"{' × '.join(map(str, height_width(encoder.image_size)))} px, patches of {facts['patch']} px",
+        "input": f"{' × '.join(map(str, height_width(size)))} px, patches of {facts['patch']} px",
         "grid": f"{facts['grid'][0]} × {facts['grid'][1]} = {facts['tokens']} patch tokens",
         "positions": facts["positions"],
         "prefix tokens": f"{facts['prefix_tokens']} (split off, never fused)",
@@ -42,18 +49,36 @@ def show(console: Console, name: str, image_size: int, revision: str | None) -> 
         head.add_row(Text(key, "bold"), value)
     console.print(facts["encoder"], style="bold", highlight=False)
     console.print(head)
-    columns = list(notations(0, encoder.depth))
+    columns = list(notations(0, depth))
     table = Table(*columns, "what it is")
-    for layer in range(encoder.depth + 1):
+    for layer in range(depth + 1):
         what = "embeddings" if layer == 0 else f"output of block {layer}"
-        marks = {encoder.depth: " (deepest)", encoder.depth - 1: " (penultimate: LLaVA's −2)"}
-        table.add_row(*notations(layer, encoder.depth).values(), what + marks.get(layer, ""))
+        marks = {depth: " (deepest)", depth - 1: " (penultimate: LLaVA's −2)"}
+        table.add_row(*notations(layer, depth).values(), what + marks.get(layer, ""))
     console.print(table)
     console.print(
         "any of these notations works in a study: [bold]selections: [{levels: [hs:3, 50%, -4]}][/]",
         highlight=False,
         markup=True,
     )
+
+
+def _embedded(image_size: int) -> dict[str, Any] | None:
+    """The embedded encoder from its config and the headers of its weights; None where these cannot be read.
+
+    The files are held against their checksums and have the model's weights, all of them and no other, so that nothing
+    would be found by loading it. Any other encoder is loaded, which is how a weight that is missing comes to light.
+    """
+    from fusion_workbench.assets import home as assets
+    from fusion_workbench.modules.encoders.description import describe
+    from fusion_workbench.modules.encoders.loading import read_config
+
+    folder = assets.model_path(EMBEDDED, "encoder", "encoder.name")
+    stored = stored_weights(Path(folder))
+    if stored is None:
+        return None
+    described = describe(folder, read_config(folder, None), image_size, None)
+    return described.info() | {"encoder": EMBEDDED, "parameters": stored[0]}
 
 
 def families_markdown() -> str:

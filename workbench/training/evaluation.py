@@ -19,7 +19,7 @@ from torch import Tensor
 from fusion_workbench.core.batching import by_length
 from fusion_workbench.core.errors import code_of
 from fusion_workbench.datamodules.conversations.batches import padded_prompts
-from fusion_workbench.modules.encoders.encoder import height_width
+from fusion_workbench.modules.encoders.description import height_width
 from fusion_workbench.schema.names import NoImage, statistic_column, task_metric
 from fusion_workbench.study.identity import seed_of
 from fusion_workbench.study.prepare import Parts

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from torchmetrics.functional.text import edit_distance
-
 from fusion_workbench.modules.answers.metrics.base import AnswerMetric, register_metric
 
 THRESHOLD = 0.5  # below it the wrong text was read, not the right one badly
@@ -23,6 +21,8 @@ def similarity(prediction: str, answer: str) -> float:
     longest = max(len(predicted), len(right))
     if (Counter(predicted) & Counter(right)).total() < THRESHOLD * longest:  # no more letters than these can stay
         return 0.0
+    from torchmetrics.functional.text import edit_distance
+
     value = 1 - float(edit_distance([predicted], [right])) / longest
     return value if value >= THRESHOLD else 0.0
 

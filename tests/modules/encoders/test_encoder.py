@@ -16,8 +16,10 @@ from tiny_families import MEAN, STD, TINY, save_tiny
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.layers import notations, parse_layer
-from fusion_workbench.modules.encoders.encoder import VisionEncoder, height_width, resolve_precision
+from fusion_workbench.modules.encoders.description import describe, height_width
+from fusion_workbench.modules.encoders.encoder import VisionEncoder, resolve_precision
 from fusion_workbench.modules.encoders.families import FAMILIES, Family, patch_sequence, read, register_family
+from fusion_workbench.modules.encoders.loading import read_config
 
 
 @pytest.fixture(scope="module", params=sorted(TINY))
@@ -45,6 +47,14 @@ def test_states_are_transformers_own_without_prefix(family: tuple[str, Path]) ->
     assert every.shape == (4, 2, 16, 32)
     for layer in range(4):
         assert torch.equal(every[layer], plain[layer][:, prefix:])
+
+
+def test_the_config_tells_what_the_loaded_model_does(family: tuple[str, Path]) -> None:
+    folder = str(family[1])
+    told = describe(folder, read_config(folder, None), 84, None).info()
+    known = VisionEncoder(folder, image_size=84, precision="float32").encoder_info()
+    assert {key: known.pop(key) for key in told} == told
+    assert set(known) == {"precision", "parameters", "fingerprint"}
 
 
 def test_every_notation_reads_the_same_tensors(family: tuple[str, Path]) -> None:

@@ -10,6 +10,7 @@ from places import DOCS
 from rich.console import Console
 
 from fusion_workbench.modules.encoders.families import FAMILIES
+from fusion_workbench.tools import encoders
 from fusion_workbench.tools.encoders import families_markdown, show, show_families
 
 DOCUMENT = DOCS / "encoders.md"
@@ -41,3 +42,11 @@ def test_a_passport_names_grid_and_layers(tiny_clip: Path, size: int, grid: str)
     show(shown, str(tiny_clip), size, None)
     for word in (grid, "clip_vision_model", "hs:3", "block:3", "timm:2", "dc:4", "penultimate", "learned table"):
         assert word in said(shown), word
+
+
+def test_the_embedded_encoder_is_shown_as_it_would_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick, loaded = console(), console()
+    show(quick, encoders.EMBEDDED, 112, None)
+    monkeypatch.setattr(encoders, "_embedded", lambda image_size: None)
+    show(loaded, encoders.EMBEDDED, 112, None)
+    assert said(quick) == said(loaded)
