@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusion_workbench.core import stopping
 from fusion_workbench.core.errors import WorkbenchError, nearest
 from fusion_workbench.system.files import explain_writing
 
@@ -96,6 +97,7 @@ def run(
     from fusion_workbench.bench.turns import Setting
     from fusion_workbench.system.files import scratch_beside
 
+    stopping.say_afterwards(f"what was measured is in {out}, and the same command measures all of it anew")
     with scratch_beside(out / "scratch") as scratch:
         setting = Setting(device, tiny, repeats, scratch)
         record = Record(out, setting)

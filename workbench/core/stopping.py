@@ -35,7 +35,7 @@ class Stopped(BaseException):
     def __str__(self) -> str:
         """One line for the person who stopped it."""
         by = "" if self.number == signal.SIGINT else f" by {signal.Signals(self.number).name}"
-        return f"stopped{by}; the same command goes on where it was."
+        return f"stopped{by}; {_state.afterwards}."
 
 
 class _State:
@@ -46,6 +46,7 @@ class _State:
         self.first: int | None = None  # the first signal that came
         self.waiting = False  # whether one came within an uninterrupted block
         self.count = 0
+        self.afterwards = "the same command goes on where it was"  # what is said of a stop
 
 
 _state = _State()
@@ -69,6 +70,11 @@ def uninterrupted() -> Iterator[None]:
         if not _state.depth and _state.waiting:
             _state.waiting = False
             raise Stopped(_state.first or signal.SIGINT)
+
+
+def say_afterwards(words: str) -> None:
+    """What a person is told who stops the command now: for one that does not go on where it was."""
+    _state.afterwards = words
 
 
 def check() -> None:

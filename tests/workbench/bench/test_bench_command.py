@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,21 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path, monkeypatch: pytes
     assert found["groups"][0]["figures"][0]["ratio"]["median"] == 2
     assert any("Interrupted: ceilings" in caveat for caveat in found["caveats"])
     assert "the first" in (tmp_path / "bench.html").read_text(encoding="utf-8")
+
+
+def test_who_stops_it_is_told_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(setting: Setting) -> Iterator[Figure]:
+        yield Figure("the first", "nothing", ratio=Ratio(2, 1, 3, 2))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ceilings, "measure", stopped)
+    assert command(monkeypatch, "bench", "ceilings", "--tiny", "--out", str(tmp_path)) == 143
+    told = capsys.readouterr().err
+    assert f"what was measured is in {tmp_path}" in told.replace("\n", "")
+    assert "goes on where it was" not in told
+    assert read(tmp_path)["groups"][0]["figures"][0]["ratio"]["median"] == 2
 
 
 def test_what_cannot_be_measured_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
