@@ -62,6 +62,8 @@ class Probe(nn.Module):
     def _unprojected(self, fused: Tensor, batch: Batch) -> Unprojected | None:
         """The tokens ahead of a linear projector, where the heads read fewer sums of them than there are tokens."""
         projector = self.projector
+        if not isinstance(fused, Tensor) or fused.ndim != 3:  # a strategy's fault, which the projector names
+            return None
         if type(projector) is not Projector or type(projector.map) is not nn.Linear:
             return None
         if sum(sums_of(head, batch) for head in self.heads.values()) >= fused.shape[1]:

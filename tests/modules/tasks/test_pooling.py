@@ -121,3 +121,10 @@ def test_a_head_or_projector_of_a_subclass_gets_the_tokens() -> None:
     probe = probe_of()
     probe.projector = Other("linear", probe.fuser.out_dim, 12)
     assert probe._unprojected(torch.randn(3, 24, probe.fuser.out_dim), batch_of()) is None
+
+
+@pytest.mark.parametrize(
+    "fused", [None, torch.zeros(3), torch.zeros(3, 24, 2, 24)], ids=["None", "one axis", "four axes"]
+)
+def test_what_is_no_tokens_is_left_to_the_projector_to_refuse(fused: Tensor | None) -> None:
+    assert probe_of()._unprojected(fused, batch_of()) is None  # type: ignore[arg-type]
