@@ -13,7 +13,6 @@ that are being written.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from rich.filesize import decimal
 
 from fusion_workbench.core.errors import WorkbenchError
 from fusion_workbench.core.parse import parse_json
+from fusion_workbench.system.checksums import sha256_of
 from fusion_workbench.system.files import PART, read_small, write_file
 
 INDEX = "index.json"
@@ -153,8 +153,7 @@ def _checksum_holds(path: Path, checksum: str, rehash: bool) -> bool:
         current = (stamp(path), checksum)
         if not rehash and _intact.get(path) == current:
             return True
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        actual = sha256_of(path)
     except OSError:  # gone, or the disk cannot read it
         return False
     if actual == checksum:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fusion_workbench.datamodules.store.shards import Shard, SplitIndex
+from fusion_workbench.system.checksums import sha256_of
 from fusion_workbench.system.files import atomic_file, sync
 
 _WRITERS = 4  # shards written and hashed at once: the layers of a run of images
@@ -50,8 +50,7 @@ def _write(item: tuple[Shard, Tensor]) -> str:
             if (number := re.search(r"os error (\d+)", str(error))) is None:
                 raise OSError(str(error)) from None
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(part)) from None
-        with part.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(part)
 
 
 def map_shard(shard: Shard) -> Tensor:

@@ -247,7 +247,7 @@ class FusionBank(L.LightningModule):
 
     def _own(self, features: Tensor, number: int) -> Tensor:
         """The layers that a run reads, as a copy: what its strategy writes into them reaches nobody else."""
-        return features.index_select(0, torch.tensor(self._rows[number], device=features.device))
+        return torch.stack([features[row] for row in self._rows[number]])
 
     def _check_features(self, images: str) -> None:
         """Raises WorkbenchError where features are no numbers: whoever learns from them diverges, through no fault of

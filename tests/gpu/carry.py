@@ -26,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a machine for training is taken to have, with all that these require.
@@ -64,22 +65,17 @@ def main() -> None:
     print(f"{chosen.out}: {len(wheels)} wheels for Python {chosen.python}, and the assets")
 
 
-def plain(name: str) -> str:
-    """A distribution's name as registries compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def needed() -> list[str]:
     """What this project declares, with :data:`INSTEAD` where another will do."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = [plain(Requirement(text).name) for text in project["dependencies"]]
+    names = [canonicalize_name(Requirement(text).name) for text in project["dependencies"]]
     return [other for name in names for other in INSTEAD.get(name, (name,))]
 
 
 def closure(names: list[str] | tuple[str, ...], without: set[str]) -> set[str]:
     """The distributions and all that they require, by what is installed here, without some and what only they need."""
     found: set[str] = set()
-    todo = [plain(name) for name in names]
+    todo = [canonicalize_name(name) for name in names]
     while todo:
         name = todo.pop()
         if name in found or name in without:
@@ -91,14 +87,14 @@ def closure(names: list[str] | tuple[str, ...], without: set[str]) -> set[str]:
             continue
         for need in map(Requirement, texts):
             if need.marker is None or need.marker.evaluate({"extra": ""}):
-                todo.append(plain(need.name))
+                todo.append(canonicalize_name(need.name))
     return found
 
 
 def frozen(file: Path) -> set[str]:
     """The names in what ``pip freeze`` or ``pip list`` printed."""
     lines = file.read_text(encoding="utf-8").splitlines()
-    return {plain(match[0]) for line in lines if (match := re.match(r"[A-Za-z0-9][\w.-]*", line.strip()))}
+    return {canonicalize_name(match[0]) for line in lines if (match := re.match(r"[A-Za-z0-9][\w.-]*", line.strip()))}
 
 
 def exact(name: str) -> str:

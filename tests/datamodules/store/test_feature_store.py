@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -299,8 +300,8 @@ def test_a_shard_is_hashed_once_a_process(make: Callable[..., FeatureStore], mon
     store = make()
     store.build((1,), splits=("val",))
     hashed: list[object] = []
-    whole = disk.hashlib.file_digest
-    monkeypatch.setattr(disk.hashlib, "file_digest", lambda *a: hashed.append(a) or whole(*a))
+    whole = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: hashed.append(a) or whole(*a))
     for _ in range(3):
         make().features("val", (1,))
     assert len(hashed) == 2
